@@ -1,0 +1,63 @@
+"""What a person passes as data, made ready: arrays, weights, labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+
+def ready(x: Any, weight: Any, labels: Any, components: int | None = None) -> tuple[Array, Array, Array | None]:
+    """Rows as floats, a weight for each, labels as integers; ignored rows made harmless.
+
+    A row of weight zero may hold anything, NaN among it: it is overwritten by the row of largest weight, so nothing
+    that it could overflow is left, and its weight keeps it from counting.
+
+    Raises:
+        TypeError: x does not hold numbers.
+        ValueError: weight or labels do not fit x, or hold what they may not.
+    """
+    x = as_floats(x)
+    if x.ndim == 0:
+        raise ValueError("x is a single number; it must be rows, [n] or [n, D]")
+    n = x.shape[0]
+    weight = jnp.ones(n, x.dtype) if weight is None else jnp.asarray(weight, x.dtype)
+    if weight.shape != (n,):
+        raise ValueError(f"weight has shape {weight.shape}; with {n} rows it must be ({n},)")
+    if _concrete(weight) and not (np.isfinite(w := np.asarray(weight)) & (w >= 0)).all():
+        raise ValueError("weight has entries that are negative or not finite; a weight must be zero or above")
+    if n:
+        ignored = (weight <= 0).reshape(n, *(1 for _ in x.shape[1:]))
+        x = jnp.where(ignored, x[jnp.argmax(weight)], x)
+    return x, weight, None if labels is None else _labels(labels, n, components)
+
+
+def _labels(labels: Any, n: int, components: int | None) -> Array:
+    labels = jnp.asarray(labels)
+    if labels.shape != (n,) or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"labels has shape {labels.shape} and type {labels.dtype}; it must be ({n},) integers")
+    if components is not None and _concrete(labels) and n and int(labels.max()) >= components:
+        raise ValueError(f"labels go up to {int(labels.max())}; with {components} components they end at {components - 1}")
+    return labels.astype(jnp.int32)
+
+
+def as_floats(x: Any) -> Array:
+    """`x` as a float array: floats keep their type, integers and booleans take the default float.
+
+    Raises:
+        TypeError: x does not hold numbers.
+    """
+    if not isinstance(x, jax.Array):
+        x = np.asarray(x)
+        if x.dtype.kind not in "biuf":
+            raise TypeError(f"x holds values of type {x.dtype}; it must hold numbers")
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return jnp.asarray(x)
+    return jnp.asarray(x, jnp.result_type(float))
+
+
+def _concrete(array: Array) -> bool:
+    return not isinstance(array, jax.core.Tracer)

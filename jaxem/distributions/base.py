@@ -1,0 +1,282 @@
+"""The one interface: what every model of jaxem can do, and what a new family has to say for itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from jaxem.constraints import check_parameters, parameters
+from jaxem.distributions import quadratic
+from jaxem.pytree import module
+
+Statistics = PyTree
+Pullback = Callable[[Array], Statistics]
+
+
+@module
+class Rows:
+    """Data as the models read it: rows on the last axis, with whatever does not depend on parameters done once.
+
+    Attributes:
+        columns: a pytree of arrays, each with the rows on its last axis. Its structure belongs to the family.
+    """
+
+    columns: Any
+
+    @property
+    def count(self) -> int:
+        """How many rows there are."""
+        return jax.tree.leaves(self.columns)[0].shape[-1]
+
+
+@module
+class Labelled:
+    """Data of which some hidden states are known.
+
+    Attributes:
+        x: the data, as any model takes it.
+        labels: `[n]` integers: the component (or state) of each row, -1 where it is not known.
+    """
+
+    x: Any
+    labels: Array
+
+
+class Distribution:
+    """Something with a likelihood: `batch_shape` says how many of it are stacked in one object.
+
+    What every model offers (`...` are the members, from `batch_shape`; `n` the rows, always last):
+
+    - `log_prob(x)`: `[..., n]`, log p(x_i | member), in nats;
+    - `e_step(x)`: `(log_prob, pullback)`, where `pullback(weight [..., n])` gives the expected statistics;
+    - `m_step(statistics)`: the model that maximises `expected_log_prob(statistics)`;
+    - `expected_log_prob(statistics)`: `[...]`, up to a constant that does not depend on the parameters;
+    - `sample(key, n)`: `[..., n, *event_shape]`;
+    - `observe(x)`: x in the layout of the loops; every method takes either;
+    - `floor(x, weight)`: the statistics that keep an M-step away from the edge of what can be computed.
+
+    The whole library reads as two sentences: `log_prob, pullback = model.e_step(x)` and
+    `model = model.m_step(pullback(weight))`.
+    """
+
+    batch_shape: Any
+    event_shape: Any
+
+    def observe(self, x: Any) -> Any:
+        raise NotImplementedError
+
+    def log_prob(self, x: Any) -> Array:
+        raise NotImplementedError
+
+    def e_step(self, x: Any) -> tuple[Array, Pullback]:
+        raise NotImplementedError
+
+    def m_step(self, statistics: Statistics) -> Self:
+        raise NotImplementedError
+
+    def expected_log_prob(self, statistics: Statistics) -> Array:
+        raise NotImplementedError
+
+    def sample(self, key: Array, n: int) -> Array:
+        raise NotImplementedError
+
+    def floor(self, x: Any, weight: Array) -> Statistics:
+        raise NotImplementedError
+
+    def collapsed(self, floor: Statistics) -> Array:
+        """`[...]` bool: has this member shrunk to where only `floor` holds it up?"""
+        raise NotImplementedError
+
+    def vanished(self, rows: Array) -> Array:
+        """`[...]` bool: has a hidden state lost (nearly) all of the `rows`? Without hidden states, no."""
+        return jnp.zeros(self.batch_shape, bool)
+
+    def inside(self, x: Any) -> Array:
+        """`[n]` bool: is each row a value that this model can produce?"""
+        raise NotImplementedError
+
+
+class Family(Distribution):
+    """A kind of data with a closed-form (or short) maximum-likelihood fit.
+
+    What you write, for parameters whose leading axes are the members `...`:
+
+    - fields, each with its constraint: `rate: Array = parameter(positive)`;
+    - `event_shape`: `()` for a number in each row, `(D,)` for D columns;
+    - `log_density(columns)`: `[..., n]`;
+    - `statistics(x, weight)`: the sufficient statistics, summed over rows with `weight [..., n]`;
+    - `expected_log_prob(statistics)`, `m_step(statistics)`;
+    - `expected_statistics()`: the mean statistics of one row drawn from each member;
+    - `sample(key, n)`; `around(row, members)`: members with any valid parameters, from which `start` sets out;
+    - `scalar = False` if a row is a vector;
+    - if some of the work on x can be done once: `columns(x)`; if not every number is possible:
+      `contains(columns)` and `support`, its name in words.
+
+    What you get: a place in every `Mixture` and `Product`; `e_step`; `fit`, `fit_many`, restarts, weights, labels,
+    priors; starts; checks of arguments; saving and loading; the command line; the laws as tests.
+    """
+
+    support: ClassVar[str] = "finite numbers"
+    scalar: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        convert_parameters(self)
+        check_parameters(self)
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """The shape of the members, `()` for one."""
+        name, constraint = next(iter(parameters(self).items()))
+        value = getattr(self, name)
+        return value.shape[: value.ndim - constraint.event_ndim]
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """`()` if a row is one number, `(D,)` if it is D of them."""
+        return ()
+
+    def columns(self, x: Array) -> PyTree:
+        return jnp.swapaxes(x, -1, -2) if self.event_shape else x
+
+    def contains(self, columns: Any) -> Array:
+        values = columns if isinstance(columns, jax.Array) else jax.tree.leaves(columns)[0]
+        finite = jnp.isfinite(values)
+        return jnp.all(finite, axis=-2) if self.event_shape else finite
+
+    def log_density(self, columns: Any) -> Array:
+        raise NotImplementedError
+
+    def statistics(self, x: Any, weight: Array) -> Statistics:
+        raise NotImplementedError
+
+    def expected_statistics(self) -> Statistics:
+        raise NotImplementedError
+
+    def observe(self, x: Any) -> Rows:
+        """`x` (`[n]` or `[n, D]`) with rows last, as floats, and what does not depend on parameters done."""
+        if isinstance(x, Rows):
+            return x
+        dtype = jnp.result_type(*jax.tree.leaves(self))
+        return Rows(self.columns(as_rows(x, self.event_shape, dtype)))
+
+    def log_prob(self, x: Any) -> Float[Array, "*batch n"]:
+        """log p(x_i | member), `[*batch_shape, n]`, in nats; -inf for a value outside the support.
+
+        Args:
+            x: `[n]` for a family of numbers, `[n, D]` for one of vectors.
+
+        Raises:
+            ValueError: the columns of x are not the family's.
+        """
+        return self.log_density(self.observe(x).columns)
+
+    def e_step(self, x: Any) -> tuple[Array, Pullback]:
+        """`(log_prob, pullback)`; `pullback(weight)` sums the sufficient statistics with that weight."""
+        rows = self.observe(x)
+        return self.log_density(rows.columns), lambda weight: self.statistics(rows, weight)
+
+    @classmethod
+    def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
+        """Members with any valid parameters, not far from `row`."""
+        raise NotImplementedError
+
+    @classmethod
+    def start(cls, x: Any, weight: Float[Array, "*batch n"], **sizes: int) -> Self:
+        """Members fitted to weighted rows, from nothing.
+
+        Args:
+            x: `[n]` or `[n, D]` rows.
+            weight: `[..., n]`: a member for each leading index. A member without rows takes those of all.
+            sizes: what the rows alone do not tell (`total_count`, `categories`).
+        """
+        columns = np.shape(x)[1:] if np.ndim(x) > 1 or not cls.scalar else ()
+        x = as_rows(x, columns or (() if cls.scalar else (1,)), weight.dtype)
+        everything = weight.reshape(-1, weight.shape[-1]).sum(0)
+        model = cls.around(x[jnp.argmax(everything)], weight.shape[:-1], **sizes)
+        rows, floor = model.observe(x), model.floor(x, everything)
+        pooled = jnp.broadcast_to(everything, weight.shape)
+        # Twice over all rows: the second M-step measures the spread from the mean that the first one found.
+        for row_weight in (pooled, pooled, weight):
+            model = model.m_step(add(model.statistics(rows, row_weight), floor))
+        return model
+
+    @classmethod
+    def points(cls, x: Array, weight: Array, **sizes: int) -> Float[Array, "n d"]:
+        """Rows as points between which a distance means something: columns in units of their spread."""
+        columns = jnp.atleast_2d(x.T)
+        return (columns / quadratic.scale(columns, weight)[:, None]).T
+
+    def floor(self, x: Any, weight: Array) -> Statistics:
+        """Nothing: most families are total as they are."""
+        return jax.tree.map(jnp.zeros_like, self.expected_statistics())
+
+    def collapsed(self, floor: Statistics) -> Array:
+        """Most families cannot."""
+        return jnp.zeros(self.batch_shape, bool)
+
+    def inside(self, x: Any) -> Array:
+        """`[n]` bool: rows that this family can produce (see `support`)."""
+        return self.contains(self.observe(x).columns)
+
+
+def convert_parameters(node: Any) -> None:
+    """Turn what a person passed (lists, numbers, integer arrays) into float arrays of one type."""
+    names = list(parameters(node))
+    given = [getattr(node, name) for name in names]
+    arrays = [jnp.asarray(value) for value in given]
+    # A list of Python floats takes the default float; an array keeps its own.
+    typed = [a.dtype for a, g in zip(arrays, given, strict=True) if hasattr(g, "dtype") and is_float(a)]
+    dtype = jnp.result_type(*typed) if typed else jnp.result_type(float)
+    for name, array in zip(names, arrays, strict=True):
+        object.__setattr__(node, name, array.astype(dtype))
+
+
+def is_float(array: Array) -> bool:
+    """Is this an array of floating-point numbers?"""
+    return bool(jnp.issubdtype(array.dtype, jnp.floating))
+
+
+def as_rows(x: Any, event_shape: tuple[int, ...], dtype: Any) -> Array:
+    """`x` as floats of `dtype`, `[n]` or `[n, D]`; a single column may be given either way.
+
+    Raises:
+        TypeError: x does not hold numbers.
+        ValueError: x has the wrong number of axes or columns.
+    """
+    if not isinstance(x, jax.Array):
+        x = np.asarray(x)
+        if x.dtype.kind not in "biuf":
+            raise TypeError(f"x holds {x.dtype} values; it must hold numbers")
+    if x.ndim == 1 and event_shape == (1,):
+        x = x[:, None]
+    if x.ndim == 2 and event_shape == () and x.shape[1] == 1:
+        x = x[:, 0]
+    if x.ndim != 1 + len(event_shape) or x.shape[1:] != event_shape:
+        wanted = "[n]" if not event_shape else f"[n, {event_shape[0]}]"
+        hint = "; for several independent columns use Independent or Product" if event_shape == () else ""
+        raise ValueError(f"x has shape {x.shape}; this model reads rows of shape {wanted}{hint}")
+    return jnp.asarray(x, dtype)
+
+
+def add(a: Statistics, b: Statistics) -> Statistics:
+    """The sum of two statistics of one model: over rows, chunks, devices, and of data and prior.
+
+    Statistics that are more than sums (moments about a reference) say themselves how they add.
+    """
+    return jax.tree.map(lambda s, t: s + t, a, b, is_leaf=lambda node: hasattr(type(node), "about"))
+
+
+def scale(statistics: Statistics, factor: Any) -> Statistics:
+    """`factor` times as many of the same rows."""
+    return jax.tree.map(lambda s: s * factor, statistics, is_leaf=lambda node: hasattr(type(node), "about"))
+
+
+def is_model(node: Any) -> bool:
+    """Is this a model (and not an array, or a pytree of arrays)?"""
+    return isinstance(node, Distribution) and dataclasses.is_dataclass(node)

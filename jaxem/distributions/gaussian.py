@@ -1,0 +1,329 @@
+"""Gaussians: full, diagonal, spherical and tied covariance.
+
+One `_Normal` says what they share; a subclass says only what its covariance is and how scatter becomes one.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxem import linalg
+from jaxem.constraints import parameter, positive, positive_definite, positive_vector, vector
+from jaxem.distributions import quadratic
+from jaxem.distributions.base import Family
+from jaxem.distributions.moments import Moments, enough
+from jaxem.pytree import module, replace
+
+FLOOR = 1e-6
+"""The scatter of a floor: this fraction of the squared scale of the data (a thousandth of their spread)."""
+
+
+class _Normal(Family):
+    """What all Gaussians share: a `mean` of shape `[..., D]`, and moments about it as statistics."""
+
+    scalar = False
+    mean: Array
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("variance", "covariance"):
+            value = getattr(self, name, None)
+            wanted = getattr(self, f"_{name}_shape", None)
+            if value is not None and wanted is not None and value.shape != wanted:
+                raise ValueError(
+                    f"{type(self).__name__}: {name} has shape {value.shape}; with a mean of shape "
+                    f"{self.mean.shape} it must be {wanted}"
+                )
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return self.mean.shape[-1:]
+
+    def _log_det(self) -> Float[Array, "*batch"]:
+        """The log-determinant of the covariance of each member."""
+        raise NotImplementedError
+
+    def _distance(self, columns: Float[Array, "d n"]) -> Float[Array, "*batch n"]:
+        """The squared Mahalanobis distance of each row from each member."""
+        raise NotImplementedError
+
+    def _spread(self, second: Array) -> Float[Array, "*batch"]:
+        """trace(covariance^-1 second), for second moments of the kind this family keeps."""
+        raise NotImplementedError
+
+    def _with(self, mean: Array, second: Array, rows: Array) -> Self:
+        """The members with this mean and this scatter (about that mean) over `rows`."""
+        raise NotImplementedError
+
+    def log_density(self, columns: Float[Array, "d n"]) -> Float[Array, "*batch n"]:
+        log_volume = self.event_shape[0] * math.log(2 * math.pi) + self._log_det()
+        return -0.5 * (self._distance(columns) + log_volume[..., None])
+
+    def expected_log_prob(self, statistics: Moments) -> Float[Array, "*batch"]:
+        """-1/2 [rows (D log 2 pi + log det covariance) + trace(covariance^-1 scatter about the mean)]."""
+        moved = statistics.about(self.mean)
+        log_volume = self.event_shape[0] * math.log(2 * math.pi) + self._log_det()
+        return -0.5 * (statistics.spread_rows * log_volume + self._spread(moved.second))
+
+    def m_step(self, statistics: Moments) -> Self:
+        """The weighted mean and scatter; a member without rows keeps its parameters.
+
+        mean = sum w x / sum w, covariance = sum w (x - mean)(x - mean)^T / sum w.
+        """
+        mean = statistics.mean(otherwise=self.mean)
+        return self._with(mean, statistics.about(mean).second, statistics.spread_rows)
+
+    @classmethod
+    def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
+        return cls._unit(jnp.broadcast_to(row, (*members, *row.shape)))
+
+    @classmethod
+    def _unit(cls, mean: Array) -> Self:
+        """Members with this mean and unit covariance."""
+        raise NotImplementedError
+
+    def sample(self, key: Array, n: int) -> Float[Array, "*batch n d"]:
+        """`n` draws from each member, `[*batch_shape, n, D]`."""
+        noise = jax.random.normal(key, (*self.batch_shape, n, *self.event_shape), self.mean.dtype)
+        return self.mean[..., None, :] + self._color(noise)
+
+    def _color(self, noise: Float[Array, "*batch n d"]) -> Float[Array, "*batch n d"]:
+        """Unit noise with the covariance of each member."""
+        raise NotImplementedError
+
+    def _floor_variance(self, x: Any, weight: Array) -> Float[Array, "d"]:
+        return FLOOR * quadratic.scale(self.observe(x).columns, weight) ** 2
+
+
+class _Elliptic(_Normal):
+    """Gaussians with a covariance matrix."""
+
+    covariance: Array
+
+    def _white(self) -> Float[Array, "*batch d d"]:
+        return linalg.whitening(self._covariances())
+
+    def _covariances(self) -> Float[Array, "*batch d d"]:
+        return self.covariance
+
+    def _log_det(self) -> Array:
+        return 2 * linalg.half_log_det(self._white())
+
+    def _distance(self, columns: Array) -> Array:
+        return quadratic.distance(columns, self.mean, self._white())
+
+    def _spread(self, second: Array) -> Array:
+        white = self._white()
+        return jnp.sum(linalg.matmul(white, second) * white, axis=(-1, -2))
+
+    def statistics(self, x: Any, weight: Array) -> Moments:
+        """Weight, mean and scatter of the rows about each member's mean."""
+        return quadratic.moments(self.observe(x).columns, weight, self.mean, self._white())
+
+    def expected_statistics(self) -> Moments:
+        ones = jnp.ones_like(self.mean[..., 0])
+        return Moments(ones, ones, jnp.zeros_like(self.mean), jnp.asarray(self._covariances()), self.mean)
+
+    def floor(self, x: Any, weight: Array) -> Moments:
+        """No rows, and a diagonal scatter of `FLOOR` times the squared scale of each column."""
+        zero = jnp.zeros_like(self.mean[..., 0])
+        scatter = jnp.broadcast_to(jnp.diag(self._floor_variance(x, weight)), self._covariances().shape)
+        return Moments(zero, zero, jnp.zeros_like(self.mean), scatter, self.mean)
+
+    def collapsed(self, floor: Moments) -> Array:
+        """Is the spread of some column, given those before it, within three times the floor's?"""
+        pivot = linalg.diagonal(self._white()) ** -2
+        return jnp.any(pivot < 10 * linalg.diagonal(floor.second), axis=-1)
+
+    def _color(self, noise: Array) -> Array:
+        return linalg.matmul(noise, linalg.transpose(linalg.cholesky(self._covariances())))
+
+
+@module
+class Gaussian(_Elliptic):
+    """Gaussians with a covariance matrix each.
+
+    log p(x) = -1/2 [(x - mean)^T covariance^-1 (x - mean) + log det covariance + D log 2 pi]
+
+    Args:
+        mean: `[..., D]`, in the units of x.
+        covariance: `[..., D, D]`, symmetric positive definite, in squared units of x.
+
+    Raises:
+        ValueError: shapes that do not match, or a covariance that is not symmetric positive definite.
+
+    >>> import jaxem as jem
+    >>> jem.Gaussian([0.0, 0.0], [[1.0, 0.0], [0.0, 1.0]]).log_prob([[0.0, 0.0]]).round(4).tolist()
+    [-1.8379]
+    """
+
+    mean: Float[Array, "*batch d"] = parameter(vector)
+    covariance: Float[Array, "*batch d d"] = parameter(positive_definite)
+
+    @property
+    def _covariance_shape(self) -> tuple[int, ...]:
+        return (*self.mean.shape, self.mean.shape[-1])
+
+    @classmethod
+    def _unit(cls, mean: Array) -> Self:
+        eye = jnp.eye(mean.shape[-1], dtype=mean.dtype)
+        return cls(mean, jnp.broadcast_to(eye, (*mean.shape, mean.shape[-1])))
+
+    def _with(self, mean: Array, second: Array, rows: Array) -> Self:
+        some = enough(rows)[..., None, None]
+        covariance = jnp.where(some, second / jnp.where(some, rows[..., None, None], 1), self.covariance)
+        return replace(self, mean=mean, covariance=covariance)
+
+
+@module
+class TiedGaussian(_Elliptic):
+    """Gaussians with means of their own and one covariance matrix, shared over the last axis of members.
+
+    Args:
+        mean: `[..., K, D]`.
+        covariance: `[..., D, D]`: the mean's shape without its second-to-last axis, with D once more.
+
+    Raises:
+        ValueError: shapes that do not match, or a covariance that is not symmetric positive definite.
+
+    >>> import jaxem as jem
+    >>> jem.TiedGaussian([[0.0], [3.0]], [[1.0]]).log_prob([[3.0]]).round(4).tolist()
+    [[-5.4189], [-0.9189]]
+    """
+
+    mean: Float[Array, "*batch k d"] = parameter(vector)
+    covariance: Float[Array, "*batch d d"] = parameter(positive_definite)
+
+    @property
+    def _covariance_shape(self) -> tuple[int, ...]:
+        return (*self.mean.shape[:-2], self.mean.shape[-1], self.mean.shape[-1])
+
+    def _covariances(self) -> Array:
+        return jnp.broadcast_to(self.covariance[..., None, :, :], (*self.mean.shape, self.mean.shape[-1]))
+
+    def _white(self) -> Array:
+        white = linalg.whitening(self.covariance)[..., None, :, :]
+        return jnp.broadcast_to(white, (*self.mean.shape, self.mean.shape[-1]))
+
+    @classmethod
+    def _unit(cls, mean: Array) -> Self:
+        eye = jnp.eye(mean.shape[-1], dtype=mean.dtype)
+        return cls(mean, jnp.broadcast_to(eye, (*mean.shape[:-2], *eye.shape)))
+
+    def _with(self, mean: Array, second: Array, rows: Array) -> Self:
+        pooled, total = second.sum(-3), rows.sum(-1)[..., None, None]
+        some = enough(total)
+        return replace(self, mean=mean, covariance=jnp.where(some, pooled / jnp.where(some, total, 1), self.covariance))
+
+
+class _Axial(_Normal):
+    """Gaussians whose columns are independent: moments keep the diagonal only."""
+
+    variance: Array
+
+    def _variances(self) -> Float[Array, "*batch d"]:
+        return self.variance
+
+    def _log_det(self) -> Array:
+        return jnp.sum(jnp.log(self._variances()), axis=-1)
+
+    def _distance(self, columns: Array) -> Array:
+        return quadratic.axial_distance(columns, self.mean, 1 / jnp.sqrt(self._variances()))
+
+    def _spread(self, second: Array) -> Array:
+        return jnp.sum(second / self._variances(), axis=-1)
+
+    def statistics(self, x: Any, weight: Array) -> Moments:
+        """Weight, mean and squared deviations of the rows about each member's mean."""
+        return quadratic.axial_moments(self.observe(x).columns, weight, self.mean)
+
+    def expected_statistics(self) -> Moments:
+        ones = jnp.ones_like(self.mean[..., 0])
+        return Moments(ones, ones, jnp.zeros_like(self.mean), jnp.asarray(self._variances()), self.mean)
+
+    def floor(self, x: Any, weight: Array) -> Moments:
+        """No rows, and a scatter of `FLOOR` times the squared scale of each column."""
+        zero = jnp.zeros_like(self.mean[..., 0])
+        scatter = jnp.broadcast_to(self._floor_variance(x, weight), self.mean.shape)
+        return Moments(zero, zero, jnp.zeros_like(self.mean), scatter, self.mean)
+
+    def collapsed(self, floor: Moments) -> Array:
+        """Is the spread of some column within three times the floor's?"""
+        return jnp.any(self._variances() < 10 * floor.second, axis=-1)
+
+    def _color(self, noise: Array) -> Array:
+        return noise * jnp.sqrt(self._variances())[..., None, :]
+
+
+@module
+class DiagonalGaussian(_Axial):
+    """Gaussians with independent columns, each with a variance of its own.
+
+    Args:
+        mean: `[..., D]`, in the units of x.
+        variance: `[..., D]`, positive, in squared units of x.
+
+    Raises:
+        ValueError: shapes that do not match, or a variance that is not positive.
+
+    >>> import jaxem as jem
+    >>> jem.DiagonalGaussian([0.0, 1.0], [1.0, 4.0]).log_prob([[0.0, 1.0]]).round(4).tolist()
+    [-2.531]
+    """
+
+    mean: Float[Array, "*batch d"] = parameter(vector)
+    variance: Float[Array, "*batch d"] = parameter(positive_vector)
+
+    @property
+    def _variance_shape(self) -> tuple[int, ...]:
+        return self.mean.shape
+
+    @classmethod
+    def _unit(cls, mean: Array) -> Self:
+        return cls(mean, jnp.ones_like(mean))
+
+    def _with(self, mean: Array, second: Array, rows: Array) -> Self:
+        some = enough(rows)[..., None]
+        variance = jnp.where(some, second / jnp.where(some, rows[..., None], 1), self.variance)
+        return replace(self, mean=mean, variance=variance)
+
+
+@module
+class SphericalGaussian(_Axial):
+    """Gaussians with one variance for all columns.
+
+    Args:
+        mean: `[..., D]`, in the units of x.
+        variance: `[...]`, positive, in squared units of x.
+
+    Raises:
+        ValueError: shapes that do not match, or a variance that is not positive.
+
+    >>> import jaxem as jem
+    >>> jem.SphericalGaussian([0.0, 0.0], 1.0).log_prob([[0.0, 0.0]]).round(4).tolist()
+    [-1.8379]
+    """
+
+    mean: Float[Array, "*batch d"] = parameter(vector)
+    variance: Float[Array, "*batch"] = parameter(positive)
+
+    @property
+    def _variance_shape(self) -> tuple[int, ...]:
+        return self.mean.shape[:-1]
+
+    def _variances(self) -> Array:
+        return jnp.broadcast_to(self.variance[..., None], self.mean.shape)
+
+    @classmethod
+    def _unit(cls, mean: Array) -> Self:
+        return cls(mean, jnp.ones_like(mean[..., 0]))
+
+    def _with(self, mean: Array, second: Array, rows: Array) -> Self:
+        some = enough(rows)
+        variance = jnp.sum(second, axis=-1) / jnp.where(some, rows * self.event_shape[0], 1)
+        return replace(self, mean=mean, variance=jnp.where(some, variance, self.variance))

@@ -1,0 +1,76 @@
+"""Weighted moments about a reference: the sufficient statistics of every Gaussian.
+
+Never about zero: `E[xx] - mean^2` loses all digits when the data lie far from the origin. The reference is a point
+near the data (a member's current mean), the type knows it, and moving it is exact algebra.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxem import linalg
+from jaxem.pytree import module, replace
+
+
+@module
+class Moments:
+    """Sums over weighted rows, about `reference`.
+
+    Attributes:
+        rows: `[...]` sum of w: the rows that speak about the mean.
+        spread_rows: `[...]` the rows that speak about the covariance; equal to `rows` for data. A prior may set
+            them apart, as a normal-inverse-Wishart does.
+        first: `[..., D]` sum of w (x - reference).
+        second: `[..., D, D]` sum of w (x - reference)(x - reference)^T, or `[..., D]`, its diagonal.
+        reference: `[..., D]`.
+    """
+
+    rows: Array
+    spread_rows: Array
+    first: Array
+    second: Array
+    reference: Array
+
+    def _square(self, a: Array, b: Array) -> Array:
+        return a * b if self.second.ndim == self.first.ndim else linalg.outer(a, b)
+
+    def about(self, reference: Float[Array, "*batch d"]) -> Moments:
+        """The same rows, about another reference."""
+        shift = self.reference - reference
+        rows = self.rows[..., None]
+        cross = self._square(self.first, shift)
+        crossed = cross + (cross if cross.ndim == self.first.ndim else linalg.transpose(cross))
+        second = self.second + crossed + self._square(rows * shift, shift)
+        return replace(self, first=self.first + rows * shift, second=second, reference=reference)
+
+    def __add__(self, other: Moments) -> Moments:
+        other = other.about(self.reference)
+        return Moments(
+            self.rows + other.rows,
+            self.spread_rows + other.spread_rows,
+            self.first + other.first,
+            self.second + other.second,
+            self.reference,
+        )
+
+    def __mul__(self, factor: Array | float) -> Moments:
+        """`factor` (a number) times as many of the same rows."""
+        return Moments(
+            self.rows * factor,
+            self.spread_rows * factor,
+            self.first * factor,
+            self.second * factor,
+            self.reference,
+        )
+
+    def mean(self, otherwise: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        """The mean of the rows; `otherwise` for a member that has none."""
+        rows = self.rows[..., None]
+        some = enough(rows)
+        return jnp.where(some, self.reference + self.first / jnp.where(some, rows, 1), otherwise)
+
+
+def enough(rows: Array) -> Array:
+    """Are there rows at all, of a weight that can be divided by?"""
+    return rows > jnp.sqrt(jnp.finfo(rows.dtype).tiny)

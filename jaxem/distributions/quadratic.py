@@ -1,0 +1,198 @@
+"""Squared distances and moments of rows under many Gaussians: the two loops in which Gaussian EM spends its time.
+
+Three ways through them, one answer:
+- few columns: the algebra is written out, rows innermost, differences from each member's own mean (exact in float32);
+- many columns: matrix products of the features 1, x, x x^T with their coefficients, half the arithmetic, used when
+  every member is near enough to the common centre that nothing cancels;
+- otherwise one member after the other, by matrix products of differences from its mean.
+No array of shape members x columns x rows is ever made.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxem import linalg
+from jaxem.distributions.moments import Moments
+
+UNROLLED = 4
+"""Up to this many columns the algebra is written out (benchmarks/RESULTS.md has the crossover)."""
+
+AXIAL_UNROLLED = 8
+
+CANCELLATION = 1e-4
+"""The features are used while their rounding error stays below this many nats a row."""
+
+
+def _rows_sum(values: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
+    return jnp.sum(values, axis=-1)
+
+
+def _differences(columns: Array, mean: Array) -> list[Array]:
+    return [columns[d] - mean[..., d, None] for d in range(len(columns))]
+
+
+def distance(
+    columns: Float[Array, "d n"], mean: Float[Array, "*batch d"], white: Float[Array, "*batch d d"]
+) -> Float[Array, "*batch n"]:
+    """|white (x - mean)|^2 for each row and member."""
+    size = len(columns)
+    if size <= UNROLLED:
+        difference = _differences(columns, mean)
+        z = [sum(white[..., i, j, None] * difference[j] for j in range(i + 1)) for i in range(size)]
+        return sum(z_i * z_i for z_i in z)
+    return _products(_distance_by_features, _distance_by_member, columns, mean, white)
+
+
+def moments(
+    columns: Float[Array, "d n"],
+    weight: Float[Array, "*batch n"],
+    mean: Float[Array, "*batch d"],
+    white: Float[Array, "*batch d d"],
+) -> Moments:
+    """Weighted moments of the rows about each member's mean. `white` only says how wide the members are."""
+    size = len(columns)
+    rows = _rows_sum(weight)
+    if size <= UNROLLED:
+        difference = _differences(columns, mean)
+        weighted = [weight * d for d in difference]
+        first = jnp.stack([_rows_sum(wd) for wd in weighted], axis=-1)
+        upper = {(i, j): _rows_sum(weighted[i] * difference[j]) for i in range(size) for j in range(i, size)}
+        second = jnp.stack(
+            [jnp.stack([upper[min(i, j), max(i, j)] for j in range(size)], axis=-1) for i in range(size)], axis=-2
+        )
+        return Moments(rows, rows, first, second, mean)
+    flat = weight.reshape(-1, weight.shape[-1])
+    by_features, by_member = partial(_moments_by_features, weight=flat), partial(_moments_by_member, weight=flat)
+    first, second = _products(by_features, by_member, columns, mean, white)
+    return Moments(rows, rows, first, second, mean)
+
+
+def _products(by_features, by_member, columns: Array, mean: Array, white: Array):
+    """Run the feature form where it is accurate, else the form that is always accurate, on flat members."""
+    batch, size = mean.shape[:-1], mean.shape[-1]
+    mean, white = mean.reshape(-1, size), white.reshape(-1, size, size)
+    centre = jnp.mean(mean, axis=0)
+    offset = jnp.einsum("kij,kj->ki", white, mean - centre, precision=linalg.HIGHEST)
+    farthest = jnp.max(jnp.sum(offset * offset, axis=-1))
+    accurate = farthest * float(jnp.finfo(mean.dtype).eps) < CANCELLATION
+    result = jax.lax.cond(
+        accurate,
+        lambda: by_features(columns - centre[:, None], mean - centre, white),
+        lambda: by_member(columns, mean, white),
+    )
+    return jax.tree.map(lambda leaf: leaf.reshape(*batch, *leaf.shape[1:]), result)
+
+
+def _pairs(size: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.tril_indices(size)
+
+
+def _features(columns: Float[Array, "d n"]) -> Float[Array, "f n"]:
+    """x and the products x_i x_j, j <= i, of each row."""
+    i, j = _pairs(len(columns))
+    return jnp.concatenate([columns, columns[i] * columns[j]])
+
+
+def _distance_by_features(columns: Array, mean: Array, white: Array) -> Array:
+    i, j = _pairs(len(columns))
+    precision = linalg.matmul(linalg.transpose(white), white)
+    linear = jnp.einsum("kij,kj->ki", precision, mean, precision=linalg.HIGHEST)
+    twice = np.where(i == j, 1, 2).astype(columns.dtype)
+    coefficients = jnp.concatenate([-2 * linear, precision[:, i, j] * twice], axis=-1)
+    constant = jnp.sum(linear * mean, axis=-1)
+    return linalg.matmul(coefficients, _features(columns)) + constant[:, None]
+
+
+def _moments_by_features(columns: Array, mean: Array, white: Array, weight: Array) -> tuple[Array, Array]:
+    size = len(columns)
+    sums = jnp.einsum("kn,fn->kf", weight, _features(columns), precision=linalg.HIGHEST)
+    i, j = _pairs(size)
+    full = np.zeros((size, size), int)
+    full[i, j] = full[j, i] = np.arange(len(i))
+    rows = _rows_sum(weight)
+    about_centre = Moments(rows, rows, sums[:, :size], sums[:, size:][:, full], jnp.zeros_like(mean))
+    moved = about_centre.about(mean)
+    return moved.first, moved.second
+
+
+def _distance_by_member(columns: Array, mean: Array, white: Array) -> Array:
+    def member(carry: None, parameters: tuple[Array, Array]) -> tuple[None, Array]:
+        centre, factor = parameters
+        z = linalg.matmul(factor, columns - centre[:, None])
+        return carry, jnp.sum(z * z, axis=0)
+
+    return jax.lax.scan(member, None, (mean, white))[1]
+
+
+def _moments_by_member(columns: Array, mean: Array, white: Array, weight: Array) -> tuple[Array, Array]:
+    def member(carry: None, parameters: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
+        centre, row_weight = parameters
+        difference = columns - centre[:, None]
+        weighted = difference * row_weight
+        return carry, (_rows_sum(weighted), linalg.matmul(weighted, difference.T))
+
+    return jax.lax.scan(member, None, (mean, weight))[1]
+
+
+def axial_distance(
+    columns: Float[Array, "d n"], mean: Float[Array, "*batch d"], inverse_scale: Float[Array, "*batch d"]
+) -> Float[Array, "*batch n"]:
+    """sum_d ((x_d - mean_d) inverse_scale_d)^2 for each row and member."""
+    if len(columns) <= AXIAL_UNROLLED:
+        z = [d * inverse_scale[..., i, None] for i, d in enumerate(_differences(columns, mean))]
+        return sum(z_i * z_i for z_i in z)
+    # XLA fuses the difference into the sum: the array of members x columns x rows is never made.
+    return jnp.sum(((columns - mean[..., None]) * inverse_scale[..., None]) ** 2, axis=-2)
+
+
+def axial_moments(
+    columns: Float[Array, "d n"], weight: Float[Array, "*batch n"], mean: Float[Array, "*batch d"]
+) -> Moments:
+    """Weighted moments of the rows about each member's mean, second moments on the diagonal only."""
+    rows = _rows_sum(weight)
+    if len(columns) <= AXIAL_UNROLLED:
+        difference = _differences(columns, mean)
+        weighted = [weight * d for d in difference]
+        first = jnp.stack([_rows_sum(wd) for wd in weighted], axis=-1)
+        second = jnp.stack([_rows_sum(wd * d) for wd, d in zip(weighted, difference, strict=True)], axis=-1)
+        return Moments(rows, rows, first, second, mean)
+    difference = columns - mean[..., None]
+    weighted = weight[..., None, :] * difference
+    return Moments(rows, rows, _rows_sum(weighted), _rows_sum(weighted * difference), mean)
+
+
+SCALE_ROWS = 65_536
+"""A scale is read off at most about this many rows, evenly spaced: it sets a floor, not an estimate."""
+
+
+def scale(columns: Float[Array, "d n"], weight: Float[Array, "n"]) -> Float[Array, "d"]:
+    """The spread of each column that a few wild rows cannot move: the smaller of sd and interquartile range / 1.349.
+
+    Rows of weight zero count for nothing and a row of weight two counts twice. A column that does not vary takes a
+    thousandth of its size instead, or one if it is all zero, so that a floor is always above zero.
+    """
+    step = -(-columns.shape[-1] // SCALE_ROWS)
+    columns, weight = columns[:, ::step], weight[::step]
+    total = jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
+    order = jnp.argsort(columns, axis=-1)
+    sorted_columns = jnp.take_along_axis(columns, order, axis=-1)
+    mass = jnp.cumsum(jnp.take_along_axis(jnp.broadcast_to(weight, columns.shape), order, axis=-1), axis=-1)
+
+    def quantile(level: float) -> Array:
+        at = jnp.argmax(mass >= level * total, axis=-1)
+        return jnp.take_along_axis(sorted_columns, at[:, None], axis=-1)[:, 0]
+
+    middle = quantile(0.5)
+    difference = columns - middle[:, None]
+    shift = jnp.sum(weight * difference, axis=-1) / total
+    deviation = jnp.sqrt(jnp.sum(weight * (difference - shift[:, None]) ** 2, axis=-1) / total)
+    quartiles = (quantile(0.75) - quantile(0.25)) / 1.349
+    robust = jnp.where(quartiles > 0, jnp.minimum(quartiles, deviation), deviation)
+    size = jnp.abs(middle) * 1e-3
+    return jnp.where(robust > 0, robust, jnp.where(size > 0, size, 1))

@@ -1,0 +1,148 @@
+"""Fit one model."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxem.data import ready
+from jaxem.distributions.base import Labelled, Statistics, add
+from jaxem.fitting.loop import Limits, Progress, advance, begin, verdict
+from jaxem.fitting.result import Fit
+from jaxem.fitting.status import Status
+from jaxem.solvers.em import CHUNK, EM
+
+
+def fit(
+    model: Any,
+    x: Any,
+    solver: Any = EM(),  # noqa: B008  (a value without state)
+    *,
+    weight: Any = None,
+    prior: Any = None,
+    labels: Any = None,
+    tol: float = 1e-6,
+    max_steps: int = 1000,
+) -> Fit:
+    """Fit `model` to `x`, starting from the parameters that it has.
+
+    Maximises sum_i weight_i log p(x_i) + log prior. It can be jitted and vmapped; calls with the same shapes compile
+    once, whatever `tol` is.
+
+    Args:
+        model: where to start. With one leading axis of R starts, all are fitted and the best is returned.
+        x: rows, `[n]` or `[n, D]`. Integers and booleans are read as floats.
+        solver: how to climb.
+        weight: `[n]` row weights, zero or above. A row of weight zero is ignored, whatever it holds.
+        prior: pseudo-statistics, or something that makes them (see `jaxem.priors`).
+        labels: `[n]` integers, the known component of a row or -1.
+        tol: stop when the predicted remaining gain is below this many nats a row.
+        max_steps: M-steps at most.
+
+    Returns:
+        A `Fit`. A failure is its `status`: NaN in x ends as `nonfinite`, never as converged.
+
+    Raises:
+        TypeError: x does not hold numbers.
+        ValueError: shapes that do not fit each other, negative weights, labels or limits out of range.
+
+    >>> import jax, jaxem as jem
+    >>> x = jax.numpy.array([[-1.1], [-0.9], [-1.0], [1.9], [2.0], [2.1]])
+    >>> start = jem.Mixture([0.5, 0.5], jem.Gaussian([[-1.0], [1.0]], [[[1.0]], [[1.0]]]))
+    >>> fit = jem.fit(start, x)
+    >>> fit.model.components.mean.round(2).tolist(), fit.words
+    ([[-1.0], [2.0]], 'converged')
+    """
+    x, weight, labels = ready(x, weight, labels, hidden_states(model))
+    check_limits(tol, max_steps)
+    check_rows(model, x)
+    limits = Limits(jnp.asarray(tol, weight.dtype), jnp.asarray(max_steps, jnp.int32))
+    data = x if labels is None else Labelled(x, labels)
+    run = partial(_fit_best if model.batch_shape else _fit_one, trace=max_steps + 1)
+    if len(model.batch_shape) > 1:
+        raise ValueError(f"model has batch shape {model.batch_shape}; fit takes one model, or one axis of starts")
+    return run(solver, model, data, weight, prior, limits)
+
+
+def hidden_states(model: Any) -> int | None:
+    """How many hidden states `labels` may name, if the model has any."""
+    return model.child.batch_shape[-1] if hasattr(model, "child") else None
+
+
+def check_limits(tol: Any, max_steps: Any) -> None:
+    """Raise ValueError for limits that make no sense."""
+    if not isinstance(tol, jax.core.Tracer) and not tol >= 0:
+        raise ValueError(f"tol is {tol}; it must be zero or above")
+    if int(max_steps) != max_steps or max_steps < 0:
+        raise ValueError(f"max_steps is {max_steps}; it must be a whole number, zero or above")
+
+
+def check_rows(model: Any, x: Array) -> None:
+    """Raise ValueError if there are no rows or their columns are not the model's."""
+    if not len(x):
+        raise ValueError("x has no rows; a fit needs at least one")
+    jax.eval_shape(model.observe, x)
+
+
+def pseudo_statistics(prior: Any, model: Any, x: Any, weight: Array) -> Statistics:
+    """The floor, and what the prior adds to it.
+
+    Raises:
+        ValueError: a prior that was made for another kind of model.
+    """
+    floor = model.floor(x, weight)
+    if prior is None:
+        return floor
+    made = prior.statistics(model, x, weight) if hasattr(prior, "statistics") else prior
+    if jax.tree.structure(made) != jax.tree.structure(floor):
+        raise ValueError(
+            f"prior has the structure {jax.tree.structure(made)}; the statistics of this model are "
+            f"{jax.tree.structure(floor)}"
+        )
+    return add(floor, made)
+
+
+@partial(jax.jit, static_argnames="trace")
+def _fit_one(solver: Any, model: Any, x: Any, weight: Array, prior: Any, limits: Limits, *, trace: int) -> Fit:
+    # Small data is put into the layout of the loop once; large data is, chunk by chunk, in every pass.
+    data = model.observe(x) if len(weight) <= CHUNK else x
+    regulariser = pseudo_statistics(prior, model, data, weight)
+
+    def running(carry: tuple[Progress, Array]) -> Array:
+        return carry[0].status == int(Status.running)
+
+    def step(carry: tuple[Progress, Array]) -> tuple[Progress, Array]:
+        now = advance(solver, carry[0], data, weight, regulariser, limits)
+        return now, carry[1].at[now.steps].set(now.objective)
+
+    nothing = jnp.full(trace, jnp.nan, weight.dtype)
+    end, objectives = jax.lax.while_loop(running, step, (begin(solver, model, data, weight, regulariser), nothing))
+    return conclude(end, objectives, model.floor(data, weight), weight)
+
+
+def conclude(end: Progress, trace: Array | None, floor: Statistics, weight: Array) -> Fit:
+    """The result of a fit that has ended."""
+    return Fit(
+        model=end.model,
+        log_likelihood=end.log_likelihood,
+        objective=end.objective,
+        steps=end.steps,
+        converged=end.status == int(Status.converged),
+        status=verdict(end.model, end.status, floor, jnp.sum(weight)),
+        trace=trace,
+    )
+
+
+@partial(jax.jit, static_argnames="trace")
+def _fit_best(solver: Any, models: Any, x: Any, weight: Array, prior: Any, limits: Limits, *, trace: int) -> Fit:
+    fits = jax.vmap(lambda model: _fit_one(solver, model, x, weight, prior, limits, trace=trace))(models)
+    return jax.tree.map(lambda leaf: leaf[best(fits.objective)], fits)
+
+
+def best(objective: Array) -> Array:
+    """The index, on the last axis, of the largest objective that is a number; the first if none is."""
+    return jnp.argmax(jnp.where(jnp.isfinite(objective), objective, -jnp.inf), axis=-1)

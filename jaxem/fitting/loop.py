@@ -1,0 +1,116 @@
+"""One step of any fit, with its stopping rule: shared by the loop for one model and the lanes for many."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxem.distributions.base import Statistics
+from jaxem.fitting.status import Status
+from jaxem.pytree import module, select
+
+
+@module
+class Limits:
+    """When to stop. All are arrays, so changing one never compiles anew.
+
+    Attributes:
+        tol: predicted remaining gain, in nats a row, that is small enough.
+        max_steps: M-steps at most.
+    """
+
+    tol: Float[Array, ""]
+    max_steps: Int[Array, ""]
+
+
+@module
+class Progress:
+    """What one fit carries from step to step.
+
+    Attributes:
+        model: the model of which the fields below speak.
+        ahead: the model that the next step will evaluate: the proposal made from `model`.
+        state: the solver's own.
+        log_likelihood, objective: of `model`; -inf before the first step.
+        gain, rate: the last gain of the objective, and its ratio to the gain before.
+        steps: M-steps taken to reach `model`.
+        status: a `Status` code; anything but `running` freezes all of this.
+    """
+
+    model: Any
+    ahead: Any
+    state: Any
+    log_likelihood: Array
+    objective: Array
+    gain: Array
+    rate: Array
+    steps: Array
+    status: Array
+
+
+def begin(solver: Any, model: Any, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Progress:
+    """A fit that has not taken a step."""
+    never = jnp.full((), -jnp.inf, weight.dtype)
+    return Progress(
+        model=model,
+        ahead=model,
+        state=solver.init(model, x, weight, prior),
+        log_likelihood=never,
+        objective=never,
+        gain=-never,
+        rate=jnp.ones((), weight.dtype),
+        steps=jnp.full((), -1, jnp.int32),
+        status=jnp.full((), int(Status.running), jnp.int32),
+    )
+
+
+def advance(
+    solver: Any, now: Progress, x: Any, weight: Float[Array, "n"], prior: Statistics, limits: Limits
+) -> Progress:
+    """Evaluate the model ahead, decide whether to stop there, and propose one after it.
+
+    A fit that has ended keeps everything.
+    """
+    proposal, state, log_likelihood = solver.step(now.ahead, now.state, x, weight, prior)
+    objective = log_likelihood + now.ahead.expected_log_prob(prior)
+    gain = objective - now.objective
+    first, second = now.steps < 0, now.steps < 1
+    rate = jnp.where(second | (now.gain == 0), 1, gain / jnp.where(now.gain == 0, 1, now.gain))
+    steps = now.steps + 1
+    status = judge(objective, gain, jnp.maximum(rate, now.rate), steps, first, jnp.sum(weight), limits)
+    new = Progress(now.ahead, proposal, state, log_likelihood, objective, gain, rate, steps, status)
+    return select(now.status == int(Status.running), new, now)
+
+
+def judge(
+    objective: Array, gain: Array, rate: Array, steps: Array, first: Array, rows: Array, limits: Limits
+) -> Int[Array, ""]:
+    """The status after a step.
+
+    It has converged when Aitken's prediction of what is still to be gained, gain x rate / (1 - rate), with the larger
+    of the last two rates, is below `tol` a row; or when the last gain is below what the float type can resolve.
+    """
+    rounding = float(jnp.finfo(objective.dtype).eps) * jnp.abs(objective)
+    shrinking = rate < 1
+    remaining = jnp.where(shrinking, gain * rate / jnp.where(shrinking, 1 - rate, 1), jnp.inf)
+    settled = ~first & ((remaining <= limits.tol * rows) | (gain <= 4 * rounding))
+    cases = [
+        (jnp.isnan(objective) | (objective == jnp.inf), Status.nonfinite),
+        (objective == -jnp.inf, Status.impossible_data),
+        (~first & (gain < -256 * rounding), Status.log_likelihood_decreased),
+        (settled, Status.converged),
+        (steps >= limits.max_steps, Status.max_steps_reached),
+    ]
+    conditions = [condition for condition, _ in cases]
+    codes = [jnp.full((), int(status), jnp.int32) for _, status in cases]
+    return jnp.select(conditions, codes, jnp.full((), int(Status.running), jnp.int32))
+
+
+def verdict(model: Any, status: Array, floor: Statistics, rows: Array) -> Int[Array, ""]:
+    """The status of a fit that has ended, told more exactly where the model has degenerated."""
+    usable = (status == int(Status.converged)) | (status == int(Status.max_steps_reached))
+    status = jnp.where(usable & jnp.any(model.vanished(rows)), int(Status.component_vanished), status)
+    collapsed = usable & jnp.any(model.collapsed(floor))
+    return jnp.where(collapsed, int(Status.covariance_collapsed), status).astype(jnp.int32)

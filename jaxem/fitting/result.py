@@ -1,0 +1,46 @@
+"""What a fit gives back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxem.fitting.status import Status
+from jaxem.pytree import module
+
+
+@module
+class Fit:
+    """A fitted model and how it came about. From `fit_many` every field has a leading axis, one entry a problem.
+
+    Attributes:
+        model: the fitted model; `log_likelihood` is that of this very model.
+        log_likelihood: of the data alone, in nats, summed over weighted rows.
+        objective: what was maximised: `log_likelihood` plus the log-density of the prior, up to a constant.
+        steps: M-steps that led to the model.
+        converged: did it end by the stopping rule?
+        status: a `Status` code; see `words` and `reason`.
+        trace: `[max_steps + 1]` the objective before each step, NaN beyond the last; None from `fit_many`.
+    """
+
+    model: Any
+    log_likelihood: Float[Array, "*b"]
+    objective: Float[Array, "*b"]
+    steps: Int[Array, "*b"]
+    converged: Bool[Array, "*b"]
+    status: Int[Array, "*b"]
+    trace: Float[Array, "t"] | None
+
+    @property
+    def words(self) -> Any:
+        """The status as a word, or as an array of words."""
+        words = np.array([Status(int(code)).name for code in np.ravel(self.status)], dtype=object)
+        return words[0] if np.ndim(self.status) == 0 else words.reshape(np.shape(self.status))
+
+    @property
+    def reason(self) -> Any:
+        """The status as a sentence, or as a list of sentences."""
+        sentences = [Status(int(code)).sentence for code in np.ravel(self.status)]
+        return sentences[0] if np.ndim(self.status) == 0 else sentences

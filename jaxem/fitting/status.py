@@ -1,0 +1,55 @@
+"""How a fit ended: a code for each model of a batch, a word for tables, a sentence for people."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Status(enum.IntEnum):
+    """How a fit ended. The value is what arrays hold, the name is the word in tables.
+
+    >>> import jaxem as jem
+    >>> jem.Status(1).name, jem.Status(1).sentence
+    ('converged', 'The predicted remaining gain fell below the tolerance.')
+    """
+
+    running = 0
+    converged = 1
+    max_steps_reached = 2
+    component_vanished = 3
+    covariance_collapsed = 4
+    log_likelihood_decreased = 5
+    nonfinite = 6
+    impossible_data = 7
+    too_few_rows = 8
+    no_variation = 9
+    interrupted = 10
+
+    @property
+    def sentence(self) -> str:
+        """What happened, and what to do about it."""
+        return _SENTENCES[self]
+
+    @property
+    def failed(self) -> bool:
+        """Is there no usable model?"""
+        return self in _FAILED
+
+
+_SENTENCES = {
+    Status.running: "The fit has not ended yet.",
+    Status.converged: "The predicted remaining gain fell below the tolerance.",
+    Status.max_steps_reached: "The step limit came before convergence; raise max_steps or loosen tol.",
+    Status.component_vanished: "It converged, but a component holds less than a hundredth of a row; use fewer.",
+    Status.covariance_collapsed: (
+        "It converged, but a component's spread is at the floor: it sits on ties or too few rows. Use fewer "
+        "components, or a prior."
+    ),
+    Status.log_likelihood_decreased: "A step lowered the objective by more than rounding; suspect the data's scale.",
+    Status.nonfinite: "The log-likelihood became NaN or infinite; look for NaN or extreme values in the data.",
+    Status.impossible_data: "Some row has probability zero under the model; check the family's support.",
+    Status.too_few_rows: "There are fewer rows than the model needs.",
+    Status.no_variation: "All rows are the same, so there is no spread to fit.",
+    Status.interrupted: "It was interrupted before it ended.",
+}
+_FAILED = {Status.nonfinite, Status.impossible_data, Status.too_few_rows, Status.no_variation, Status.interrupted}

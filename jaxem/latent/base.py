@@ -1,0 +1,149 @@
+"""Latent structures: models with something hidden, each one log-normaliser."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from jaxem.constraints import check_parameters
+from jaxem.distributions.base import Distribution, Labelled, Pullback, convert_parameters
+from jaxem.latent import sums
+from jaxem.pytree import module
+
+
+@module
+class LatentStatistics:
+    """Expected counts of a latent structure's own potentials, and the statistics of its child."""
+
+    counts: Any
+    child: Any
+
+
+class Latent(Distribution):
+    """A model with a hidden part: `log Z = log sum_z exp(sum of the potentials that z uses)`.
+
+    What you write:
+
+    - fields: own parameters, each with its constraint, and one child, a `Distribution` whose last member axis is the
+      hidden state;
+    - `child`, `batch_shape`;
+    - `potentials()`: a pytree of own log-parameters;
+    - `log_normalizer(potentials, child_log_prob [..., K, n], add)`: `[..., n]`, with `add(terms, axis)` as its sum;
+    - `with_counts(counts, child)`: counts, shaped like the potentials, turned into parameters;
+    - `sample(key, n)`.
+
+    What you get: `log_prob`; `e_step` (the derivative of the log-normaliser is the posterior expectation of how often
+    each potential is used: Fisher's identity; Dempster, Laird and Rubin 1977); `posterior` (the derivative of
+    log-sum), `decode` (the derivative of max), `predict`; `m_step`, `expected_log_prob`; known labels; and all that
+    `Distribution` promises, so a latent structure can be the child of another.
+    """
+
+    child: Any
+
+    def __post_init__(self) -> None:
+        convert_parameters(self)
+        check_parameters(self)
+
+    def potentials(self) -> PyTree:
+        raise NotImplementedError
+
+    def log_normalizer(self, potentials: PyTree, child_log_prob: Array, add: Any) -> Array:
+        raise NotImplementedError
+
+    def with_counts(self, counts: PyTree, child: Any) -> Self:
+        raise NotImplementedError
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of one row, as the child reads it."""
+        return self.child.event_shape
+
+    def observe(self, x: Any) -> Any:
+        """`x` as the child reads it; known labels stay beside it."""
+        if isinstance(x, Labelled):
+            return Labelled(self.child.observe(x.x), x.labels)
+        return self.child.observe(x)
+
+    def log_prob(self, x: Any) -> Float[Array, "*batch n"]:
+        """log p(x_i), summed over what is hidden: `[*batch_shape, n]`, in nats.
+
+        For `Labelled` data it is log p(x_i, label_i) where the label is known.
+        """
+        data, labels = _split(self.observe(x))
+        child_log_prob = _known(self.child.log_prob(data), labels)
+        return self.log_normalizer(self.potentials(), child_log_prob, sums.log_sum)
+
+    def e_step(self, x: Any, add: Any = sums.log_sum) -> tuple[Array, Pullback]:
+        """`(log_prob, pullback)`; `pullback(weight)` gives `LatentStatistics`. `add` is the sum to differentiate."""
+        data, labels = _split(self.observe(x))
+        child_log_prob, child_pullback = self.child.e_step(data)
+        log_prob, backward = jax.vjp(
+            lambda own, child: self.log_normalizer(own, child, add), self.potentials(), _known(child_log_prob, labels)
+        )
+
+        def pullback(weight: Array) -> LatentStatistics:
+            counts, responsibilities = backward(weight)
+            return LatentStatistics(counts, child_pullback(responsibilities))
+
+        return log_prob, pullback
+
+    def m_step(self, statistics: LatentStatistics) -> Self:
+        """Own parameters from the counts, the child's from its statistics."""
+        return self.with_counts(statistics.counts, self.child.m_step(statistics.child))
+
+    def expected_log_prob(self, statistics: LatentStatistics) -> Float[Array, "*batch"]:
+        """<counts, potentials> + the child's, summed over its states; a count of zero is worth zero."""
+        members = len(self.batch_shape)
+
+        def used(count: Array, potential: Array) -> Array:
+            value = jnp.where(count == 0, 0, count * jnp.where(count == 0, 0, potential))
+            return value.reshape(*value.shape[:members], -1).sum(-1)
+
+        own = jax.tree.map(used, statistics.counts, self.potentials())
+        child = self.child.expected_log_prob(statistics.child)
+        return sum(jax.tree.leaves(own)) + child.reshape(*child.shape[:members], -1).sum(-1)
+
+    def posterior(self, x: Any) -> Float[Array, "*batch n k"]:
+        """The probability of each hidden state given each row, `[*batch_shape, n, K]`.
+
+        A row that is impossible under every state has posterior zero throughout.
+        """
+        return self._derivative(x, sums.log_sum)
+
+    def decode(self, x: Any) -> Array:
+        """The most probable hidden states, jointly: `[*batch_shape, n]` integers."""
+        return jnp.argmax(self._derivative(x, sums.maximum), axis=-1)
+
+    def predict(self, x: Any) -> Array:
+        """The most probable hidden state of each row by itself: `[*batch_shape, n]` integers."""
+        return jnp.argmax(self.posterior(x), axis=-1)
+
+    def _derivative(self, x: Any, add: Any) -> Array:
+        data, labels = _split(self.observe(x))
+        child_log_prob = _known(self.child.log_prob(data), labels)
+        log_prob, backward = jax.vjp(lambda c: self.log_normalizer(self.potentials(), c, add), child_log_prob)
+        return jnp.swapaxes(backward(jnp.ones_like(log_prob))[0], -1, -2)
+
+    def floor(self, x: Any, weight: Array) -> LatentStatistics:
+        """Nothing of its own, and the child's floor."""
+        data, _ = _split(self.observe(x))
+        return LatentStatistics(jax.tree.map(jnp.zeros_like, self.potentials()), self.child.floor(data, weight))
+
+    def inside(self, x: Any) -> Array:
+        """`[n]` bool: rows that the child can produce."""
+        return self.child.inside(_split(x)[0])
+
+
+def _split(x: Any) -> tuple[Any, Array | None]:
+    return (x.x, x.labels) if isinstance(x, Labelled) else (x, None)
+
+
+def _known(child_log_prob: Float[Array, "*batch k n"], labels: Array | None) -> Float[Array, "*batch k n"]:
+    """-inf at the states that a known label rules out."""
+    if labels is None:
+        return child_log_prob
+    states = jnp.arange(child_log_prob.shape[-2], dtype=labels.dtype)[:, None]
+    return jnp.where((labels < 0) | (labels == states), child_log_prob, -jnp.inf)

@@ -1,0 +1,149 @@
+"""Mixtures: which of K components a row came from is hidden."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxem import start
+from jaxem.constraints import parameter, simplex
+from jaxem.distributions.base import Distribution
+from jaxem.distributions.moments import enough
+from jaxem.distributions.product import sized
+from jaxem.latent.base import Latent, LatentStatistics
+from jaxem.data import ready
+from jaxem.pytree import module, replace
+
+
+@module
+class Mixture(Latent):
+    """A mixture of the members of `components`, its last member axis.
+
+    log p(x) = log sum_k weights[k] p(x | components[k])
+
+    Args:
+        weights: `[..., K]`, each row on the simplex. A weight of zero stays zero.
+        components: any distribution with `batch_shape [..., K]`, another mixture among them.
+
+    Raises:
+        ValueError: weights that do not sum to one, or a batch shape that is not that of the weights.
+
+    >>> import jaxem as jem
+    >>> model = jem.Mixture([0.5, 0.5], jem.SphericalGaussian([[-1.0], [1.0]], [1.0, 1.0]))
+    >>> model.log_prob([0.0]).round(4).tolist(), model.posterior([0.0]).tolist()
+    ([-1.4189], [[0.5, 0.5]])
+    """
+
+    weights: Float[Array, "*batch k"] = parameter(simplex)
+    components: Distribution
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.components.batch_shape != self.weights.shape:
+            raise ValueError(
+                f"Mixture: weights have shape {self.weights.shape} and components batch shape "
+                f"{self.components.batch_shape}; they must be the same"
+            )
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """The shape of the members: that of the weights without its last axis."""
+        return self.weights.shape[:-1]
+
+    @property
+    def child(self) -> Distribution:
+        """The components."""
+        return self.components
+
+    @classmethod
+    def start(
+        cls,
+        key: Array,
+        family: Any,
+        x: Any,
+        components: int,
+        *,
+        weight: Any = None,
+        labels: Any = None,
+        restarts: int | None = None,
+        method: str = "kmeans++",
+        active: Any = None,
+    ) -> Self:
+        """A mixture to set out from: seeds, each row given to the nearest, one M-step.
+
+        Args:
+            key: a JAX random key.
+            family: the kind of component: a family, `jem.sized(family, ...)`, or `jem.Product.of(...)`. A family of
+                numbers on several columns becomes `Independent` columns.
+            x: `[n]` or `[n, D]` rows.
+            components: K.
+            weight: `[n]` row weights; rows of weight zero are ignored, whatever they hold.
+            labels: `[n]` known components, -1 where unknown.
+            restarts: how many starts; the model then has a leading axis of this length.
+            method: `"kmeans++"` or `"random"`.
+            active: use only the first so many of the K components; the others have weight zero for good. It may be
+                traced, so mixtures of different sizes can share one compiled shape.
+
+        Raises:
+            ValueError: components or restarts below one, an unknown method, a label out of range.
+
+        >>> import jax, jaxem as jem
+        >>> x = jax.numpy.array([[0.0], [0.1], [5.0], [5.1]])
+        >>> jem.Mixture.start(jax.random.key(0), jem.SphericalGaussian, x, 2).weights.tolist()
+        [0.5, 0.5]
+        """
+        if components < 1 or (restarts is not None and restarts < 1):
+            raise ValueError(f"components is {components} and restarts {restarts}; both must be at least one")
+        if method not in start.METHODS:
+            raise ValueError(f"method is {method!r}; it must be one of {', '.join(start.METHODS)}")
+        x, weight, labels = ready(x, weight, labels, components)
+        members, held = start.responsibilities(
+            key,
+            x,
+            weight,
+            labels,
+            jnp.asarray(components if active is None else active, jnp.int32),
+            family=family if hasattr(family, "sizes") or not isinstance(family, type) else sized(family),
+            k=components,
+            restarts=restarts or 1,
+            method=method,
+        )
+        total = held.sum(-1, keepdims=True)
+        uniform = jnp.full_like(held, 1 / components)
+        model = cls(jnp.where(total > 0, held / jnp.where(total > 0, total, 1), uniform), members)
+        return model if restarts is not None else jax.tree.map(lambda leaf: leaf[0], model)
+
+    def potentials(self) -> Float[Array, "*batch k"]:
+        """log weights; -inf, with zero gradient, where a weight is zero."""
+        possible = self.weights > 0
+        return jnp.where(possible, jnp.log(jnp.where(possible, self.weights, 1)), -jnp.inf)
+
+    def log_normalizer(self, potentials: Array, child_log_prob: Array, add: Any) -> Float[Array, "*batch n"]:
+        """log sum_k exp(potential_k + log p(x | k)) for each row."""
+        return add(potentials[..., None] + child_log_prob, -2)
+
+    def with_counts(self, counts: Float[Array, "*batch k"], child: Distribution) -> Self:
+        """Weights as the shares of the counts."""
+        total = jnp.sum(counts, axis=-1, keepdims=True)
+        some = enough(total)
+        weights = jnp.where(some, counts / jnp.where(some, total, 1), self.weights)
+        return replace(self, weights=weights, components=child)
+
+    def collapsed(self, floor: LatentStatistics) -> Array:
+        """Has any component with a weight collapsed?"""
+        return jnp.any(self.components.collapsed(floor.child) & (self.weights > 0), axis=-1)
+
+    def vanished(self, rows: Array) -> Array:
+        """Does any component that has a weight at all hold less than a hundredth of a row of `rows`?"""
+        return jnp.any((self.weights > 0) & (self.weights * rows[..., None] < 0.01), axis=-1)
+
+    def sample(self, key: Array, n: int) -> Array:
+        """`n` rows from each member, `[*batch_shape, n, *event_shape]`."""
+        which, what = jax.random.split(key)
+        component = jax.random.categorical(which, self.potentials()[..., None, :], shape=(*self.batch_shape, n))
+        draws = self.components.sample(what, n)
+        index = component[..., None, :].reshape(*self.batch_shape, 1, n, *(1 for _ in self.event_shape))
+        return jnp.take_along_axis(draws, index, axis=len(self.batch_shape)).squeeze(len(self.batch_shape))

@@ -1,0 +1,70 @@
+"""The sums over what is hidden: log-sum-exp for EM and likelihoods, max for hard EM and decoding.
+
+Both are written out over the hidden axis when it is short, never produce NaN where every term is -inf, and carry
+their derivative as a rule: responsibilities, and the first of the largest.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def _shift(terms: Array, axis: int) -> Array:
+    largest = jnp.max(terms, axis=axis, keepdims=True)
+    return jnp.where(jnp.isfinite(largest), largest, 0)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def log_sum(terms: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
+    """log sum exp over `axis`; -inf, with zero gradient, if every term is -inf.
+
+    >>> import jax.numpy as jnp
+    >>> log_sum(jnp.array([-jnp.inf, 0.0])).item(), log_sum(jnp.array([-jnp.inf])).item()
+    (0.0, -inf)
+    """
+    shift = _shift(terms, axis)
+    total = jnp.sum(jnp.exp(terms - shift), axis=axis)
+    return jnp.log(total) + jnp.squeeze(shift, axis)
+
+
+@log_sum.defjvp
+def _log_sum_jvp(axis: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (terms,), (change,) = primals, tangents
+    return log_sum(terms, axis), jnp.sum(responsibilities(terms, axis) * change, axis=axis)
+
+
+def responsibilities(terms: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
+    """exp(term) / sum of exp(terms): the derivative of `log_sum`; all zero if every term is -inf."""
+    mass = jnp.exp(terms - jax.lax.stop_gradient(_shift(terms, axis)))
+    total = jnp.sum(mass, axis=axis, keepdims=True)
+    return mass * (1 / jnp.where(total > 0, total, 1))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def maximum(terms: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
+    """The largest term over `axis`; its derivative is one at the first of the largest, zero elsewhere."""
+    return jnp.max(terms, axis=axis)
+
+
+@maximum.defjvp
+def _maximum_jvp(axis: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (terms,), (change,) = primals, tangents
+    best = jnp.argmax(terms, axis=axis, keepdims=True)
+    return maximum(terms, axis), jnp.squeeze(jnp.take_along_axis(change, best, axis=axis), axis)
+
+
+BLOCK = 512
+
+
+def total(values: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
+    """The sum over the last axis, in blocks: rounding grows with the square root of n, not with n."""
+    n = values.shape[-1]
+    if n <= 4 * BLOCK:
+        return jnp.sum(values, axis=-1)
+    blocks = -(-n // BLOCK)
+    padded = jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, blocks * BLOCK - n)])
+    return jnp.sum(jnp.sum(padded.reshape(*values.shape[:-1], blocks, BLOCK), axis=-1), axis=-1)

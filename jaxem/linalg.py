@@ -1,0 +1,158 @@
+"""Small symmetric matrices, batched: the only place in jaxem that factors one.
+
+No LAPACK: its batched kernels can deadlock the CPU's thread pool, and for the small matrices of a mixture plain
+array code is several times faster. Up to `UNROLLED` columns the algebra is written out, with the batch innermost;
+above that a loop runs over the columns. Derivatives are rules, not a walk back through the loop.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+UNROLLED = 6
+HIGHEST = jax.lax.Precision.HIGHEST
+
+matmul = partial(jnp.matmul, precision=HIGHEST)
+
+
+def symmetrize(matrix: Float[Array, "*batch d d"]) -> Float[Array, "*batch d d"]:
+    """The symmetric part of `matrix`."""
+    return (matrix + transpose(matrix)) / 2
+
+
+def transpose(matrix: Float[Array, "*batch d e"]) -> Float[Array, "*batch e d"]:
+    """`matrix` with its last two axes exchanged."""
+    return jnp.swapaxes(matrix, -1, -2)
+
+
+def diagonal(matrix: Float[Array, "*batch d d"]) -> Float[Array, "*batch d"]:
+    """The diagonal of each matrix."""
+    return jnp.diagonal(matrix, axis1=-2, axis2=-1)
+
+
+def outer(a: Float[Array, "*batch d"], b: Float[Array, "*batch e"]) -> Float[Array, "*batch d e"]:
+    """a b^T for each member."""
+    return a[..., :, None] * b[..., None, :]
+
+
+@jax.custom_jvp
+def cholesky(matrix: Float[Array, "*batch d d"]) -> Float[Array, "*batch d d"]:
+    """The lower triangular L with L L^T = matrix.
+
+    A pivot that rounding has taken below `d` units in the last place of its diagonal entry is put back to that
+    level, so a matrix that is singular, or negative by rounding only, still has a finite factor.
+
+    Args:
+        matrix: symmetric, positive semi-definite within rounding. Only the lower triangle is read.
+
+    >>> import jax.numpy as jnp
+    >>> cholesky(jnp.array([[4.0, 2.0], [2.0, 5.0]])).tolist()
+    [[2.0, 0.0], [1.0, 2.0]]
+    """
+    size = matrix.shape[-1]
+    return _cholesky_unrolled(matrix) if size <= UNROLLED else _cholesky_by_columns(matrix)
+
+
+def _safe_pivot(pivot: Array, entry: Array, size: int) -> Array:
+    rounding = size * float(jnp.finfo(pivot.dtype).eps)
+    return jnp.sqrt(jnp.maximum(pivot, jnp.maximum(rounding * entry, jnp.finfo(pivot.dtype).tiny)))
+
+
+def _cholesky_unrolled(matrix: Array) -> Array:
+    size = matrix.shape[-1]
+    factor = [[jnp.zeros_like(matrix[..., 0, 0])] * size for _ in range(size)]
+    for j in range(size):
+        pivot = matrix[..., j, j] - sum(factor[j][k] ** 2 for k in range(j))
+        factor[j][j] = _safe_pivot(pivot, matrix[..., j, j], size)
+        for i in range(j + 1, size):
+            rest = matrix[..., i, j] - sum(factor[i][k] * factor[j][k] for k in range(j))
+            factor[i][j] = rest / factor[j][j]
+    return _stack(factor)
+
+
+def _stack(rows: list[list[Array]]) -> Array:
+    return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
+
+
+def _cholesky_by_columns(matrix: Array) -> Array:
+    size = matrix.shape[-1]
+    index = jnp.arange(size)
+
+    def column(j: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        factor, rest = carry
+        current = jnp.take(rest, j, axis=-1)
+        root = _safe_pivot(jnp.take(current, j, axis=-1), jnp.take(diagonal(matrix), j, axis=-1), size)
+        current = jnp.where(index == j, root[..., None], jnp.where(index > j, current / root[..., None], 0))
+        factor = jnp.where(index == j, current[..., :, None], factor)
+        return factor, rest - outer(current, current)
+
+    return jax.lax.fori_loop(0, size, column, (jnp.zeros_like(matrix), matrix))[0]
+
+
+def triangular_inverse(factor: Float[Array, "*batch d d"]) -> Float[Array, "*batch d d"]:
+    """The inverse of a lower triangular matrix, by forward substitution."""
+    size = factor.shape[-1]
+    if size <= UNROLLED:
+        inverse = [[jnp.zeros_like(factor[..., 0, 0])] * size for _ in range(size)]
+        for i in range(size):
+            inverse[i][i] = 1 / factor[..., i, i]
+            for j in range(i):
+                known = sum(factor[..., i, k] * inverse[k][j] for k in range(j, i))
+                inverse[i][j] = -known * inverse[i][i]
+        return _stack(inverse)
+
+    index = jnp.arange(size)
+    identity = jnp.eye(size, dtype=factor.dtype)
+
+    def row(i: Array, inverse: Array) -> Array:
+        coefficients = jnp.where(index < i, jnp.take(factor, i, axis=-2), 0)
+        known = jnp.einsum("...k,...kj->...j", coefficients, inverse, precision=HIGHEST)
+        new = (identity[i] - known) / jnp.take(diagonal(factor), i, axis=-1)[..., None]
+        return jnp.where(index[:, None] == i, new[..., None, :], inverse)
+
+    return jax.lax.fori_loop(0, size, row, jnp.zeros_like(factor))
+
+
+@jax.custom_jvp
+def whitening(matrix: Float[Array, "*batch d d"]) -> Float[Array, "*batch d d"]:
+    """The lower triangular W = L^-1 with W matrix W^T = 1: it turns a covariance into the identity.
+
+    The inverse is W^T W and the log-determinant of `matrix` is -2 sum log diag W.
+
+    >>> import jax.numpy as jnp
+    >>> whitening(jnp.array([[4.0, 0.0], [0.0, 25.0]])).round(3).tolist()
+    [[0.5, 0.0], [0.0, 0.2]]
+    """
+    return triangular_inverse(cholesky(matrix))
+
+
+def _half_lower(matrix: Array) -> Array:
+    """The lower triangle with its diagonal halved."""
+    size = matrix.shape[-1]
+    weight = jnp.tril(jnp.ones((size, size), matrix.dtype)) - jnp.eye(size, dtype=matrix.dtype) / 2
+    return matrix * weight
+
+
+@whitening.defjvp
+def _whitening_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    # S = L L^T gives dL = L P(W dS W^T) with P the half-lower part, and dW = -W dL W.
+    white = whitening(*primals)
+    change = symmetrize(tangents[0])
+    return white, -matmul(_half_lower(matmul(matmul(white, change), transpose(white))), white)
+
+
+@cholesky.defjvp
+def _cholesky_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    factor = cholesky(*primals)
+    white = whitening(*primals)
+    change = symmetrize(tangents[0])
+    return factor, matmul(factor, _half_lower(matmul(matmul(white, change), transpose(white))))
+
+
+def half_log_det(white: Float[Array, "*batch d d"]) -> Float[Array, "*batch"]:
+    """Half the log-determinant of the matrix that `white` whitens."""
+    return -jnp.sum(jnp.log(diagonal(white)), axis=-1)

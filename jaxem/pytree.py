@@ -1,0 +1,62 @@
+"""Frozen dataclasses that are pytrees: the only kind of object that jaxem makes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TypeVar, dataclass_transform
+
+import jax
+
+T = TypeVar("T")
+
+
+def static(default: Any = dataclasses.MISSING) -> Any:
+    """A field that is part of the type (a size, a name), not a leaf: changing it compiles anew."""
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
+@dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(dataclasses.field,))
+def module(cls: type[T]) -> type[T]:
+    """Make `cls` a frozen dataclass and register it as a pytree whose fields are its children.
+
+    Unflattening does not run `__init__`: checks and conversions happen once, where a person builds
+    the object, and never on the tracers and placeholders that JAX puts through a pytree.
+    """
+    cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    meta = tuple(f.name for f in fields if f.metadata.get("static"))
+    data = tuple(f.name for f in fields if f.name not in meta)
+    keys = tuple(jax.tree_util.GetAttrKey(name) for name in data)
+
+    def auxiliary(node: Any) -> tuple[Any, ...]:
+        return tuple(getattr(node, name) for name in meta)
+
+    def flatten(node: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        return tuple(getattr(node, name) for name in data), auxiliary(node)
+
+    def flatten_with_keys(node: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        return tuple((key, getattr(node, key.name)) for key in keys), auxiliary(node)
+
+    def unflatten(aux: tuple[Any, ...], children: tuple[Any, ...]) -> Any:
+        node = object.__new__(cls)
+        for name, value in zip(data, children, strict=True):
+            object.__setattr__(node, name, value)
+        for name, value in zip(meta, aux, strict=True):
+            object.__setattr__(node, name, value)
+        return node
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
+
+
+def replace(node: T, **changes: Any) -> T:
+    """A copy of `node` with some fields changed; unlike the constructor it checks nothing."""
+    new = object.__new__(type(node))
+    for field in dataclasses.fields(node):  # type: ignore[arg-type]
+        object.__setattr__(new, field.name, changes.get(field.name, getattr(node, field.name)))
+    return new
+
+
+def select(condition: jax.Array, yes: T, no: T) -> T:
+    """`yes` where the scalar `condition` holds, else `no`, leaf by leaf."""
+    return jax.tree.map(lambda a, b: jax.lax.select(jax.numpy.broadcast_to(condition, a.shape), a, b), yes, no)

@@ -1,0 +1,83 @@
+"""Expectation-maximisation, one step at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxem.distributions.base import Labelled, Statistics, add
+from jaxem.latent.sums import total
+from jaxem.pytree import module
+
+CHUNK = 16_384
+"""Rows in one pass of the E-step: more than this and the responsibilities are made, used and dropped chunk by chunk."""
+
+
+@module
+class EM:
+    """Expectation-maximisation (Dempster, Laird and Rubin 1977).
+
+    Each step takes expected statistics under the current model and maximises; with a prior it adds the prior's
+    pseudo-statistics first, and climbs the log-likelihood plus the prior.
+
+    >>> import jaxem as jem
+    >>> jem.EM()
+    EM()
+    """
+
+    def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> None:
+        """EM carries nothing between its steps."""
+        return None
+
+    def step(
+        self, model: Any, state: None, x: Any, weight: Float[Array, "n"], prior: Statistics
+    ) -> tuple[Any, None, Array]:
+        """One step: `(the next model, state, log-likelihood of the model that came in)`."""
+        log_likelihood, statistics = expectation(model, x, weight)
+        return model.m_step(add(statistics, prior)), state, log_likelihood
+
+
+def expectation(model: Any, x: Any, weight: Float[Array, "n"]) -> tuple[Array, Statistics]:
+    """The log-likelihood and the expected statistics of weighted rows: the E-step.
+
+    Statistics add over rows, so a large x that has not been observed yet goes through in chunks, and nothing of size
+    rows x components is kept.
+    """
+    raw = isinstance(x.x if isinstance(x, Labelled) else x, jax.Array)
+    n = len(weight)
+    if n <= CHUNK or not raw:
+        return _expectation(model, x, weight)
+
+    def rows(start: Any, count: int) -> tuple[Array, Statistics]:
+        part = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, count), (x, weight))
+        return _expectation(model, *part)
+
+    def chunk(i: Array, carry: Any) -> Any:
+        (high, low), statistics = carry
+        part, more = rows(i * CHUNK, CHUNK)
+        return two_sum(high, low, part), add(statistics, more)
+
+    whole = n // CHUNK
+    log_likelihood, statistics = rows(0, CHUNK)
+    carry = ((log_likelihood, jnp.zeros_like(log_likelihood)), statistics)
+    (high, low), statistics = jax.lax.fori_loop(1, whole, chunk, carry)
+    if whole * CHUNK < n:
+        part, more = rows(whole * CHUNK, n - whole * CHUNK)
+        (high, low), statistics = two_sum(high, low, part), add(statistics, more)
+    return high + low, statistics
+
+
+def two_sum(high: Array, low: Array, term: Array) -> tuple[Array, Array]:
+    """`high + low + term` as a rounded sum and what the rounding lost (Neumaier 1974)."""
+    raised = high + term
+    lost = jnp.where(jnp.abs(high) >= jnp.abs(term), (high - raised) + term, (term - raised) + high)
+    return raised, low + jnp.where(jnp.isfinite(raised), lost, 0)
+
+
+def _expectation(model: Any, x: Any, weight: Array) -> tuple[Array, Statistics]:
+    log_prob, pullback = model.e_step(x)
+    # A row of weight zero adds nothing even where it is impossible: 0 x -inf would be NaN.
+    return total(jnp.where(weight > 0, weight * log_prob, 0)), pullback(weight)
