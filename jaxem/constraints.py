@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 Check = Callable[[np.ndarray, float], str | None]
 
@@ -98,7 +99,7 @@ def check_parameters(node: Any) -> None:
     """
     for name, constraint in parameters(node).items():
         value = getattr(node, name)
-        if isinstance(value, jax.core.Tracer):
+        if isinstance(value, Tracer):
             continue
         if value.ndim < constraint.event_ndim:
             raise ValueError(

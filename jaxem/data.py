@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array
 
 
@@ -40,7 +41,9 @@ def _labels(labels: Any, n: int, components: int | None) -> Array:
     if labels.shape != (n,) or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"labels has shape {labels.shape} and type {labels.dtype}; it must be ({n},) integers")
     if components is not None and _concrete(labels) and n and int(labels.max()) >= components:
-        raise ValueError(f"labels go up to {int(labels.max())}; with {components} components they end at {components - 1}")
+        raise ValueError(
+            f"labels go up to {int(labels.max())}; with {components} components they end at {components - 1}"
+        )
     return labels.astype(jnp.int32)
 
 
@@ -60,4 +63,4 @@ def as_floats(x: Any) -> Array:
 
 
 def _concrete(array: Array) -> bool:
-    return not isinstance(array, jax.core.Tracer)
+    return not isinstance(array, Tracer)

@@ -7,6 +7,8 @@ from typing import Any, TypeVar, dataclass_transform
 
 import jax
 
+from jaxem.constraints import parameter
+
 T = TypeVar("T")
 
 
@@ -15,7 +17,7 @@ def static(default: Any = dataclasses.MISSING) -> Any:
     return dataclasses.field(default=default, metadata={"static": True})
 
 
-@dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(dataclasses.field,))
+@dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(dataclasses.field, static, parameter))
 def module(cls: type[T]) -> type[T]:
     """Make `cls` a frozen dataclass and register it as a pytree whose fields are its children.
 
@@ -37,7 +39,7 @@ def module(cls: type[T]) -> type[T]:
     def flatten_with_keys(node: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         return tuple((key, getattr(node, key.name)) for key in keys), auxiliary(node)
 
-    def unflatten(aux: tuple[Any, ...], children: tuple[Any, ...]) -> Any:
+    def unflatten(aux: Any, children: Any) -> Any:
         node = object.__new__(cls)
         for name, value in zip(data, children, strict=True):
             object.__setattr__(node, name, value)

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array
 
 from jaxem.data import ready
@@ -75,7 +76,7 @@ def hidden_states(model: Any) -> int | None:
 
 def check_limits(tol: Any, max_steps: Any) -> None:
     """Raise ValueError for limits that make no sense."""
-    if not isinstance(tol, jax.core.Tracer) and not tol >= 0:
+    if not isinstance(tol, Tracer) and not tol >= 0:
         raise ValueError(f"tol is {tol}; it must be zero or above")
     if int(max_steps) != max_steps or max_steps < 0:
         raise ValueError(f"max_steps is {max_steps}; it must be a whole number, zero or above")

@@ -10,11 +10,11 @@ from jaxtyping import Array, Float
 
 from jaxem import start
 from jaxem.constraints import parameter, simplex
+from jaxem.data import ready
 from jaxem.distributions.base import Distribution
 from jaxem.distributions.moments import enough
 from jaxem.distributions.product import sized
 from jaxem.latent.base import Latent, LatentStatistics
-from jaxem.data import ready
 from jaxem.pytree import module, replace
 
 

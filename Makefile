@@ -1,0 +1,66 @@
+# Everything a person or a machine runs here. Needs make and Python 3.11 or newer; each target sets itself up, once.
+#
+#   make demo    fit the shipped flight table: 2,724 aircraft, one mixture each; writes demo/report.html
+#   make test    linter, type checker, tests
+#   make bench   against scikit-learn and lock-step vmap; writes benchmarks/RESULTS.md
+#   make lowest  the tests again, with the oldest dependencies that pyproject.toml allows
+#   make clean   remove what these made
+
+VENV := .venv
+BIN := $(VENV)/bin
+OUT := demo
+PIP_FLAGS := -qq --disable-pip-version-check
+
+# The first interpreter that runs, is new enough and can make a virtual environment; `make PYTHON=...` picks another.
+PYTHON ?=
+define find_python
+for python in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11 python; do \
+  if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then break; fi; \
+  python=; \
+done; \
+if [ -z "$$python" ]; then \
+  echo "jaxem needs Python 3.11 or newer with its venv module; none was found. Name one: make PYTHON=/path/to/python3" >&2; \
+  exit 1; \
+fi
+endef
+
+.PHONY: demo test bench lowest clean
+
+demo: $(VENV)/.cli
+	@$(BIN)/jaxem fit jaxem/datasets/flights.parquet --by tailnum --columns dep_delay,arr_delay --family gaussian \
+	  --components 1:6 --restarts 4 --min-rows 30 --select bic --seed 0 --out $(OUT)
+	@echo "The report is $(abspath $(OUT))/report.html"
+
+test: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/pytest -n 2
+
+bench: $(VENV)/.bench
+	$(BIN)/python benchmarks/run.py
+
+# A virtual environment of its own: the versions must not mix with those of the other targets.
+lowest: .venv-lowest/.lowest
+	.venv-lowest/bin/pytest -n 2
+
+clean:
+	rm -rf $(VENV) .venv-lowest demo build *.egg-info .pytest_cache .ruff_cache .hypothesis .jax_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp for each set of extras: installed again only when pyproject.toml changes.
+$(VENV)/.%: pyproject.toml | $(BIN)/python
+	@echo "Installing jaxem[$*] into $(VENV)"
+	@$(BIN)/pip install $(PIP_FLAGS) --editable '.[$*]'
+	@touch $@
+
+.venv-lowest/.lowest: pyproject.toml tests/lowest.py | .venv-lowest/bin/python
+	@echo "Installing jaxem[test] with its oldest dependencies into .venv-lowest"
+	@.venv-lowest/bin/python tests/lowest.py > .venv-lowest/lowest.txt
+	@.venv-lowest/bin/pip install $(PIP_FLAGS) --editable '.[test]' --constraint .venv-lowest/lowest.txt
+	@touch $@
+
+%/bin/python:
+	@$(find_python); \
+	echo "Making $* with $$($$python --version)"; \
+	$$python -m venv $* || { rm -rf $*; exit 1; }
