@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -64,3 +65,17 @@ def as_floats(x: Any) -> Array:
 
 def _concrete(array: Array) -> bool:
     return not isinstance(array, Tracer)
+
+
+def stack(arrays: Sequence[Any], length: int, fill: float = 0) -> np.ndarray:
+    """Arrays of different lengths as one, `[len(arrays), length, ...]`, padded with `fill`."""
+    first = np.asarray(arrays[0])
+    out = np.full((len(arrays), length, *first.shape[1:]), fill, first.dtype)
+    for row, array in zip(out, arrays, strict=True):
+        row[: len(array)] = array
+    return out
+
+
+def presence(lengths: Sequence[int] | np.ndarray, length: int, dtype: Any) -> np.ndarray:
+    """One for rows that are there, zero for padding: `[len(lengths), length]`."""
+    return (np.arange(length) < np.asarray(lengths)[:, None]).astype(dtype)

@@ -46,12 +46,12 @@ def assignments(
 ) -> Float[Array, "k n"]:
     """One for the nearest of the first `active` seeds (or the known label), zero for the others."""
     centres = points[rows]
-    distance = sum((points[:, d] - centres[:, d, None]) ** 2 for d in range(points.shape[1]))
+    distance = sum((points[None, :, d] - centres[:, d, None]) ** 2 for d in range(points.shape[1]))
     component = jnp.arange(len(rows), dtype=jnp.int32)[:, None]
     nearest = jnp.argmin(jnp.where(component < active, distance, jnp.inf), axis=0).astype(jnp.int32)
     if labels is not None:
         nearest = jnp.where(labels >= 0, labels.astype(jnp.int32), nearest)
-    return (component == nearest).astype(points.dtype)
+    return (component == nearest[None]).astype(points.dtype)
 
 
 @partial(jax.jit, static_argnames=("family", "k", "restarts", "method"))
@@ -71,7 +71,7 @@ def responsibilities(
     points = family.points(x, weight)
 
     def one(key: Array) -> Array:
-        return weight * assignments(points, seeds(key, points, weight, k, method), active, labels)
+        return weight[None] * assignments(points, seeds(key, points, weight, k, method), active, labels)
 
     assigned = jax.vmap(one)(jax.random.split(key, restarts))
     return family.start(x, assigned), assigned.sum(-1)

@@ -206,6 +206,10 @@ class Family(Distribution):
             model = model.m_step(add(model.statistics(rows, row_weight), floor))
         return model
 
+    def weak(self, members: Array | int) -> Statistics:
+        """What one row of a weak prior says to each of `members` components, if all data together look like this."""
+        return self.expected_statistics()
+
     @classmethod
     def points(cls, x: Array, weight: Array, **sizes: int) -> Float[Array, "n d"]:
         """Rows as points between which a distance means something: columns in units of their spread."""

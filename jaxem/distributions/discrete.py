@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.scipy.special import gammaln, xlog1py, xlogy
 from jaxtyping import Array, Float
 
+from jaxem import linalg
 from jaxem.constraints import non_negative, parameter, simplex, unit_interval
 from jaxem.distributions.base import Family
 from jaxem.distributions.moments import enough
@@ -16,7 +17,7 @@ from jaxem.pytree import module, replace, static
 
 
 def _sums(weight: Float[Array, "*batch n"], values: Float[Array, "n"]) -> Float[Array, "*batch"]:
-    return jnp.sum(weight * values, axis=-1)
+    return jnp.sum(weight * linalg.lead(values, weight.ndim), axis=-1)
 
 
 def _whole(values: Array) -> Array:
@@ -44,9 +45,10 @@ class _Trials(Family):
         return _whole(columns) & (columns <= self._trials)
 
     def log_density(self, columns: Float[Array, "n"]) -> Float[Array, "*batch n"]:
+        probs, total = self.probs[..., None], self._trials
+        columns = linalg.lead(columns, probs.ndim)
         inside = self.contains(columns)
         successes = jnp.where(inside, columns, 0)
-        probs, total = self.probs[..., None], self._trials
         ways = gammaln(total + 1.0) - gammaln(successes + 1) - gammaln(total - successes + 1) if total > 1 else 0.0
         log_prob = xlogy(successes, probs) + xlog1py(total - successes, -probs) + ways
         return jnp.where(inside, log_prob, -jnp.inf)
@@ -144,7 +146,7 @@ class Binomial(_Trials):
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n"]:
         """`n` counts from each member, `[*batch_shape, n]`."""
         draws = jax.random.uniform(key, (self.total_count, *self.batch_shape, n), self.probs.dtype)
-        return jnp.sum(draws < self.probs[..., None], axis=0).astype(self.probs.dtype)
+        return jnp.sum(draws < self.probs[None, ..., None], axis=0).astype(self.probs.dtype)
 
 
 @module
@@ -175,17 +177,18 @@ class Categorical(Family):
     @classmethod
     def points(cls, x: Array, weight: Array, **sizes: int) -> Float[Array, "n c"]:
         """A corner of a simplex for each category: any two are equally far apart."""
-        return (x[:, None] == jnp.arange(sizes["categories"], dtype=x.dtype)).astype(x.dtype)
+        return (x[:, None] == jnp.arange(sizes["categories"], dtype=x.dtype)[None]).astype(x.dtype)
 
     def columns(self, x: Array) -> Float[Array, "c n"]:
-        return (x == jnp.arange(self.categories, dtype=x.dtype)[:, None]).astype(x.dtype)
+        return (x[None] == jnp.arange(self.categories, dtype=x.dtype)[:, None]).astype(x.dtype)
 
     def contains(self, columns: Array) -> Array:
         return jnp.sum(columns, axis=-2) > 0
 
     def log_density(self, columns: Float[Array, "c n"]) -> Float[Array, "*batch n"]:
-        terms = [xlogy(columns[c], self.probs[..., c, None]) for c in range(self.categories)]
-        return jnp.where(self.contains(columns), sum(terms), -jnp.inf)
+        ndim = self.probs.ndim
+        terms = [xlogy(linalg.lead(columns[c], ndim), self.probs[..., c, None]) for c in range(self.categories)]
+        return jnp.where(linalg.lead(self.contains(columns), ndim), sum(terms), -jnp.inf)
 
     def statistics(self, x: Any, weight: Array) -> Float[Array, "*batch c"]:
         """The weighted count of each category."""
@@ -253,9 +256,9 @@ class Poisson(Family):
         return jnp.isfinite(columns[0])
 
     def log_density(self, columns: tuple[Array, Array]) -> Float[Array, "*batch n"]:
-        counts, log_factorial = columns
-        inside = self.contains(columns)
         rate = self.rate[..., None]
+        counts, log_factorial = (linalg.lead(column, rate.ndim) for column in columns)
+        inside = jnp.isfinite(counts)
         log_prob = xlogy(jnp.where(inside, counts, 0), rate) - rate - log_factorial
         return jnp.where(inside, log_prob, -jnp.inf)
 

@@ -78,6 +78,12 @@ class _Normal(Family):
         mean = statistics.mean(otherwise=self.mean)
         return self._with(mean, statistics.about(mean).second, statistics.spread_rows)
 
+    def weak(self, members: Array | int) -> Moments:
+        """A row about the spread, narrower the more members share the data, and a hundredth of one about the mean."""
+        one = self.expected_statistics()
+        share = jnp.asarray(members, self.mean.dtype) ** (-2 / self.event_shape[0])
+        return replace(one, rows=one.rows / 100, second=one.second * share)
+
     @classmethod
     def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         return cls._unit(jnp.broadcast_to(row, (*members, *row.shape)))

@@ -34,7 +34,7 @@ def _rows_sum(values: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
 
 
 def _differences(columns: Array, mean: Array) -> list[Array]:
-    return [columns[d] - mean[..., d, None] for d in range(len(columns))]
+    return [linalg.lead(columns[d], mean.ndim) - mean[..., d, None] for d in range(len(columns))]
 
 
 def distance(
@@ -45,7 +45,7 @@ def distance(
     if size <= UNROLLED:
         difference = _differences(columns, mean)
         z = [sum(white[..., i, j, None] * difference[j] for j in range(i + 1)) for i in range(size)]
-        return sum(z_i * z_i for z_i in z)
+        return sum(z_i * z_i for z_i in z)  # type: ignore[return-value]
     return _products(_distance_by_features, _distance_by_member, columns, mean, white)
 
 
@@ -77,13 +77,13 @@ def _products(by_features, by_member, columns: Array, mean: Array, white: Array)
     """Run the feature form where it is accurate, else the form that is always accurate, on flat members."""
     batch, size = mean.shape[:-1], mean.shape[-1]
     mean, white = mean.reshape(-1, size), white.reshape(-1, size, size)
-    centre = jnp.mean(mean, axis=0)
+    centre = jnp.mean(mean, axis=0, keepdims=True)
     offset = jnp.einsum("kij,kj->ki", white, mean - centre, precision=linalg.HIGHEST)
     farthest = jnp.max(jnp.sum(offset * offset, axis=-1))
     accurate = farthest * float(jnp.finfo(mean.dtype).eps) < CANCELLATION
     result = jax.lax.cond(
         accurate,
-        lambda: by_features(columns - centre[:, None], mean - centre, white),
+        lambda: by_features(columns - centre.T, mean - centre, white),
         lambda: by_member(columns, mean, white),
     )
     return jax.tree.map(lambda leaf: leaf.reshape(*batch, *leaf.shape[1:]), result)
@@ -103,7 +103,7 @@ def _distance_by_features(columns: Array, mean: Array, white: Array) -> Array:
     i, j = _pairs(len(columns))
     precision = linalg.matmul(linalg.transpose(white), white)
     linear = jnp.einsum("kij,kj->ki", precision, mean, precision=linalg.HIGHEST)
-    twice = np.where(i == j, 1, 2).astype(columns.dtype)
+    twice = np.where(i == j, 1, 2).astype(columns.dtype)[None]
     coefficients = jnp.concatenate([-2 * linear, precision[:, i, j] * twice], axis=-1)
     constant = jnp.sum(linear * mean, axis=-1)
     return linalg.matmul(coefficients, _features(columns)) + constant[:, None]
@@ -146,9 +146,10 @@ def axial_distance(
     """sum_d ((x_d - mean_d) inverse_scale_d)^2 for each row and member."""
     if len(columns) <= AXIAL_UNROLLED:
         z = [d * inverse_scale[..., i, None] for i, d in enumerate(_differences(columns, mean))]
-        return sum(z_i * z_i for z_i in z)
+        return sum(z_i * z_i for z_i in z)  # type: ignore[return-value]
     # XLA fuses the difference into the sum: the array of members x columns x rows is never made.
-    return jnp.sum(((columns - mean[..., None]) * inverse_scale[..., None]) ** 2, axis=-2)
+    difference = linalg.lead(columns, mean.ndim + 1) - mean[..., None]
+    return jnp.sum((difference * inverse_scale[..., None]) ** 2, axis=-2)
 
 
 def axial_moments(
@@ -162,7 +163,7 @@ def axial_moments(
         first = jnp.stack([_rows_sum(wd) for wd in weighted], axis=-1)
         second = jnp.stack([_rows_sum(wd * d) for wd, d in zip(weighted, difference, strict=True)], axis=-1)
         return Moments(rows, rows, first, second, mean)
-    difference = columns - mean[..., None]
+    difference = linalg.lead(columns, mean.ndim + 1) - mean[..., None]
     weighted = weight[..., None, :] * difference
     return Moments(rows, rows, _rows_sum(weighted), _rows_sum(weighted * difference), mean)
 
@@ -190,6 +191,7 @@ def scale(columns: Float[Array, "d n"], weight: Float[Array, "n"]) -> Float[Arra
 
     middle = quantile(0.5)
     difference = columns - middle[:, None]
+    weight = weight[None]
     shift = jnp.sum(weight * difference, axis=-1) / total
     deviation = jnp.sqrt(jnp.sum(weight * (difference - shift[:, None]) ** 2, axis=-1) / total)
     quartiles = (quantile(0.75) - quantile(0.25)) / 1.349

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from jaxem import linalg
 from jaxem.constraints import check_parameters
 from jaxem.distributions.base import Distribution, Labelled, Pullback, convert_parameters
 from jaxem.latent import sums
@@ -46,6 +47,11 @@ class Latent(Distribution):
     def __post_init__(self) -> None:
         convert_parameters(self)
         check_parameters(self)
+
+    @property
+    def states(self) -> Array | int:
+        """How many hidden states are in use."""
+        return self.child.batch_shape[-1]
 
     def potentials(self) -> PyTree:
         raise NotImplementedError
@@ -146,4 +152,5 @@ def _known(child_log_prob: Float[Array, "*batch k n"], labels: Array | None) -> 
     if labels is None:
         return child_log_prob
     states = jnp.arange(child_log_prob.shape[-2], dtype=labels.dtype)[:, None]
-    return jnp.where((labels < 0) | (labels == states), child_log_prob, -jnp.inf)
+    possible = (labels < 0)[None] | (labels[None] == states)
+    return jnp.where(linalg.lead(possible, child_log_prob.ndim), child_log_prob, -jnp.inf)

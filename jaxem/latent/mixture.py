@@ -6,11 +6,12 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxem import start
 from jaxem.constraints import parameter, simplex
-from jaxem.data import ready
+from jaxem.data import as_floats, presence, ready, stack
 from jaxem.distributions.base import Distribution
 from jaxem.distributions.moments import enough
 from jaxem.distributions.product import sized
@@ -57,6 +58,11 @@ class Mixture(Latent):
     def child(self) -> Distribution:
         """The components."""
         return self.components
+
+    @property
+    def states(self) -> Array:
+        """How many components have a weight."""
+        return jnp.sum(self.weights > 0, axis=-1)
 
     @classmethod
     def start(
@@ -147,3 +153,50 @@ class Mixture(Latent):
         draws = self.components.sample(what, n)
         index = component[..., None, :].reshape(*self.batch_shape, 1, n, *(1 for _ in self.event_shape))
         return jnp.take_along_axis(draws, index, axis=len(self.batch_shape)).squeeze(len(self.batch_shape))
+
+
+def start_many(
+    key: Array,
+    family: Any,
+    xs: Any,
+    components: int,
+    *,
+    weight: Any = None,
+    labels: Any = None,
+    restarts: int | None = None,
+    method: str = "kmeans++",
+    active: Any = None,
+) -> Mixture:
+    """`Mixture.start` for B problems: a mixture with leading axis B, or B, R with restarts.
+
+    Args:
+        key: a JAX random key; each problem takes one of its own from it.
+        family, components, restarts, method: as in `Mixture.start`.
+        xs: `[B, n, ...]`, or a list of B arrays of any lengths.
+        weight, labels: shaped like the rows of xs.
+        active: `[B]` how many of the components each problem uses, or None for all.
+
+    Raises:
+        ValueError: as `Mixture.start`.
+
+    >>> import jax, jaxem as jem
+    >>> xs = jax.numpy.array([[[0.0], [0.1], [5.0], [5.1]], [[1.0], [1.1], [7.0], [7.1]]])
+    >>> jem.start_many(jax.random.key(0), jem.SphericalGaussian, xs, 2).weights.tolist()
+    [[0.5, 0.5], [0.5, 0.5]]
+    """
+    if isinstance(xs, (list, tuple)):
+        lengths = [len(x) for x in xs]
+        there = presence(lengths, max(lengths), as_floats(xs[0]).dtype)
+        weight = there if weight is None else there * stack([np.asarray(w) for w in weight], max(lengths))
+        labels = None if labels is None else stack([np.asarray(known) for known in labels], max(lengths), fill=-1)
+        xs = stack([np.asarray(x) for x in xs], max(lengths))
+    xs = as_floats(xs)
+    every = [None if given is None else jnp.asarray(given) for given in (weight, labels, active)]
+
+    def one(key: Array, x: Array, weight: Any, labels: Any, active: Any) -> Mixture:
+        return Mixture.start(
+            key, family, x, components, weight=weight, labels=labels, restarts=restarts, method=method, active=active
+        )
+
+    axes = (0, 0, *(None if given is None else 0 for given in every))
+    return jax.vmap(one, in_axes=axes)(jax.random.split(key, len(xs)), xs, *every)

@@ -19,7 +19,7 @@ def _shift(terms: Array, axis: int) -> Array:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def log_sum(terms: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
+def log_sum(terms: Float[Array, ...], axis: int = -1) -> Float[Array, ...]:
     """log sum exp over `axis`; -inf, with zero gradient, if every term is -inf.
 
     >>> import jax.numpy as jnp
@@ -37,7 +37,7 @@ def _log_sum_jvp(axis: int, primals: tuple[Array], tangents: tuple[Array]) -> tu
     return log_sum(terms, axis), jnp.sum(responsibilities(terms, axis) * change, axis=axis)
 
 
-def responsibilities(terms: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
+def responsibilities(terms: Float[Array, ...], axis: int = -1) -> Float[Array, ...]:
     """exp(term) / sum of exp(terms): the derivative of `log_sum`; all zero if every term is -inf."""
     mass = jnp.exp(terms - jax.lax.stop_gradient(_shift(terms, axis)))
     total = jnp.sum(mass, axis=axis, keepdims=True)
@@ -45,7 +45,7 @@ def responsibilities(terms: Float[Array, "..."], axis: int = -1) -> Float[Array,
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def maximum(terms: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
+def maximum(terms: Float[Array, ...], axis: int = -1) -> Float[Array, ...]:
     """The largest term over `axis`; its derivative is one at the first of the largest, zero elsewhere."""
     return jnp.max(terms, axis=axis)
 

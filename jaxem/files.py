@@ -1,0 +1,138 @@
+"""Models on disk: safetensors, with the model's shape in a JSON header. No pickle: a file cannot run code."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxem.distributions import discrete, gaussian, product
+from jaxem.latent import mixture
+
+FORMAT = "jaxem 1"
+CLASSES = {
+    cls.__name__: cls
+    for cls in (
+        gaussian.Gaussian,
+        gaussian.TiedGaussian,
+        gaussian.DiagonalGaussian,
+        gaussian.SphericalGaussian,
+        discrete.Bernoulli,
+        discrete.Binomial,
+        discrete.Categorical,
+        discrete.Poisson,
+        product.Product,
+        product.Independent,
+        mixture.Mixture,
+    )
+}
+
+
+def save(path: str | os.PathLike[str], model: Any) -> None:
+    """Write `model` to `path`: its arrays as safetensors, its structure in the header.
+
+    The file appears whole or not at all.
+
+    Raises:
+        TypeError: something in the model is not one of jaxem's own models.
+
+    >>> import tempfile, os, jaxem as jem
+    >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
+    >>> jem.save(path, jem.Poisson([1.0, 2.0]))
+    >>> jem.load(path).rate.tolist()
+    [1.0, 2.0]
+    """
+    from safetensors.numpy import save as to_bytes
+
+    tensors: dict[str, np.ndarray] = {}
+    structure = _describe(model, "model", tensors)
+    header = {"format": FORMAT, "structure": json.dumps(structure)}
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.write_bytes(to_bytes(tensors, metadata=header))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike[str]) -> Any:
+    """The model that `save` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is truncated or not from jaxem, or a tensor is missing, superfluous, of another type or
+            shape than the structure says, or holds what its parameter may not (NaN among it).
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(os.fspath(path), framework="numpy") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: there is no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
+    if header.get("format") != FORMAT:
+        raise ValueError(f"{path}: the header names the format {header.get('format')!r}; jaxem wrote {FORMAT!r}")
+    try:
+        structure = json.loads(header["structure"])
+    except (KeyError, ValueError):
+        raise ValueError(f"{path}: the header does not describe a model") from None
+    model = _build(structure, "model", tensors, path)
+    if tensors:
+        raise ValueError(f"{path}: tensors that belong to nothing: {', '.join(sorted(tensors))}")
+    return model
+
+
+def _describe(node: Any, name: str, tensors: dict[str, np.ndarray]) -> Any:
+    if isinstance(node, tuple):
+        return [_describe(part, f"{name}.{i}", tensors) for i, part in enumerate(node)]
+    if isinstance(node, (jax.Array, np.ndarray)):
+        tensors[name] = np.ascontiguousarray(node)
+        return {"shape": list(node.shape), "dtype": str(node.dtype)}
+    if isinstance(node, int):
+        return {"value": node}
+    if type(node).__name__ not in CLASSES or not dataclasses.is_dataclass(node):
+        raise TypeError(f"{name} is a {type(node).__name__}; only jaxem's own models can be saved")
+    fields = {f.name: _describe(getattr(node, f.name), f"{name}.{f.name}", tensors) for f in dataclasses.fields(node)}
+    return {"class": type(node).__name__, "fields": fields}
+
+
+def _build(structure: Any, name: str, tensors: dict[str, np.ndarray], path: Any) -> Any:
+    if isinstance(structure, list):
+        return tuple(_build(part, f"{name}.{i}", tensors, path) for i, part in enumerate(structure))
+    if not isinstance(structure, dict):
+        raise ValueError(f"{path}: the header does not describe {name}")
+    if "value" in structure:
+        return structure["value"]
+    if "shape" in structure:
+        return _tensor(structure, name, tensors, path)
+    cls = CLASSES.get(structure.get("class", ""))
+    fields = structure.get("fields")
+    if cls is None or not isinstance(fields, dict) or set(fields) != {f.name for f in dataclasses.fields(cls)}:
+        raise ValueError(f"{path}: {name} is a {structure.get('class')!r} with other fields than jaxem's")
+    values = {field: _build(part, f"{name}.{field}", tensors, path) for field, part in fields.items()}
+    try:
+        return cls(**values)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: {name}: {error}") from None
+
+
+def _tensor(structure: dict[str, Any], name: str, tensors: dict[str, np.ndarray], path: Any) -> Any:
+    if name not in tensors:
+        raise ValueError(f"{path}: the tensor {name} is missing")
+    tensor = tensors.pop(name)
+    if list(tensor.shape) != structure["shape"] or str(tensor.dtype) != structure.get("dtype"):
+        raise ValueError(
+            f"{path}: {name} is {tensor.dtype} {list(tensor.shape)}; the header says {structure.get('dtype')} "
+            f"{structure['shape']}"
+        )
+    return jnp.asarray(tensor)

@@ -1,0 +1,259 @@
+"""Priors in ordinary words, turned into pseudo-statistics: rows that are counted as if they had been seen.
+
+A conjugate prior is a statistics pytree. It is added before every M-step, and its expected log-probability is added
+to the objective, so that EM climbs the log-posterior (up to a constant) and every solver climbs the same. Each prior
+here has one verb, `statistics(model, x, weight)`; `fit` and `fit_many` call it, the latter for each problem by itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxem.distributions.base import Statistics, add, scale
+from jaxem.distributions.discrete import Arrivals, Trials
+from jaxem.distributions.moments import Moments
+from jaxem.latent.base import LatentStatistics
+from jaxem.pytree import module
+
+
+def _above(name: str, least: float, **values: Any) -> None:
+    for argument, value in values.items():
+        if not isinstance(value, jax.core.Tracer) and not np.all(np.asarray(value) >= least):
+            raise ValueError(f"{name}: {argument} is {value}; it must be at least {least:g}")
+
+
+def _like(value: Any, array: Array) -> Array:
+    return jnp.broadcast_to(jnp.asarray(value, array.dtype), array.shape)
+
+
+@module
+class Dirichlet:
+    """Of the probabilities of a `Categorical`, or the weights of a `Mixture`.
+
+    log p(w) = sum_k (concentration_k - 1) log w_k + constant
+
+    Args:
+        concentration: a number (symmetric) or one for each category, at least one: `concentration - 1` rows are
+            counted for each.
+
+    Raises:
+        ValueError: a concentration below one, whose mode need not exist.
+
+    >>> import jaxem as jem
+    >>> jem.priors.Dirichlet(2.0).statistics(jem.Categorical([0.5, 0.5]), None, None).tolist()
+    [1.0, 1.0]
+    """
+
+    concentration: Any
+
+    def __post_init__(self) -> None:
+        _above("Dirichlet", 1, concentration=self.concentration)
+
+    def statistics(self, model: Any, x: Any, weight: Any) -> Array:
+        """Pseudo-counts, shaped like the model's probabilities."""
+        return _like(self.concentration, model.probs) - 1
+
+
+@module
+class Beta:
+    """Of the probability of a `Bernoulli` or `Binomial`.
+
+    log p(p) = (successes - 1) log p + (failures - 1) log(1 - p) + constant
+
+    Args:
+        successes, failures: the two parameters, each at least one.
+
+    Raises:
+        ValueError: a parameter below one.
+
+    >>> import jaxem as jem
+    >>> jem.priors.Beta(2.0, 3.0).statistics(jem.Bernoulli(0.5), None, None).failures.item()
+    2.0
+    """
+
+    successes: Any
+    failures: Any
+
+    def __post_init__(self) -> None:
+        _above("Beta", 1, successes=self.successes, failures=self.failures)
+
+    def statistics(self, model: Any, x: Any, weight: Any) -> Trials:
+        """Pseudo-successes and -failures."""
+        return Trials(_like(self.successes, model.probs) - 1, _like(self.failures, model.probs) - 1)
+
+
+@module
+class Gamma:
+    """Of the rate of a `Poisson`.
+
+    log p(rate) = (shape - 1) log rate - exposure rate + constant
+
+    Args:
+        shape: at least one; `shape - 1` arrivals are counted.
+        exposure: rows in which they are counted, zero or above (the gamma's own rate parameter).
+
+    Raises:
+        ValueError: a shape below one or a negative exposure.
+
+    >>> import jaxem as jem
+    >>> jem.priors.Gamma(3.0, 1.0).statistics(jem.Poisson(1.0), None, None).total.item()
+    2.0
+    """
+
+    shape: Any
+    exposure: Any
+
+    def __post_init__(self) -> None:
+        _above("Gamma", 1, shape=self.shape)
+        _above("Gamma", 0, exposure=self.exposure)
+
+    def statistics(self, model: Any, x: Any, weight: Any) -> Arrivals:
+        """Pseudo-arrivals and the rows they came in."""
+        return Arrivals(_like(self.shape, model.rate) - 1, _like(self.exposure, model.rate))
+
+
+@module
+class NormalInverseWishart:
+    """Of the mean and covariance of a Gaussian of any kind.
+
+    covariance ~ InverseWishart(scatter, dof), mean | covariance ~ Normal(mean, covariance / mean_rows): the covariance
+    is pulled towards scatter / (dof + D + 2) as strongly as that many rows would, the mean towards `mean` as
+    `mean_rows` would. For a diagonal or spherical covariance it is the normal-inverse-gamma with the same meaning.
+
+    Args:
+        mean: `[D]`, or anything that broadcasts against it.
+        mean_rows: zero or above; zero leaves the mean free.
+        scatter: `[D, D]` matrix (its diagonal is used where the covariance has one).
+        dof: degrees of freedom, above D - 1 for a proper prior.
+
+    Raises:
+        ValueError: negative `mean_rows` or `dof`.
+
+    >>> import jaxem as jem, jax.numpy as jnp
+    >>> prior = jem.priors.NormalInverseWishart(0.0, 1.0, jnp.eye(2), 4.0)
+    >>> prior.statistics(jem.Gaussian(jnp.zeros(2), jnp.eye(2)), None, None).spread_rows.item()
+    8.0
+    """
+
+    mean: Any
+    mean_rows: Any
+    scatter: Any
+    dof: Any
+
+    def __post_init__(self) -> None:
+        _above("NormalInverseWishart", 0, mean_rows=self.mean_rows, dof=self.dof)
+
+    def statistics(self, model: Any, x: Any, weight: Any) -> Moments:
+        """Pseudo-rows about the prior's mean, with the prior's scatter."""
+        like = model.expected_statistics()
+        size = model.event_shape[0]
+        scatter = jnp.asarray(self.scatter, model.mean.dtype)
+        if like.second.ndim == like.first.ndim:
+            scatter, size = jnp.diagonal(scatter), 1
+        return Moments(
+            _like(self.mean_rows, like.rows),
+            _like(self.dof + size + 2, like.rows),
+            jnp.zeros_like(like.first),
+            _like(scatter, like.second),
+            _like(self.mean, like.first),
+        )
+
+
+@module
+class PseudoRows:
+    """As if `rows` more rows had been seen for each member, looking just like draws from `like`.
+
+    The conjugate prior of any family, in words: its pseudo-statistics are `rows` times the mean statistics of `like`.
+
+    Args:
+        rows: how many, zero or above.
+        like: a model of the family, whose members broadcast against those of the model that is fitted.
+
+    Raises:
+        ValueError: a negative number of rows.
+
+    >>> import jaxem as jem
+    >>> jem.priors.PseudoRows(4.0, jem.Poisson(2.0)).statistics(jem.Poisson([1.0, 9.0]), None, None).total.tolist()
+    [8.0, 8.0]
+    """
+
+    rows: Any
+    like: Any
+
+    def __post_init__(self) -> None:
+        _above("PseudoRows", 0, rows=self.rows)
+
+    def statistics(self, model: Any, x: Any, weight: Any) -> Statistics:
+        """The statistics of the pseudo-rows, shaped like the model's."""
+        one = scale(self.like.expected_statistics(), self.rows)
+        return jax.tree.map(_like, one, model.expected_statistics())
+
+
+@module
+class OfMixture:
+    """Of a mixture: one prior for its weights, one for its components; either may be left out.
+
+    Args:
+        weights: a `Dirichlet`, or None.
+        components: a prior of the components' family, or None.
+
+    >>> import jaxem as jem
+    >>> model = jem.Mixture([0.5, 0.5], jem.Poisson([1.0, 2.0]))
+    >>> prior = jem.priors.OfMixture(weights=jem.priors.Dirichlet(2.0), components=jem.priors.Gamma(2.0, 1.0))
+    >>> prior.statistics(model, jax.numpy.zeros(1), jax.numpy.ones(1)).counts.tolist()
+    [1.0, 1.0]
+    """
+
+    weights: Any = None
+    components: Any = None
+
+    def statistics(self, model: Any, x: Any, weight: Any) -> LatentStatistics:
+        """Pseudo-counts of the weights (none where a weight is zero for good), and the components' statistics."""
+        counts = jnp.zeros_like(model.weights)
+        if self.weights is not None:
+            counts = jnp.where(model.weights > 0, _like(self.weights.concentration, model.weights) - 1, 0)
+        nothing = jax.tree.map(jnp.zeros_like, model.components.floor(x, weight))
+        if self.components is None:
+            return LatentStatistics(counts, nothing)
+        return LatentStatistics(counts, self.components.statistics(model.components, x, weight))
+
+
+@module
+class Weak:
+    """A weak prior scaled to the data: each component has seen `rows` more rows, typical of all the data together.
+
+    It keeps components from collapsing onto ties and moves nothing that the data have an opinion on. For Gaussians
+    the pseudo-rows speak about the spread, made narrower by the number of components, K^(-2/D), and about the mean
+    a hundredth as strongly (after Fraley and Raftery 2007); for counts and categories they are worth `rows` rows.
+
+    Args:
+        rows: what it is worth, in rows for each component.
+
+    Raises:
+        ValueError: a negative number of rows.
+
+    >>> import jaxem as jem
+    >>> jem.priors.Weak(1.0).rows
+    1.0
+    """
+
+    rows: Any = 1.0
+
+    def __post_init__(self) -> None:
+        _above("Weak", 0, rows=self.rows)
+
+    def statistics(self, model: Any, x: Any, weight: Array) -> LatentStatistics:
+        """Pseudo-rows like all of the data, for each component."""
+        if not hasattr(model, "child"):
+            raise ValueError("Weak: it is a prior of mixtures; for a single family use PseudoRows")
+        components = model.child
+        everywhere = jnp.broadcast_to(weight, (*components.batch_shape, len(weight)))
+        data = components.observe(x)
+        pooled = components.m_step(add(components.statistics(data, everywhere), components.floor(data, weight)))
+        nothing = jax.tree.map(jnp.zeros_like, model.potentials())
+        return LatentStatistics(nothing, scale(pooled.weak(model.states), self.rows))
