@@ -1,0 +1,268 @@
+"""The main job: for every group of a table, mixtures of several sizes from several starts, and the best of them.
+
+Groups of like size are padded to one length and fitted together, a slab at a time; slabs are few in shape, because
+every shape is a compilation, and small enough that an interruption loses little.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+import jaxem as jem
+from jaxem import priors
+from jaxem.fitting.ragged import padded_lengths
+from jaxem.kinds import Kind
+from jaxem.outcome import Outcome, Scores, narrow, summarise, widen
+from jaxem.tables import Grouped
+
+SLAB = 512
+"""Groups in a slab at most."""
+ENTRIES = 1 << 23
+"""Numbers in the stacked rows of a slab at most (64 MiB): a few large groups make a small slab."""
+COMPILING = "/jax/core/compile/backend_compile_duration"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to fit and choose.
+
+    Attributes:
+        components: the numbers of components to try, ascending.
+        restarts: starts for each.
+        min_rows: a group with fewer complete rows is not fitted.
+        select: the criterion, `bic`, `aic` or `icl`; the smallest is chosen.
+        seed: of all random draws.
+        prior: `weak` (worth about a row a component) or `none` (maximum likelihood with a floor).
+        dtype: `float64` or `float32`.
+        tol: stop when the predicted remaining gain is below this many nats a row.
+        max_steps: EM steps at most.
+        method: of starting, `kmeans++` or `random`.
+        assign: find the component of every row.
+        workers: slabs that are worked on at once.
+    """
+
+    components: tuple[int, ...] = (1, 2, 3, 4, 5, 6)
+    restarts: int = 4
+    min_rows: int = 5
+    select: str = "bic"
+    seed: int = 0
+    prior: str = "weak"
+    dtype: str = "float64"
+    tol: float = 1e-6
+    max_steps: int = 1000
+    method: str = "kmeans++"
+    assign: bool = False
+    workers: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Slab:
+    """Groups that are fitted together: their numbers, the rows and groups that they are padded to."""
+
+    index: int
+    groups: np.ndarray
+    length: int
+    size: int
+
+
+def run(
+    grouped: Grouped, settings: Settings = Settings(), progress: Callable[[int, int], None] | None = None
+) -> Outcome:
+    """Fit all groups that can be fitted. A fit that fails is a status in the result, never an exception.
+
+    Touches no JAX flag. `KeyboardInterrupt` ends it early: what is complete is returned, `interrupted` says so, and
+    the other groups have that status.
+
+    Args:
+        grouped: the rows, see `jaxem.tables`.
+        settings: how to fit and choose.
+        progress: called with (groups done, fits done), from several threads; `expected` says how many there will be.
+    """
+    began = time.perf_counter()
+    outcome = Outcome.empty(grouped, settings)
+    stop, tally = threading.Event(), _Tally(progress)
+    with _compilation_seconds() as compiling, ThreadPoolExecutor(settings.workers) as pool:
+        work = partial(_fit_slab, grouped, settings, stop, tally)
+        futures = {pool.submit(work, slab): slab for slab in plan(outcome)}
+        try:
+            _collect(outcome, futures)
+        except KeyboardInterrupt:
+            outcome.interrupted = True
+            stop.set()
+            _collect(outcome, futures)
+        finally:
+            stop.set()
+    outcome.seconds, outcome.compile_seconds, outcome.fits = time.perf_counter() - began, compiling(), tally.fits
+    return outcome
+
+
+def expected(grouped: Grouped, settings: Settings) -> tuple[int, int]:
+    """How many groups will be fitted, and how many fits that takes."""
+    groups = int(Outcome.empty(grouped, settings).fittable.sum())
+    return groups, groups * len(settings.components) * settings.restarts
+
+
+def capacities(components: Sequence[int]) -> list[tuple[int, tuple[int, ...]]]:
+    """Which numbers of components share one compiled shape: `(components in the shape, numbers that use it)`.
+
+    A component that is not used costs time in every step, a further shape costs a compilation.
+
+    >>> capacities([1, 2, 3, 4, 5, 6])
+    [(2, (1, 2)), (4, (3, 4)), (6, (5, 6))]
+    """
+    ordered = sorted(components)
+    pairs = [tuple(ordered[max(end - 2, 0) : end]) for end in range(len(ordered), 0, -2)]
+    return [(pair[-1], pair) for pair in reversed(pairs)]
+
+
+def plan(outcome: Outcome) -> list[Slab]:
+    """The slabs: first one of each length, so that workers do not wait for the same compilation."""
+    fittable = np.flatnonzero(outcome.fittable)
+    if not len(fittable):
+        return []
+    n, columns = outcome.grouped.n[fittable], outcome.grouped.x.shape[1]
+    lengths = padded_lengths(n)
+    bucket = np.searchsorted(lengths, n)
+    turns = []
+    for i, length in enumerate(lengths):
+        groups = fittable[bucket == i]
+        most = int(np.clip(ENTRIES // (length * columns), 1, SLAB))
+        pieces = np.array_split(groups[np.argsort(-n[bucket == i], kind="stable")], -(-len(groups) // most))
+        turns += [(turn, -length, piece, _padded_size(len(pieces[0]))) for turn, piece in enumerate(pieces)]
+    turns.sort(key=lambda item: item[:2])
+    return [Slab(index, groups, -length, size) for index, (_, length, groups, size) in enumerate(turns)]
+
+
+def _padded_size(groups: int) -> int:
+    return 1 << (groups - 1).bit_length() if groups <= 16 else -(-groups // 16) * 16
+
+
+def stack(grouped: Grouped, slab: Slab, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows `[size, length, D]` and weights `[size, length]`; a group that only pads has a single row."""
+    groups = np.resize(slab.groups, slab.size)
+    row = np.arange(slab.length)
+    n = np.where(np.arange(slab.size) < len(slab.groups), grouped.n[groups], 1)
+    present = row < n[:, None]
+    x = grouped.x[np.where(present, grouped.start[groups][:, None] + row, grouped.start[groups][:, None])]
+    return x.astype(dtype), present.astype(dtype)
+
+
+def _fit_slab(
+    grouped: Grouped, settings: Settings, stop: threading.Event, tally: _Tally, slab: Slab
+) -> tuple[Scores, Any] | None:
+    """Scores for every number of components and the chosen models, or None if it was stopped."""
+    # Both are settings of this thread only.
+    with jax.enable_x64(settings.dtype == "float64"), jax.default_device(jax.devices("cpu")[0]):
+        x, weight = stack(grouped, slab, settings.dtype)
+        x = grouped.kind.rows(x)
+        starts = _starts(grouped.kind, settings, slab, x, weight)
+        results = []
+        for capacity, counts in capacities(settings.components):
+            fit = _climb(settings, stop, tally, slab, [starts[k] for k in counts], x, weight, capacity)
+            if stop.is_set():
+                return None
+            models = widen(fit.model, max(settings.components))
+            for i in range(len(counts)):
+                part = slice(i * slab.size, (i + 1) * slab.size)
+                members = jax.tree.map(lambda leaf, part=part: leaf[part], models)
+                results.append((members, fit.log_likelihood[part], fit.steps[part], fit.status[part]))
+        chosen = summarise(results, x, weight, settings, len(slab.groups), grouped.n[slab.groups])
+        tally.finished(len(slab.groups))
+        return chosen
+
+
+def _starts(kind: Kind, settings: Settings, slab: Slab, x: np.ndarray, weight: np.ndarray) -> dict[int, Any]:
+    """Mixtures `[size, restarts]` to start from, for each number of components; all in the shape of the largest."""
+    key = jax.random.fold_in(jax.random.key(settings.seed), slab.index)
+    starts = {}
+    for k in settings.components:
+        starts[k] = jem.start_many(
+            jax.random.fold_in(key, k), kind.family, x, max(settings.components), weight=weight,
+            restarts=settings.restarts, method=settings.method, active=np.full(slab.size, k, np.int32),
+        )  # fmt: skip
+    return jax.tree.map(np.asarray, starts)
+
+
+def _climb(
+    settings: Settings,
+    stop: threading.Event,
+    tally: _Tally,
+    slab: Slab,
+    starts: Sequence[Any],
+    x: np.ndarray,
+    weight: np.ndarray,
+    capacity: int,
+) -> jem.Fit:
+    """Fits of a slab from several sets of starts in one shape; the first axis is sets, then groups."""
+    many = len(starts)
+    models = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(narrow(start, capacity) for start in starts))
+    share = settings.restarts * len(slab.groups) / slab.size
+    fit = jem.fit_many(
+        models, np.concatenate([x] * many), jem.EM(), weight=np.concatenate([weight] * many),
+        prior=priors.Weak() if settings.prior == "weak" else None,
+        tol=settings.tol, max_steps=settings.max_steps, stop=stop.is_set,
+        progress=lambda done, total: tally.running(slab.index, done * share),
+    )  # fmt: skip
+    tally.fitted(slab.index, len(slab.groups) * many * settings.restarts)
+    return jax.tree.map(np.asarray, fit)
+
+
+def _collect(outcome: Outcome, futures: dict[Any, Slab]) -> None:
+    for future in as_completed(futures):
+        with contextlib.suppress(CancelledError):
+            if (result := future.result()) is not None:
+                outcome.store(futures[future].groups, *result)
+
+
+class _Tally:
+    """How much is done, counted over threads."""
+
+    def __init__(self, progress: Callable[[int, int], None] | None) -> None:
+        self.progress, self.lock = progress, threading.Lock()
+        self.groups, self.fits, self.partial = 0, 0, dict[int, float]()
+
+    def running(self, slab: int, fits: float) -> None:
+        with self.lock:
+            self.partial[slab] = fits
+            self._tell()
+
+    def fitted(self, slab: int, fits: int) -> None:
+        with self.lock:
+            self.partial.pop(slab, None)
+            self.fits += fits
+            self._tell()
+
+    def finished(self, groups: int) -> None:
+        with self.lock:
+            self.groups += groups
+            self._tell()
+
+    def _tell(self) -> None:
+        if self.progress is not None:
+            self.progress(self.groups, self.fits + int(sum(self.partial.values())))
+
+
+@contextlib.contextmanager
+def _compilation_seconds() -> Iterator[Callable[[], float]]:
+    """Measures what XLA's compilations take, summed over threads."""
+    seconds = []
+
+    def listen(event: str, duration: float, **details: Any) -> None:
+        if event == COMPILING:
+            seconds.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield lambda: sum(seconds)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
