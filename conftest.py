@@ -1,0 +1,14 @@
+"""The strictness of all tests and examples: 64-bit types on, no silent promotion of ranks or types."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+
+# float32 data must stay float32 although 64-bit types are there to slip into: so they are on in every test.
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent / ".jax_cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
