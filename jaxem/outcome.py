@@ -104,6 +104,16 @@ class Outcome:
         """`[G]` a score of the chosen fit."""
         return self._of_choice(getattr(self.scores, name))
 
+    def model(self, group: int) -> Any:
+        """The chosen mixture of one group.
+
+        Raises:
+            ValueError: the group has none.
+        """
+        if self.choice[group] < 0:
+            raise ValueError(f"group {group} has no model: {Status(int(self.status[group])).sentence}")
+        return _one(jax.tree.map(lambda leaf: leaf[[group]], self.models), self.components[group])
+
     def _of_choice(self, scores: np.ndarray) -> np.ndarray:
         return scores[np.arange(len(scores)), np.maximum(self.choice, 0)]
 
@@ -132,13 +142,14 @@ def summarise(
 
     Args:
         results: for each number of components, in order: models `[size, K, ...]`, log-likelihood, steps, status.
-        x, weight: `[size, length, D]`, `[size, length]`.
+        x: `[size, length, D]`.
+        weight: `[size, length]`, one for rows, zero for padding.
         settings: how to choose.
         groups: how many of `size` are not padding.
         n: `[groups]` rows.
     """
     counts = settings.components
-    entropy = np.stack([np.asarray(_posterior(models, x, weight)[0]) for models, *_ in results], axis=1)[:groups]
+    entropy = np.stack([np.asarray(posterior(models, x, weight)[0]) for models, *_ in results], axis=1)[:groups]
     log_likelihood, steps, status = (np.stack(part, axis=1)[:groups] for part in list(zip(*results, strict=True))[1:])
     log_likelihood, entropy = log_likelihood.astype(float), entropy.astype(float)
     free = np.array([free_parameters(_one(models, k)) for k, (models, *_) in zip(counts, results, strict=True)])
@@ -163,7 +174,7 @@ def summarise(
     models = _by_weight(models)
     belonging = None
     if settings.assign:
-        _, component, probability = (np.asarray(part) for part in _posterior(models, x, weight))
+        _, component, probability = (np.asarray(part) for part in posterior(models, x, weight))
         none = choice[:, None] < 0
         belonging = np.where(none, -1, component[:groups]), np.where(none, np.nan, probability[:groups])
     return scores, choice, jax.tree.map(lambda leaf: leaf[:groups], models), belonging
@@ -219,7 +230,7 @@ def _failures_are_nan(scores: Scores) -> Scores:
 
 
 @jax.jit
-def _posterior(models: Any, x: Any, weight: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+def posterior(models: Any, x: Any, weight: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The entropy of the posterior `[size]`; each row's most probable component and its probability."""
 
     def one(model: Any, x: Any, weight: Any) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -146,11 +146,12 @@ def group(frame: pl.DataFrame, kind: Kind, by: Sequence[str] = (), missing: Sequ
     Raises:
         InputError: a value that the column's family cannot hold, with the first row that has it.
     """
-    read = [_column(frame[name], word, n, missing) for name, word, n in zip(kind.columns, kind.words, kind.trials)]
+    each = zip(kind.columns, kind.words, kind.trials, strict=True)
+    read = [_column(frame[name], word, trials, missing) for name, word, trials in each]
     table = np.stack([values for values, _ in read], axis=1)
     complete = ~np.isnan(table).any(axis=1)
     if not complete.any():
-        empty = [name for name, column in zip(kind.columns, table.T) if np.isnan(column).all()]
+        empty = [name for name, column in zip(kind.columns, table.T, strict=True) if np.isnan(column).all()]
         where = f"column {empty[0]} is null throughout" if empty else "every row has a null in one of the columns"
         raise InputError(f"--columns {','.join(kind.columns)}: {where}; choose others")
     keys, order, size = _groups(frame, by)

@@ -1,0 +1,333 @@
+"""The command line: `jaxem fit TABLE ...`.
+
+Nothing heavy is imported before a command runs, so that `--help` answers at once. Bad input is one line on stderr and
+exit status 2; an interruption is 130.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from jaxem._version import version
+from jaxem.errors import InputError
+
+if TYPE_CHECKING:
+    from jaxem.job import Settings
+    from jaxem.outcome import Outcome
+    from jaxem.tables import Grouped
+
+MOST_COMPONENTS = 1000
+INTERRUPTED = 130
+
+
+class OneLine(TyperGroup):
+    """Commands whose usage errors are one line, as all others are."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Run; on a wrong option say so and exit with status 2."""
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **extra)
+        try:
+            code = super().main(*args, standalone_mode=False, **extra)
+        except Exception as error:
+            if not hasattr(error, "format_message"):
+                raise
+            # With neither command nor argument, the message is the help.
+            if type(error).__name__ == "NoArgsIsHelpError":
+                sys.exit(2)
+            code = complain(f"{error.format_message().rstrip('.')}; see jaxem fit --help")  # type: ignore[attr-defined]
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+app = typer.Typer(cls=OneLine, no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
+
+
+@app.callback()
+def _jaxem(
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    """Thousands of mixture models from one table, by expectation-maximisation."""
+    if show_version:
+        typer.echo(f"jaxem {version}")
+        raise typer.Exit
+
+
+@app.command(no_args_is_help=True)
+def fit(
+    table: Annotated[str, typer.Argument(help="CSV, Parquet or Arrow IPC file; or flights, which is shipped.")],
+    columns: Annotated[str, typer.Option(help="Columns to fit, with commas between.", rich_help_panel="Data")],
+    out: Annotated[Path, typer.Option(help="Folder for the results.", rich_help_panel="Data")],
+    by: Annotated[
+        str, typer.Option(help="Columns that name the group; without it the table is one.", rich_help_panel="Data")
+    ] = "",
+    min_rows: Annotated[
+        int, typer.Option(help="Groups with fewer complete rows are not fitted.", min=1, rich_help_panel="Data")
+    ] = 5,
+    missing: Annotated[
+        str, typer.Option(help="Texts that stand for a missing number, as empty does.", rich_help_panel="Data")
+    ] = "NA",
+    family: Annotated[
+        str,
+        typer.Option(
+            help="gaussian, diagonal, spherical, tied, bernoulli, binomial, categorical or poisson; "
+            "one for all columns, or one for each, with commas between.",
+            rich_help_panel="Model",
+        ),
+    ] = "gaussian",
+    trials: Annotated[
+        str, typer.Option(help="For binomial: how many trials are behind each count.", rich_help_panel="Model")
+    ] = "",
+    components: Annotated[
+        str, typer.Option(help="Numbers of components to try: 1:6, or 2, or 1,2,4.", rich_help_panel="Model")
+    ] = "1:6",
+    select: Annotated[
+        str, typer.Option(help="What chooses among them: bic, aic or icl.", rich_help_panel="Model")
+    ] = "bic",
+    prior: Annotated[
+        str,
+        typer.Option(
+            help="weak: worth about one row a component, scaled to the group's own spread; "
+            "none: maximum likelihood with a floor under the spread.",
+            rich_help_panel="Model",
+        ),
+    ] = "weak",
+    restarts: Annotated[
+        int, typer.Option(help="Starts for each number of components.", min=1, rich_help_panel="Fitting")
+    ] = 4,
+    method: Annotated[
+        str, typer.Option(help="Of starting: kmeans++ or random.", rich_help_panel="Fitting")
+    ] = "kmeans++",
+    tol: Annotated[
+        float,
+        typer.Option(help="Stop when the gain still to come is below this, in nats a row.", rich_help_panel="Fitting"),
+    ] = 1e-6,
+    max_steps: Annotated[int, typer.Option(help="EM steps at most.", min=1, rich_help_panel="Fitting")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of all random draws.", min=0, rich_help_panel="Fitting")] = 0,
+    dtype: Annotated[str, typer.Option(help="float64 or float32.", rich_help_panel="Fitting")] = "float64",
+    workers: Annotated[
+        int, typer.Option(help="Slabs of groups worked on at once.", min=1, max=64, rich_help_panel="Fitting")
+    ] = 2,
+    assign: Annotated[bool, typer.Option("--assign", help="Write the component of every row, too.")] = False,
+) -> None:
+    """Fit mixtures to every group of a table, and choose the number of components of each.
+
+    Writes into the folder --out: models.parquet (a row for each group), selection.parquet (a row for each group and
+    number of components), report.html, and with --assign assignments.parquet (a row for each row of the table).
+    """
+    try:
+        options = dict(locals())
+        raise typer.Exit(_fit(options))
+    except InputError as error:
+        raise typer.Exit(complain(str(error))) from None
+    except KeyboardInterrupt:
+        typer.echo("jaxem: interrupted; nothing was written", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def complain(message: str) -> int:
+    """Say in one line what is wrong with the input; the exit status."""
+    typer.echo(f"jaxem: error: {' '.join(message.split())}", err=True)
+    return 2
+
+
+def _fit(options: dict[str, Any]) -> int:
+    """The work of `jaxem fit`; returns the exit status."""
+    from jaxem import job, results, tables
+    from jaxem.kinds import Kind
+
+    columns, by = split(options["columns"]), split(options["by"])
+    _check_names(columns, by, results.OWN)
+    kind = Kind.parse(split(options["family"]), columns, [whole("--trials", t) for t in split(options["trials"])])
+    settings = _settings(options)
+    began = time.perf_counter()
+    frame = tables.read(options["table"], columns, by)
+    grouped = tables.group(frame, kind, by, split(options["missing"]))
+    _check_sizes(grouped, settings)
+    results.check_folder(options["out"])
+    reading = time.perf_counter() - began
+    with _bar(*job.expected(grouped, settings)) as progress:
+        outcome = job.run(grouped, settings, progress)
+    _write(outcome, options, reading)
+    return _conclude(outcome, options["out"])
+
+
+def _settings(options: dict[str, Any]) -> Settings:
+    from jaxem.job import Settings
+    from jaxem.outcome import CRITERIA
+    from jaxem.start import METHODS
+
+    words = {"select": CRITERIA, "prior": ("weak", "none"), "method": METHODS, "dtype": ("float64", "float32")}
+    for name, allowed in words.items():
+        if options[name] not in allowed:
+            raise InputError(f"--{name} {options[name]}: choose from {', '.join(allowed)}")
+    if not 0 <= options["tol"] < float("inf"):
+        raise InputError(f"--tol {options['tol']}: it must be a number, zero or above")
+    names = ("restarts", "min_rows", "seed", "tol", "max_steps", "assign", "workers", *words)
+    return Settings(components=numbers_of_components(options["components"]), **{name: options[name] for name in names})
+
+
+def numbers_of_components(text: str) -> tuple[int, ...]:
+    """The numbers that `1:6`, `2` or `1,2,4` stand for, ascending.
+
+    Raises:
+        InputError: anything else, or a number below one.
+
+    >>> numbers_of_components("1:3,6")
+    (1, 2, 3, 6)
+    """
+    found: set[int] = set()
+    for part in split(text):
+        ends = [whole("--components", end) for end in part.split(":")]
+        if len(ends) > 2 or min(ends) < 1 or max(ends) > MOST_COMPONENTS or ends[0] > ends[-1]:
+            raise InputError(
+                f"--components {text}: numbers of components go from 1 to {MOST_COMPONENTS}, the smaller first; "
+                "write for example 1:6"
+            )
+        found |= set(range(ends[0], ends[-1] + 1))
+    if not found:
+        raise InputError("--components is empty; write for example 1:6")
+    return tuple(sorted(found))
+
+
+def split(text: str) -> list[str]:
+    """The parts of a list with commas.
+
+    >>> split("dep_delay, arr_delay")
+    ['dep_delay', 'arr_delay']
+    """
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def whole(option: str, text: str) -> int:
+    """A whole number, or an InputError that names the option."""
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"{option}: {text!r} is not a whole number; write for example 3") from None
+
+
+def _check_names(columns: list[str], by: list[str], own: tuple[str, ...]) -> None:
+    if not columns:
+        raise InputError("--columns is empty; name the columns to fit, with commas between")
+    for option, names in (("--columns", columns), ("--by", by)):
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"{option} {','.join(names)}: {name} is there twice; name each column once")
+    for name in by:
+        if name in own:
+            raise InputError(f"--by {name}: the results have a column of that name; rename it in the table")
+
+
+def _check_sizes(grouped: Grouped, settings: Settings) -> None:
+    largest, most = int(grouped.n.max()), max(settings.components)
+    if most > largest:
+        where = "the largest group has" if len(grouped.n) > 1 else "the table has"
+        rows = f"{largest:,} complete row" + ("s" if largest != 1 else "")
+        raise InputError(f"--components up to {most}: {where} only {rows}; ask for at most {largest}")
+
+
+@contextlib.contextmanager
+def _bar(groups: int, fits: int) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar on stderr; nothing at all if that is not a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    layout = (
+        TextColumn("fitting"),
+        BarColumn(),
+        TextColumn(f"{{task.fields[groups]:,}} of {groups:,} groups"),
+        TextColumn("{task.fields[speed]:,.0f} fits/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*layout, console=Console(stderr=True), transient=True) as bar:
+        task, began = bar.add_task("", total=fits, groups=0, speed=0.0), time.perf_counter()
+
+        def tell(groups: int, done: int) -> None:
+            bar.update(task, completed=done, groups=groups, speed=done / (time.perf_counter() - began))
+
+        yield tell
+
+
+def _write(outcome: Outcome, options: dict[str, Any], reading: float) -> None:
+    from jaxem import report, results
+
+    out, began = options["out"], time.perf_counter()
+    try:
+        with results.together(out) as place:
+            results.models(outcome).write_parquet(place("models.parquet"))
+            results.selection(outcome).write_parquet(place("selection.parquet"))
+            if outcome.settings.assign:
+                results.assignments(outcome).write_parquet(place("assignments.parquet"))
+            seconds = {"reading": reading, "writing tables": time.perf_counter() - began}
+            html = report.page(outcome, Path(options["table"]).name, _command(options), seconds)
+            place("report.html").write_text(html, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot write there ({error.strerror or error}); name another folder") from error
+
+
+def _command(options: dict[str, Any]) -> str:
+    """The command that does the same again."""
+    words = ["jaxem", "fit", options["table"]]
+    for name, value in options.items():
+        option = f"--{name.replace('_', '-')}"
+        if name == "table" or value == "" or value is False:
+            continue
+        words += [option] if value is True else [option, str(value)]
+    return shlex.join(words)
+
+
+def _conclude(outcome: Outcome, out: Path) -> int:
+    from jaxem.report import in_words
+
+    fitted, groups = int((outcome.choice >= 0).sum()), len(outcome.choice)
+    converged = int((outcome.status == 1).sum())
+    if outcome.interrupted:
+        typer.echo(f"jaxem: interrupted; the {fitted:,} finished of {groups:,} groups are in {out}", err=True)
+        return INTERRUPTED
+    if fitted == 0:
+        why = "see the status column of models.parquet"
+        typer.echo(f"jaxem: none of {groups:,} groups could be fitted; {why}. Results are in {out}")
+        return 0
+    compiling = f"{in_words(outcome.compile_seconds)} of compilation over {outcome.settings.workers} workers"
+    typer.echo(
+        f"jaxem: {fitted:,} of {groups:,} groups have a model, {converged:,} converged; {outcome.fits:,} fits "
+        f"in {in_words(outcome.seconds)} ({compiling}). Results are in {out}"
+    )
+    return 0
+
+
+def cache_compilations() -> None:
+    """Keep what this process compiles for the next one; `JAX_COMPILATION_CACHE_DIR` says where, if it is set."""
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(base) / "jaxem"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if not os.environ.get("JAX_PLATFORMS"):
+        # The command line computes on the CPU: no need to start an accelerator and take its memory.
+        jax.config.update("jax_platforms", "cpu")
+
+
+def main() -> None:
+    """The console entry point: this process is jaxem's own, so it may set JAX's flags."""
+    cache_compilations()
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""The report: one self-contained page that says what was fitted, how it went, and what did not work."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxem import plot
+from jaxem._version import version
+from jaxem.fitting.status import Status
+from jaxem.job import Slab, stack
+from jaxem.outcome import Outcome, posterior
+
+EXAMPLES = 12
+WORST = 10
+NAMED = 60
+"""Failed groups that are named, of each reason."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bar:
+    """One bar of a chart."""
+
+    label: str
+    count: int
+    share: float
+    """Of all."""
+    length: float
+    """Of the longest."""
+    colour: str
+    note: str = ""
+
+
+def page(outcome: Outcome, source: str, command: str, seconds: dict[str, float]) -> str:
+    """The report as HTML, pictures included.
+
+    Args:
+        outcome: what the job found.
+        source: the name of the table.
+        command: what was typed.
+        seconds: what each part of the work took on the wall (`reading`, ...); the job's own time is added.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("jaxem", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["seconds"] = in_words
+    settings, grouped = outcome.settings, outcome.grouped
+    fitted = int((outcome.choice >= 0).sum())
+    return environment.get_template("report.html").render(
+        outcome=outcome,
+        settings=settings,
+        source=source,
+        command=command,
+        version=version,
+        kind=grouped.kind,
+        by=[] if grouped.keys.columns == ["group"] and len(grouped.n) == 1 else grouped.keys.columns,
+        rows=len(grouped.group_of),
+        used=int(grouped.n[outcome.choice >= 0].sum()),
+        dropped=int(grouped.dropped.sum()),
+        groups=len(grouped.n),
+        fitted=fitted,
+        seconds={**seconds, "fitting": outcome.seconds},
+        statuses=_statuses(outcome),
+        components=_components(outcome),
+        examples=_examples(outcome) if fitted else None,
+        worst=_worst(outcome),
+        failures=_failures(outcome),
+    )
+
+
+def in_words(seconds: float) -> str:
+    """A duration, as short as it can be said.
+
+    >>> in_words(0.012), in_words(72.4)
+    ('0.01 s', '1 min 12 s')
+    """
+    if seconds < 60:
+        return f"{seconds:.{0 if seconds >= 20 else 1 if seconds >= 1 else 2}f} s"
+    return f"{int(seconds) // 60} min {int(seconds) % 60} s"
+
+
+def _bars(labels: list[str], counts: np.ndarray, colours: list[str], notes: list[str] | None = None) -> list[Bar]:
+    total, longest = max(int(counts.sum()), 1), max(int(counts.max(initial=0)), 1)
+    notes = notes or [""] * len(labels)
+    return [
+        Bar(label, int(count), count / total, count / longest, colour, note)
+        for label, count, colour, note in zip(labels, counts, colours, notes, strict=True)
+    ]
+
+
+def _statuses(outcome: Outcome) -> list[Bar]:
+    codes, counts = np.unique(outcome.status, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    found = [Status(int(code)) for code in codes[order]]
+    colours = [
+        plot.PALETTE[2] if s is Status.converged else plot.PALETTE[1] if s.failed else plot.PALETTE[4] for s in found
+    ]
+    return _bars([s.name.replace("_", " ") for s in found], counts[order], colours, [s.sentence for s in found])
+
+
+def _components(outcome: Outcome) -> list[Bar]:
+    tried = outcome.settings.components
+    counts = np.array([int((outcome.components == k).sum()) for k in tried])
+    return _bars([str(k) for k in tried], counts, [plot.PALETTE[0]] * len(tried))
+
+
+def _examples(outcome: Outcome) -> str:
+    """Small multiples, as the source of an image: groups of many sizes of mixture, in the order of that size."""
+    from matplotlib.figure import Figure
+
+    groups = _typical(outcome)
+    columns = min(4, len(groups))
+    rows = -(-len(groups) // columns)
+    figure = Figure(figsize=(3 * columns, 2.7 * rows), layout="constrained")
+    belonging = _belonging(outcome, groups)
+    kind = outcome.grouped.kind
+    for i, group in enumerate(groups):
+        ax = figure.add_subplot(rows, columns, i + 1)
+        x = outcome.grouped.rows_of(group)
+        # Components without a picture of their own need none: the colours are told by the ellipses.
+        plot.mixture(
+            outcome.model(group), kind.rows(x), ax, names=kind.columns, categories=kind.levels, component=belonging[i]
+        )
+        one = outcome.components[group] == 1
+        title = f"{outcome.grouped.label(group)}  ·  {len(x):,} rows  ·  {outcome.components[group]} component"
+        ax.set_title(title + ("" if one else "s"), fontsize=8.5, color=plot.INK, loc="left")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="svg", dpi=160, transparent=True, metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(picture.getvalue()).decode()
+
+
+def _typical(outcome: Outcome) -> list[int]:
+    """Groups to show: in turn from each number of components, the rather large ones among its groups."""
+    queues = []
+    for k in outcome.settings.components:
+        mine = np.flatnonzero(outcome.components == k)
+        by_size = mine[np.argsort(outcome.grouped.n[mine], kind="stable")]
+        picks = np.linspace(0.8, 0.2, EXAMPLES) * max(len(mine) - 1, 0)
+        queues.append(list(dict.fromkeys(by_size[np.round(picks).astype(int)].tolist())) if len(mine) else [])
+    turns = [(turn, i, group) for i, queue in enumerate(queues) for turn, group in enumerate(queue)]
+    chosen = sorted(sorted(turns)[:EXAMPLES], key=lambda item: (item[1], outcome.grouped.n[item[2]]))
+    return [group for _, _, group in chosen]
+
+
+def _belonging(outcome: Outcome, groups: list[int]) -> list[np.ndarray]:
+    """The component of each row of some groups, in one compiled call."""
+    grouped = outcome.grouped
+    slab = Slab(0, np.array(groups), int(grouped.n[groups].max()), len(groups))
+    dtype = outcome.settings.dtype
+    with jax.enable_x64(dtype == "float64"), jax.default_device(jax.devices("cpu")[0]):
+        x, weight = stack(grouped, slab, dtype)
+        models: Any = jax.tree.map(lambda leaf: leaf[groups], outcome.models)
+        component = np.asarray(posterior(models, grouped.kind.rows(x), weight)[1])
+    return [row[: grouped.n[group]] for row, group in zip(component, groups, strict=True)]
+
+
+def _worst(outcome: Outcome) -> list[dict[str, Any]]:
+    """The groups that are furthest from a clean convergence: other endings first, then the most steps."""
+    fitted = np.flatnonzero(outcome.choice >= 0)
+    clean = outcome.status[fitted] == int(Status.converged)
+    order = np.lexsort([-outcome.chosen("steps")[fitted], clean])[:WORST]
+    return [
+        {
+            "group": outcome.grouped.label(group),
+            "n": int(outcome.grouped.n[group]),
+            "components": int(outcome.components[group]),
+            "steps": int(outcome.chosen("steps")[group]),
+            "status": Status(int(outcome.status[group])),
+        }
+        for group in fitted[order]
+    ]
+
+
+def _failures(outcome: Outcome) -> list[dict[str, Any]]:
+    """For each reason: the groups without a model."""
+    without = np.flatnonzero(outcome.choice < 0)
+    found = []
+    for code in np.unique(outcome.status[without]):
+        groups = without[outcome.status[without] == code]
+        named = [(outcome.grouped.label(group), int(outcome.grouped.n[group])) for group in groups[:NAMED]]
+        found.append({"status": Status(int(code)), "count": len(groups), "named": named})
+    return sorted(found, key=lambda item: -item["count"])

@@ -1,0 +1,148 @@
+"""Tables out: models, selection, assignments; written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from jaxem.errors import InputError
+from jaxem.fitting.status import Status
+from jaxem.outcome import CRITERIA, FAILED, Outcome
+
+OWN = ("n", "dropped", "components", "log_likelihood", *CRITERIA, "steps", "status", "weights", "entropy", "parameters")
+OWN += ("chosen", "reason", "row", "component", "probability")
+WORDS = np.array([status.name for status in Status])
+
+
+def models(outcome: Outcome) -> pl.DataFrame:
+    """One row for each group: the chosen mixture, with nulls where there is none.
+
+    Columns: the group's key, `n`, `dropped`, `components`, `log_likelihood`, `bic`, `aic`, `icl`, `steps`, `status`,
+    `weights` (a number for each component, falling), and a nested list for each parameter of the family.
+    """
+    grouped, has = outcome.grouped, outcome.choice >= 0
+    frame = grouped.keys.with_columns(
+        n=grouped.n,
+        dropped=grouped.dropped,
+        components=_nullable(outcome.components, has),
+        **{name: _nullable(outcome.chosen(name), has) for name in ("log_likelihood", *CRITERIA)},
+        steps=_nullable(outcome.chosen("steps"), has),
+        status=pl.Series(WORDS[outcome.status]),
+    )
+    if outcome.models is None:
+        return frame.with_columns(weights=pl.lit(None, pl.List(pl.Float64)))
+    columns = {"weights": nested(np.asarray(outcome.models.weights), outcome.components)}
+    for parameter in grouped.kind.parameters(outcome.models):
+        shared = parameter.values.shape[1] if parameter.values.ndim > 1 else 0
+        counts = outcome.components if parameter.per_component else np.where(has, shared, 0)
+        columns[parameter.name] = nested(parameter.values, counts)
+    for name, levels in grouped.kind.categories().items():
+        columns[name] = pl.Series([list(levels)] * len(has), dtype=pl.List(pl.String))
+    return frame.with_columns(**columns)
+
+
+def selection(outcome: Outcome) -> pl.DataFrame:
+    """One row for each group and number of components: its scores, its status and why, whether it was chosen."""
+    grouped, scores, counts = outcome.grouped, outcome.scores, np.array(outcome.settings.components)
+    groups, tried = scores.status.shape
+    group, tries = np.repeat(np.arange(groups), tried), np.tile(np.arange(tried), groups)
+    status = scores.status.ravel()
+    fitted = ~np.isin(status, FAILED)
+    n, k = grouped.n[group], counts[tries]
+    reason = np.array([status.sentence for status in Status], dtype=object)[status]
+    reason[status == int(Status.converged)] = None
+    fewer = (status == int(Status.too_few_rows)) & (n < k)
+    reason[fewer] = [f"{a} components for {b} rows: more components than rows." for a, b in zip(k[fewer], n[fewer])]  # noqa: B905
+    floats = {name: getattr(scores, name).ravel() for name in ("log_likelihood", *CRITERIA, "entropy")}
+    return grouped.keys[group].with_columns(
+        components=k,
+        n=n,
+        parameters=_nullable(scores.parameters.ravel(), fitted),
+        **{name: _nullable(values, fitted) for name, values in floats.items()},
+        steps=_nullable(scores.steps.ravel(), fitted),
+        status=pl.Series(WORDS[status]),
+        chosen=outcome.choice[group] == tries,
+        reason=pl.Series(reason.tolist(), dtype=pl.String),
+    )
+
+
+def assignments(outcome: Outcome) -> pl.DataFrame:
+    """Every row of the table, in its order: `row` (from 1), the group's key, `component` (from 0), `probability`.
+
+    Component and probability are null for rows with nulls and for groups without a model.
+    """
+    if outcome.component is None or outcome.probability is None:
+        raise ValueError("the job was not asked for assignments; set assign=True in its Settings")
+    grouped = outcome.grouped
+    component = np.full(len(grouped.group_of), -1)
+    probability = np.full(len(component), np.nan)
+    component[grouped.row - 1], probability[grouped.row - 1] = outcome.component, outcome.probability
+    row = pl.DataFrame({"row": np.arange(1, len(component) + 1)})
+    assigned = component >= 0
+    return row.hstack(grouped.keys[grouped.group_of]).with_columns(
+        component=_nullable(component, assigned), probability=_nullable(probability, assigned)
+    )
+
+
+def nested(values: np.ndarray, counts: np.ndarray) -> pl.Series:
+    """`[G, K, ...]` as a column of nested lists, of the first `counts` entries each; null where that is zero.
+
+    Numbers `[G]` are a column of numbers.
+    """
+    values = np.asarray(values)
+    if values.ndim == 1:
+        return _nullable(values, ~np.isnan(values))
+    kept = values[np.arange(values.shape[1]) < counts[:, None]]
+    array: Any = pa.array(kept.ravel())
+    for size in reversed(kept.shape[1:]):
+        array = pa.LargeListArray.from_arrays(np.arange(0, len(array) + 1, size, dtype=np.int64), array)
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return pl.Series(pl.from_arrow(pa.LargeListArray.from_arrays(offsets, array, mask=pa.array(counts == 0))))
+
+
+def _nullable(values: np.ndarray, present: np.ndarray) -> pl.Series:
+    series = pl.Series(np.asarray(values))
+    return series.to_frame("v").select(pl.when(pl.Series(present)).then(pl.col("v")))["v"]
+
+
+def check_folder(out: Path) -> None:
+    """Raise InputError if files cannot be written into `out`; makes the folder if there is none."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = _temporary(out, "probe")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot write there ({error.strerror or error}); name another folder") from error
+
+
+@contextlib.contextmanager
+def together(out: Path) -> Iterator[Callable[[str], Path]]:
+    """Files that appear in `out` all at once at the end, or, after an error, not at all.
+
+    Yields a function from a file's name to the place where it is to be written for now.
+    """
+    names: list[str] = []
+
+    def place(name: str) -> Path:
+        names.append(name)
+        return _temporary(out, name)
+
+    try:
+        yield place
+        for name in names:
+            os.replace(_temporary(out, name), out / name)
+    finally:
+        for name in names:
+            _temporary(out, name).unlink(missing_ok=True)
+
+
+def _temporary(out: Path, name: str) -> Path:
+    return out / f".{name}.{os.getpid()}.part"
