@@ -26,7 +26,9 @@ def ready(x: Any, weight: Any, labels: Any, components: int | None = None) -> tu
     if x.ndim == 0:
         raise ValueError("x is a single number; it must be rows, [n] or [n, D]")
     n = x.shape[0]
-    weight = jnp.ones(n, x.dtype) if weight is None else jnp.asarray(weight, x.dtype)
+    if weight is None:
+        return x, jnp.ones(n, x.dtype), None if labels is None else _labels(labels, n, components)
+    weight = jnp.asarray(weight, x.dtype)
     if weight.shape != (n,):
         raise ValueError(f"weight has shape {weight.shape}; with {n} rows it must be ({n},)")
     if _concrete(weight) and not (np.isfinite(w := np.asarray(weight)) & (w >= 0)).all():
@@ -59,7 +61,8 @@ def as_floats(x: Any) -> Array:
         if x.dtype.kind not in "biuf":
             raise TypeError(f"x holds values of type {x.dtype}; it must hold numbers")
     if jnp.issubdtype(x.dtype, jnp.floating):
-        return jnp.asarray(x)
+        # Copied once: `jnp.asarray` passes NumPy data through a second copy.
+        return x if isinstance(x, jax.Array) else jax.device_put(x, may_alias=False)
     return jnp.asarray(x, jnp.result_type(float))
 
 
@@ -67,7 +70,7 @@ def _concrete(array: Array) -> bool:
     return not isinstance(array, Tracer)
 
 
-def stack(arrays: Sequence[Any], length: int, fill: float = 0) -> np.ndarray:
+def stack(arrays: Sequence[Any], length: int | np.integer, fill: float = 0) -> np.ndarray:
     """Arrays of different lengths as one, `[len(arrays), length, ...]`, padded with `fill`."""
     first = np.asarray(arrays[0])
     out = np.full((len(arrays), length, *first.shape[1:]), fill, first.dtype)
@@ -76,6 +79,6 @@ def stack(arrays: Sequence[Any], length: int, fill: float = 0) -> np.ndarray:
     return out
 
 
-def presence(lengths: Sequence[int] | np.ndarray, length: int, dtype: Any) -> np.ndarray:
+def presence(lengths: Sequence[int] | np.ndarray, length: int | np.integer, dtype: Any) -> np.ndarray:
     """One for rows that are there, zero for padding: `[len(lengths), length]`."""
     return (np.arange(length) < np.asarray(lengths)[:, None]).astype(dtype)

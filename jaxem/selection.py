@@ -31,7 +31,7 @@ def bic(log_likelihood: Any, parameters: Any, rows: Any) -> Any:
         parameters: free numbers in the model, `[...]`.
         rows: n, the sum of the row weights, `[...]`.
 
-    >>> round(bic(-10.0, 3, 100), 4)
+    >>> round(float(bic(-10.0, 3, 100)), 4)
     33.8155
     """
     return -2 * log_likelihood + parameters * np.log(rows)
@@ -44,7 +44,7 @@ def icl(log_likelihood: Any, parameters: Any, rows: Any, entropy: Any) -> Any:
         log_likelihood, parameters, rows: as for `bic`.
         entropy: of the posteriors, summed over rows, in nats (see `entropy`), `[...]`.
 
-    >>> round(icl(-10.0, 3, 100, 2.0), 4)
+    >>> round(float(icl(-10.0, 3, 100, 2.0)), 4)
     37.8155
     """
     return bic(log_likelihood, parameters, rows) + 2 * entropy

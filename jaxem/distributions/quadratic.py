@@ -134,7 +134,7 @@ def _moments_by_member(columns: Array, mean: Array, white: Array, weight: Array)
     def member(carry: None, parameters: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
         centre, row_weight = parameters
         difference = columns - centre[:, None]
-        weighted = difference * row_weight
+        weighted = difference * row_weight[None]
         return carry, (_rows_sum(weighted), linalg.matmul(weighted, difference.T))
 
     return jax.lax.scan(member, None, (mean, weight))[1]
@@ -168,18 +168,12 @@ def axial_moments(
     return Moments(rows, rows, _rows_sum(weighted), _rows_sum(weighted * difference), mean)
 
 
-SCALE_ROWS = 65_536
-"""A scale is read off at most about this many rows, evenly spaced: it sets a floor, not an estimate."""
-
-
 def scale(columns: Float[Array, "d n"], weight: Float[Array, "n"]) -> Float[Array, "d"]:
     """The spread of each column that a few wild rows cannot move: the smaller of sd and interquartile range / 1.349.
 
     Rows of weight zero count for nothing and a row of weight two counts twice. A column that does not vary takes a
     thousandth of its size instead, or one if it is all zero, so that a floor is always above zero.
     """
-    step = -(-columns.shape[-1] // SCALE_ROWS)
-    columns, weight = columns[:, ::step], weight[::step]
     total = jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
     order = jnp.argsort(columns, axis=-1)
     sorted_columns = jnp.take_along_axis(columns, order, axis=-1)
