@@ -20,15 +20,11 @@ import numpy as np
 
 import jaxem as jem
 from jaxem import priors
-from jaxem.fitting.ragged import padded_lengths
 from jaxem.kinds import Kind
 from jaxem.outcome import Outcome, Scores, narrow, summarise, widen
+from jaxem.slabs import Plan, Slab, plan, stack
 from jaxem.tables import Grouped
 
-SLAB = 512
-"""Groups in a slab at most."""
-ENTRIES = 1 << 23
-"""Numbers in the stacked rows of a slab at most (64 MiB): a few large groups make a small slab."""
 COMPILING = "/jax/core/compile/backend_compile_duration"
 
 
@@ -65,16 +61,6 @@ class Settings:
     workers: int = 2
 
 
-@dataclasses.dataclass(frozen=True)
-class Slab:
-    """Groups that are fitted together: their numbers, the rows and groups that they are padded to."""
-
-    index: int
-    groups: np.ndarray
-    length: int
-    size: int
-
-
 def run(
     grouped: Grouped, settings: Settings = Settings(), progress: Callable[[int, int], None] | None = None
 ) -> Outcome:
@@ -92,8 +78,9 @@ def run(
     outcome = Outcome.empty(grouped, settings)
     stop, tally = threading.Event(), _Tally(progress)
     with _compilation_seconds() as compiling, ThreadPoolExecutor(settings.workers) as pool:
-        work = partial(_fit_slab, grouped, settings, stop, tally)
-        futures = {pool.submit(work, slab): slab for slab in plan(outcome)}
+        shapes = plan(grouped, outcome.fittable, settings.components, settings.restarts)
+        work = partial(_fit_slab, grouped, settings, shapes, stop, tally)
+        futures = {pool.submit(work, slab): slab for slab in shapes.slabs}
         try:
             _collect(outcome, futures)
         except KeyboardInterrupt:
@@ -112,54 +99,9 @@ def expected(grouped: Grouped, settings: Settings) -> tuple[int, int]:
     return groups, groups * len(settings.components) * settings.restarts
 
 
-def capacities(components: Sequence[int]) -> list[tuple[int, tuple[int, ...]]]:
-    """Which numbers of components share one compiled shape: `(components in the shape, numbers that use it)`.
-
-    A component that is not used costs time in every step, a further shape costs a compilation.
-
-    >>> capacities([1, 2, 3, 4, 5, 6])
-    [(2, (1, 2)), (4, (3, 4)), (6, (5, 6))]
-    """
-    ordered = sorted(components)
-    pairs = [tuple(ordered[max(end - 2, 0) : end]) for end in range(len(ordered), 0, -2)]
-    return [(pair[-1], pair) for pair in reversed(pairs)]
-
-
-def plan(outcome: Outcome) -> list[Slab]:
-    """The slabs: first one of each length, so that workers do not wait for the same compilation."""
-    fittable = np.flatnonzero(outcome.fittable)
-    if not len(fittable):
-        return []
-    n, columns = outcome.grouped.n[fittable], outcome.grouped.x.shape[1]
-    lengths = padded_lengths(n)
-    bucket = np.searchsorted(lengths, n)
-    turns = []
-    for i, length in enumerate(lengths):
-        groups = fittable[bucket == i]
-        most = int(np.clip(ENTRIES // (length * columns), 1, SLAB))
-        pieces = np.array_split(groups[np.argsort(-n[bucket == i], kind="stable")], -(-len(groups) // most))
-        turns += [(turn, -length, piece, _padded_size(len(pieces[0]))) for turn, piece in enumerate(pieces)]
-    turns.sort(key=lambda item: item[:2])
-    return [Slab(index, groups, -length, size) for index, (_, length, groups, size) in enumerate(turns)]
-
-
-def _padded_size(groups: int) -> int:
-    return 1 << (groups - 1).bit_length() if groups <= 16 else -(-groups // 16) * 16
-
-
-def stack(grouped: Grouped, slab: Slab, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """Rows `[size, length, D]` and weights `[size, length]`; a group that only pads has a single row."""
-    groups = np.resize(slab.groups, slab.size)
-    row = np.arange(slab.length)
-    n = np.where(np.arange(slab.size) < len(slab.groups), grouped.n[groups], 1)
-    present = row < n[:, None]
-    x = grouped.x[np.where(present, grouped.start[groups][:, None] + row, grouped.start[groups][:, None])]
-    return x.astype(dtype), present.astype(dtype)
-
-
 def _fit_slab(
-    grouped: Grouped, settings: Settings, stop: threading.Event, tally: _Tally, slab: Slab
-) -> tuple[Scores, Any] | None:
+    grouped: Grouped, settings: Settings, shapes: Plan, stop: threading.Event, tally: _Tally, slab: Slab
+) -> tuple[Scores, np.ndarray, Any, Any] | None:
     """Scores for every number of components and the chosen models, or None if it was stopped."""
     # Both are settings of this thread only.
     with jax.enable_x64(settings.dtype == "float64"), jax.default_device(jax.devices("cpu")[0]):
@@ -167,7 +109,7 @@ def _fit_slab(
         x = grouped.kind.rows(x)
         starts = _starts(grouped.kind, settings, slab, x, weight)
         results = []
-        for capacity, counts in capacities(settings.components):
+        for capacity, counts in shapes.capacities:
             fit = _climb(settings, stop, tally, slab, [starts[k] for k in counts], x, weight, capacity)
             if stop.is_set():
                 return None

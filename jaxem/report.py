@@ -13,8 +13,8 @@ import numpy as np
 from jaxem import plot
 from jaxem._version import version
 from jaxem.fitting.status import Status
-from jaxem.job import Slab, stack
 from jaxem.outcome import Outcome, posterior
+from jaxem.slabs import Slab, stack
 
 EXAMPLES = 12
 WORST = 10
@@ -141,9 +141,10 @@ def _typical(outcome: Outcome) -> list[int]:
     queues = []
     for k in outcome.settings.components:
         mine = np.flatnonzero(outcome.components == k)
-        by_size = mine[np.argsort(outcome.grouped.n[mine], kind="stable")]
-        picks = np.linspace(0.8, 0.2, EXAMPLES) * max(len(mine) - 1, 0)
-        queues.append(list(dict.fromkeys(by_size[np.round(picks).astype(int)].tolist())) if len(mine) else [])
+        # Not the largest and the smallest of each first: those at four fifths of the order, and on from there.
+        spread = mine[np.argsort(outcome.grouped.n[mine], kind="stable")][:: max(len(mine) // EXAMPLES, 1)]
+        rank = np.abs(np.arange(len(spread)) - 0.8 * (len(spread) - 1))
+        queues.append(spread[np.argsort(rank, kind="stable")].tolist())
     turns = [(turn, i, group) for i, queue in enumerate(queues) for turn, group in enumerate(queue)]
     chosen = sorted(sorted(turns)[:EXAMPLES], key=lambda item: (item[1], outcome.grouped.n[item[2]]))
     return [group for _, _, group in chosen]

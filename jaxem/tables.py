@@ -122,7 +122,7 @@ def _scanner(path: Path) -> Callable[[Path], pl.LazyFrame]:
 def _scan_arrow(path: Path) -> pl.LazyFrame:
     with path.open("rb") as file:
         stream = file.read(6) != b"ARROW1"
-    return (pl.read_ipc_stream(path) if stream else pl.read_ipc(path, memory_map=False)).lazy()
+    return pl.read_ipc_stream(path).lazy() if stream else pl.scan_ipc(path)
 
 
 def _require(path: Path, present: Sequence[str], wanted: Sequence[str], argument: str) -> None:
