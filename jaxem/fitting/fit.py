@@ -18,6 +18,10 @@ from jaxem.fitting.status import Status
 from jaxem.solvers.em import CHUNK, EM
 
 
+SCALE_ROWS = 65_536
+"""At most this many rows, evenly spaced, say how wide the data are."""
+
+
 def fit(
     model: Any,
     x: Any,
@@ -111,7 +115,9 @@ def pseudo_statistics(prior: Any, model: Any, x: Any, weight: Array) -> Statisti
 def _fit_one(solver: Any, model: Any, x: Any, weight: Array, prior: Any, limits: Limits, *, trace: int) -> Fit:
     # Small data is put into the layout of the loop once; large data is, chunk by chunk, in every pass.
     data = model.observe(x) if len(weight) <= CHUNK else x
-    regulariser = pseudo_statistics(prior, model, data, weight)
+    # A floor and a prior need the scale of the data, not every row of it.
+    some = jax.tree.map(lambda leaf: leaf[:: -(-len(weight) // SCALE_ROWS)], (x, weight))
+    regulariser = pseudo_statistics(prior, model, *some)
 
     def running(carry: tuple[Progress, Array]) -> Array:
         return carry[0].status == int(Status.running)
@@ -122,7 +128,7 @@ def _fit_one(solver: Any, model: Any, x: Any, weight: Array, prior: Any, limits:
 
     nothing = jnp.full(trace, jnp.nan, weight.dtype)
     end, objectives = jax.lax.while_loop(running, step, (begin(solver, model, data, weight, regulariser), nothing))
-    return conclude(end, objectives, model.floor(data, weight), weight)
+    return conclude(end, objectives, model.floor(*some), weight)
 
 
 def conclude(end: Progress, trace: Array | None, floor: Statistics, weight: Array) -> Fit:

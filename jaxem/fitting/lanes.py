@@ -9,7 +9,10 @@ host is free: progress, checkpoints and Ctrl-C live there.
 from __future__ import annotations
 
 import itertools
+import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -75,7 +78,7 @@ def fit_many(
         ValueError: shapes that do not fit each other, or an empty problem (named by its index).
 
     >>> import jax, jaxem as jem
-    >>> xs = [jax.numpy.array([[0.0], [0.2], [5.0], [5.2]]), jax.numpy.array([[1.0], [1.2], [9.0]])]
+    >>> xs = [jax.numpy.array([[0.0], [0.5], [5.0], [5.5]]), jax.numpy.array([[1.0], [1.2], [9.0]])]
     >>> start = jem.SphericalGaussian([[[0.0], [5.0]], [[1.0], [9.0]]], jax.numpy.ones((2, 2)))
     >>> fits = jem.fit_many(jem.Mixture(jax.numpy.full((2, 2), 0.5), start), xs)
     >>> fits.model.components.mean.round(1).tolist()
@@ -85,19 +88,57 @@ def fit_many(
     problems, restarts = _batch(models)
     leading = len(models.batch_shape)
     models = jax.tree.map(lambda leaf: leaf.reshape(problems * restarts, *leaf.shape[leading:]), models)
-    batches = _batches(xs, weight, labels, problems, hidden_states(_member(models, 0)))
-    with _Reporter(progress, problems) as report:
-        parts, done = [], 0
-        for index, x, row_weight, row_labels in batches:
-            jobs = (index[:, None] * restarts + np.arange(restarts)).ravel()
+    model = _member(models, 0)
+    batches = _batches(xs, weight, labels, problems, hidden_states(model))
+    queues, indices = [], []
+    for index, x, row_weight, row_labels in batches:
+        limits = Limits(jnp.asarray(tol, row_weight.dtype), jnp.asarray(max_steps, jnp.int32))
+        for part in np.array_split(np.arange(len(index)), min(workers(model, x.shape[1]), len(index))):
+            jobs = (index[part, None] * restarts + np.arange(restarts)).ravel()
             starts = jax.tree.map(lambda leaf, jobs=jobs: leaf[jobs], models)
-            dtype = row_weight.dtype
-            limits = Limits(jnp.asarray(tol, dtype), jnp.asarray(max_steps, jnp.int32))
-            queue = _Queue(solver, starts, x, row_weight, row_labels, prior, limits, restarts, lanes)
-            parts.append(queue.run(lambda more, done=done: report(done + more), stop))
-            done += len(index)
-    order = np.argsort(np.concatenate([index for index, *_ in batches]), kind="stable")
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[order], *parts)
+            mine = (x[part], row_weight[part], None if row_labels is None else row_labels[part])
+            queues.append(partial(_run, solver, starts, *mine, prior, limits, restarts, lanes))
+            indices.append(index[part])
+    with _Reporter(progress, problems) as report:
+        fits = _run_all(queues, workers(model, max(x.shape[1] for _, x, *_ in batches)), report, stop)
+    order = np.argsort(np.concatenate(indices), kind="stable")
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[order], *fits)
+
+
+def workers(model: Any, rows: int) -> int:
+    """Threads that pay: side by side, XLA spreads the lanes over the cores; one after the other, it cannot."""
+    return (os.cpu_count() or 1) if jax.default_backend() == "cpu" and _one_by_one(model, rows) else 1
+
+
+def _one_by_one(model: Any, rows: int) -> bool:
+    return rows * (hidden_states(model) or 1) > LARGE
+
+
+def _run_all(
+    queues: list[Callable[..., Fit]], threads: int, report: _Reporter, stop: Callable[[], bool] | None
+) -> list[Fit]:
+    """Run the queues, on several threads if that pays; an error or Ctrl-C ends them all."""
+    ended = threading.Event()
+
+    def stopped() -> bool:
+        return ended.is_set() or (stop is not None and stop())
+
+    if threads == 1:
+        return [queue(report.source(), stopped) for queue in queues]
+
+    # Which floats and which device to use is a thread's own business in JAX: hand the caller's on.
+    wide, device = jnp.result_type(float) == jnp.float64, jax.config.jax_default_device
+
+    def run(queue: Callable[..., Fit]) -> Fit:
+        with jax.enable_x64(bool(wide)), jax.default_device(device):
+            return queue(report.source(), stopped)
+
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            return list(pool.map(run, queues))
+        except BaseException:
+            ended.set()
+            raise
 
 
 def _batch(models: Any) -> tuple[int, int]:
@@ -188,8 +229,7 @@ class _Queue:
         self.problems, self.floor = _prepare(starts, x, weight, labels, prior, restarts=restarts)
         self.jobs = len(x) * restarts
         self.width = min(lanes, 1 << (self.jobs - 1).bit_length())
-        states = hidden_states(_member(starts, 0)) or 1
-        self.block = 1 if x.shape[1] * states > LARGE else None
+        self.one_by_one = _one_by_one(_member(starts, 0), x.shape[1])
         # On a device the flags are read one call late, so that it never waits for the host.
         self.late = 0 if jax.default_backend() == "cpu" else 1
 
@@ -207,7 +247,7 @@ class _Queue:
             waiting += len(given)
             lanes, results, status = _turn(
                 self.solver, lanes, results, self.problems, self.starts, refill, jobs, self.limits,
-                restarts=self.restarts, block=self.block,
+                restarts=self.restarts, one_by_one=self.one_by_one,
             )  # fmt: skip
             running = jobs < self.jobs
             if not running.any():
@@ -257,7 +297,7 @@ def _idle(solver: Any, starts: Any, problems: _Problems, *, width: int) -> tuple
     return _Lanes(many(width), jnp.full(width, jobs, jnp.int32)), replace(many(jobs), model=starts)
 
 
-@partial(jax.jit, static_argnames=("restarts", "block"), donate_argnames=("lanes", "results"))
+@partial(jax.jit, static_argnames=("restarts", "one_by_one"), donate_argnames=("lanes", "results"))
 def _turn(
     solver: Any,
     lanes: _Lanes,
@@ -269,7 +309,7 @@ def _turn(
     limits: Limits,
     *,
     restarts: int,
-    block: int | None,
+    one_by_one: bool,
 ) -> tuple[_Lanes, Progress, Array]:
     """Bank the lanes marked `refill`, load `jobs` into them, and advance every lane by `STEPS`."""
     count = results.status.shape[0]
@@ -287,13 +327,21 @@ def _turn(
     def climb(lane: tuple[Progress, _Problems]) -> Progress:
         progress, mine = lane
 
-        def step(_: int, now: Progress) -> Progress:
+        def step(now: Progress) -> Progress:
             return advance(solver, now, mine.data, mine.weight, mine.prior, limits)
 
-        return jax.lax.fori_loop(0, STEPS, step, progress)
+        if not one_by_one:
+            return jax.lax.fori_loop(0, STEPS, lambda _, now: step(now), progress)
+        # A lane by itself can stop when its fit does.
+        last = jnp.maximum(progress.steps, 0) + STEPS
+
+        def goes_on(now: Progress) -> Array:
+            return (now.status == int(Status.running)) & (now.steps < last)
+
+        return jax.lax.while_loop(goes_on, step, progress)
 
     progress = jax.vmap(load)(lanes.progress, mine, job, refill)
-    progress = jax.vmap(climb)((progress, mine)) if block is None else jax.lax.map(climb, (progress, mine))
+    progress = jax.lax.map(climb, (progress, mine)) if one_by_one else jax.vmap(climb)((progress, mine))
     return _Lanes(progress, job), results, progress.status + 0
 
 
@@ -320,31 +368,61 @@ def _choose(results: Progress, problems: _Problems, floor: Statistics, *, restar
     )
 
 
+def _run(
+    solver: Any,
+    starts: Any,
+    x: Array,
+    weight: Array,
+    labels: Array | None,
+    prior: Any,
+    limits: Limits,
+    restarts: int,
+    lanes: int,
+    report: Callable[[int], None],
+    stop: Callable[[], bool],
+) -> Fit:
+    return _Queue(solver, starts, x, weight, labels, prior, limits, restarts, lanes).run(report, stop)
+
+
 class _Reporter:
-    """Tells a person, or a function, how many problems are done."""
+    """Tells a person, or a function, how many problems are done; several queues may report to it."""
 
     def __init__(self, progress: bool | Callable[[int, int], None], total: int) -> None:
-        self.progress, self.total, self.done, self.bar = progress, total, 0, None
+        self.tell, self.total, self.bar = progress if callable(progress) else None, total, None
+        self.done: list[int] = []
+        self.lock = threading.Lock()
+        if progress is True:
+            self.tell = self._open_bar()
 
-    def __enter__(self) -> Callable[[int], None]:
-        if self.progress is True:
-            self.progress = self._bar()
-        return self
-
-    def _bar(self) -> Callable[[int, int], None]:
+    def _open_bar(self) -> Callable[[int, int], None]:
         try:
             from rich.progress import Progress as Bar
         except ImportError:
             raise ValueError("progress=True needs the package rich: pip install 'jaxem[cli]'") from None
-        self.bar = Bar()
-        task = self.bar.add_task("fits", total=self.total)
-        self.bar.start()
-        return lambda done, total: self.bar.update(task, completed=done)
+        bar = Bar()
+        task = bar.add_task("fits", total=self.total)
+        self.bar = bar
+        return lambda done, total: bar.update(task, completed=done)
 
-    def __call__(self, done: int) -> None:
-        if callable(self.progress):
-            self.progress(done, self.total)
+    def __enter__(self) -> _Reporter:
+        if self.bar is not None:
+            self.bar.start()
+        return self
 
     def __exit__(self, *error: object) -> None:
         if self.bar is not None:
             self.bar.stop()
+
+    def source(self) -> Callable[[int], None]:
+        """A function for one queue to say how many of its problems are done."""
+        with self.lock:
+            self.done.append(0)
+            mine = len(self.done) - 1
+
+        def report(done: int) -> None:
+            with self.lock:
+                self.done[mine] = done
+                if self.tell is not None:
+                    self.tell(sum(self.done), self.total)
+
+        return report

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxem.distributions.base import Statistics
 from jaxem.fitting.status import Status
-from jaxem.pytree import module, select
+from jaxem.pytree import module, replace, select
 
 
 @module
@@ -71,7 +71,7 @@ def advance(
 ) -> Progress:
     """Evaluate the model ahead, decide whether to stop there, and propose one after it.
 
-    A fit that has ended keeps everything.
+    A fit that has ended keeps everything but the model ahead, which nobody reads any more.
     """
     proposal, state, log_likelihood = solver.step(now.ahead, now.state, x, weight, prior)
     objective = log_likelihood + now.ahead.expected_log_prob(prior)
@@ -81,7 +81,7 @@ def advance(
     steps = now.steps + 1
     status = judge(objective, gain, jnp.maximum(rate, now.rate), steps, first, jnp.sum(weight), limits)
     new = Progress(now.ahead, proposal, state, log_likelihood, objective, gain, rate, steps, status)
-    return select(now.status == int(Status.running), new, now)
+    return replace(select(now.status == int(Status.running), new, now), ahead=proposal)
 
 
 def judge(

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxem.distributions.base import Labelled, Statistics, add
+from jaxem.distributions.base import Labelled, Statistics, add, scale
 from jaxem.latent.sums import total
 from jaxem.pytree import module
 
-CHUNK = 16_384
+CHUNK = 8_192
 """Rows in one pass of the E-step: more than this and the responsibilities are made, used and dropped chunk by chunk."""
 
 
@@ -51,22 +51,18 @@ def expectation(model: Any, x: Any, weight: Float[Array, "n"]) -> tuple[Array, S
     if n <= CHUNK or not raw:
         return _expectation(model, x, weight)
 
-    def rows(start: Any, count: int) -> tuple[Array, Statistics]:
-        part = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, count), (x, weight))
-        return _expectation(model, *part)
-
     def chunk(i: Array, carry: Any) -> Any:
         (high, low), statistics = carry
-        part, more = rows(i * CHUNK, CHUNK)
+        start = jnp.minimum(i * CHUNK, n - CHUNK)
+        rows, row_weight = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, CHUNK), (x, weight))
+        # The last chunk reaches back over rows that have been counted, so that all have one shape.
+        row_weight = jnp.where(start + jnp.arange(CHUNK, dtype=start.dtype) >= i * CHUNK, row_weight, 0)
+        part, more = _expectation(model, rows, row_weight)
         return two_sum(high, low, part), add(statistics, more)
 
-    whole = n // CHUNK
-    log_likelihood, statistics = rows(0, CHUNK)
-    carry = ((log_likelihood, jnp.zeros_like(log_likelihood)), statistics)
-    (high, low), statistics = jax.lax.fori_loop(1, whole, chunk, carry)
-    if whole * CHUNK < n:
-        part, more = rows(whole * CHUNK, n - whole * CHUNK)
-        (high, low), statistics = two_sum(high, low, part), add(statistics, more)
+    nothing = scale(model.floor(*jax.tree.map(lambda leaf: leaf[:1], (x, weight))), 0)
+    zero = jnp.zeros((), weight.dtype)
+    (high, low), statistics = jax.lax.fori_loop(0, -(-n // CHUNK), chunk, ((zero, zero), nothing))
     return high + low, statistics
 
 

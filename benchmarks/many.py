@@ -1,0 +1,75 @@
+"""Thousands of small mixtures, and hundreds of middling ones: against scikit-learn on all cores, and lock-step vmap."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from peers import lock_step, sklearn_many, start_of
+from problems import overlapping, refuse_if_different
+
+import jaxem as jem
+
+Row = dict[str, Any]
+
+
+def stopwatch(run: Callable[[], Any], repeats: int) -> tuple[Any, list[float]]:
+    """The last result of `run` and the seconds that each call took."""
+    seconds, result = [], None
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        result = jax.block_until_ready(run())
+        seconds.append(time.perf_counter() - begin)
+    return result, seconds
+
+
+def row(case: str, who: str, seconds: float, compile_seconds: float | None, steps: np.ndarray, agree: Any) -> Row:
+    """One line of the table."""
+    return {
+        "case": case,
+        "who": who,
+        "seconds": seconds,
+        "compile": compile_seconds,
+        "mean steps": float(np.mean(steps)),
+        "max steps": int(np.max(steps)),
+        "agree": agree,
+    }
+
+
+def compare(case: str, problems: Any, tol: float, with_lock_step: bool) -> list[Row]:
+    """Correctness first, then seconds: ours is the median of five runs after the one that compiles."""
+    start, rows, limit = start_of(problems), problems.x.shape[1], 20_000
+
+    def ours() -> jem.Fit:
+        return jem.fit_many(start, problems.x, tol=tol, max_steps=limit)
+
+    first, (cold,) = stopwatch(ours, 1)
+    peer, (peer_seconds,) = stopwatch(lambda: sklearn_many(problems, tol, limit), 1)
+    share = refuse_if_different(np.asarray(first.log_likelihood), peer[0], rows, f"{case}: scikit-learn")
+    fits, warm = stopwatch(ours, 5)
+    seconds = float(np.median(warm))
+    table = [
+        row(case, "jaxem fit_many", seconds, cold - seconds, np.asarray(fits.steps), None),
+        row(case, "scikit-learn, joblib", peer_seconds, None, peer[1], share),
+    ]
+    if with_lock_step:
+        compiled, (compile_seconds,) = stopwatch(lambda: lock_step.lower(start, problems.x, tol).compile(), 1)
+        lock, (lock_seconds,) = stopwatch(lambda: compiled(start, problems.x, tol), 1)
+        share = refuse_if_different(
+            np.asarray(fits.log_likelihood), np.asarray(lock.log_likelihood), rows, f"{case}: lock-step"
+        )
+        table.append(row(case, "jax.vmap(while_loop)", lock_seconds, compile_seconds, np.asarray(lock.steps), share))
+    return table
+
+
+def small() -> list[Row]:
+    """2,000 problems of 300 rows, two columns, three components."""
+    return compare("2,000 x (300 x 2), K = 3", overlapping(2000, 300, 2, 3), 1e-8, with_lock_step=True)
+
+
+def middling() -> list[Row]:
+    """500 problems of 1,000 rows, eight columns, eight components."""
+    return compare("500 x (1,000 x 8), K = 8", overlapping(500, 1000, 8, 8), 1e-6, with_lock_step=False)
