@@ -1,0 +1,177 @@
+"""What makes EM climb: the M-step maximises Q, and Q lies below the log-likelihood and touches it at the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from families import ALL, FAMILIES, GAUSSIANS, STARTED, Example, coordinates, move, perturbed
+from jaxem.distributions.base import add
+
+import jaxem as jem
+
+everything = pytest.mark.parametrize("example", ALL, ids=repr)
+
+
+def e_step(model: Any, x: Any, weight: Any = None) -> Any:
+    @jax.jit
+    def statistics(model: Any, x: Any) -> Any:
+        log_prob, pullback = model.e_step(x)
+        return pullback(jnp.ones_like(log_prob) if weight is None else weight)
+
+    return statistics(model, x)
+
+
+def assert_same(a: Any, b: Any, rtol: float = 1e-9, atol: float = 1e-12) -> None:
+    for path, leaf in coordinates(a).items():
+        np.testing.assert_allclose(leaf, coordinates(b)[path], rtol=rtol, atol=atol, err_msg=path)
+
+
+@everything
+def test_m_step_zeroes_the_slope_of_q(example: Example, rng: np.random.Generator) -> None:
+    """Along directions in which parameters may move, at the maximum and, lest zero come cheap, not before it."""
+    start, x = example.mixture(), example.rows(30)
+    statistics = e_step(start, x)
+    best = start.m_step(statistics)
+    direction = {name: rng.normal(size=leaf.shape) for name, leaf in coordinates(best).items()}
+
+    @jax.jit
+    def slope(model: Any) -> jax.Array:
+        along = lambda t: move(model, {n: t * d for n, d in direction.items()}).expected_log_prob(statistics)  # noqa: E731
+        return jax.grad(along)(jnp.zeros(()))
+
+    assert abs(slope(best)) < 1e-8
+    assert abs(slope(perturbed(best, rng))) > 1e-3
+
+
+@everything
+def test_m_step_is_a_maximum_of_q(example: Example, rng: np.random.Generator) -> None:
+    start, x = example.mixture(), example.rows(30)
+    statistics = e_step(start, x)
+    best = start.m_step(statistics)
+    for size in (0.01, 0.1, 0.5):
+        other = perturbed(best, rng, size)
+        assert other.expected_log_prob(statistics) < best.expected_log_prob(statistics)
+
+
+@pytest.mark.parametrize("example", FAMILIES, ids=repr)
+def test_a_model_is_the_m_step_of_its_own_expected_statistics(example: Example, rng: np.random.Generator) -> None:
+    members = example.members(3)
+    assert_same(members.m_step(members.expected_statistics()), members)
+    # Parameters must come from the statistics, not from the model that reads them.
+    assert_same(perturbed(members, rng).m_step(members.expected_statistics()), members)
+
+
+@pytest.mark.parametrize("example", FAMILIES, ids=repr)
+def test_expected_statistics_are_the_mean_of_many_draws(example: Example) -> None:
+    members, n = example.members(2), 40_000
+    x = members.sample(jax.random.key(3), n)
+    for k in range(2):
+        fitted = members.m_step(members.statistics(x[k], jnp.full((2, n), 1 / n)))
+        for path, leaf in coordinates(members).items():
+            if leaf.shape[0] == 2:
+                np.testing.assert_allclose(coordinates(fitted)[path][k], leaf[k], rtol=0.05, atol=0.05, err_msg=path)
+
+
+@everything
+def test_em_stays_at_the_truth_for_many_rows(example: Example) -> None:
+    truth, n = example.mixture(2), 40_000
+    x = truth.sample(jax.random.key(5), n)
+    moved = truth.m_step(e_step(truth, x))
+    for path, leaf in coordinates(truth).items():
+        np.testing.assert_allclose(coordinates(moved)[path], leaf, rtol=0.08, atol=0.08, err_msg=path)
+
+
+@everything
+def test_q_touches_the_log_likelihood_and_lies_below_it(example: Example, rng: np.random.Generator) -> None:
+    """L(other) - L(model) >= Q(other) - Q(model): L = Q - H, and H is largest at the model (Jensen)."""
+    model, x = example.mixture(), example.rows(25)
+    statistics = e_step(model, x)
+
+    @jax.jit
+    def gap(other: Any) -> jax.Array:
+        gained = other.log_prob(x).sum() - model.log_prob(x).sum()
+        return gained - (other.expected_log_prob(statistics) - model.expected_log_prob(statistics))
+
+    assert abs(gap(model)) == 0
+    for size in (1e-3, 0.1, 1.0):
+        assert gap(perturbed(model, rng, size)) > 0
+    direction = {name: rng.normal(size=leaf.shape) for name, leaf in coordinates(model).items()}
+    slope = jax.grad(lambda t: gap(move(model, {n: t * d for n, d in direction.items()})))(jnp.zeros(()))
+    assert abs(slope) < 1e-9 * abs(model.log_prob(x).sum())
+
+
+@jax.jit
+def step(model: Any, x: Any, weight: Any, prior: Any) -> Any:
+    log_prob, pullback = model.e_step(x)
+    objective = (weight * log_prob).sum() + model.expected_log_prob(prior)
+    return objective, model.m_step(add(pullback(weight), prior))
+
+
+def climbs(model: Any, x: Any, weight: Any, prior: Any, steps: int = 6) -> None:
+    """EM, step by step, never lowers log-likelihood + log prior by more than rounding."""
+    last = -np.inf
+    for _ in range(steps):
+        objective, model = step(model, x, weight, prior)
+        assert np.isfinite(objective)
+        assert objective >= last - 1e-11 * (abs(objective) + len(x))
+        last = float(objective)
+
+
+@pytest.mark.parametrize("example", STARTED, ids=repr)
+@hypothesis.settings(max_examples=6)
+@hypothesis.given(seed=st.integers(0, 2**16), repeats=st.booleans(), with_prior=st.booleans())
+def test_em_never_lowers_its_objective(example: Example, seed: int, repeats: bool, with_prior: bool) -> None:
+    """From any start, on data from another model, tied and duplicated rows among them, weighted, with a prior."""
+    rng = np.random.default_rng(seed)
+    x = np.asarray(example.rows(24, seed=seed))
+    x = np.round(x)[rng.integers(0, 12, 24)] if repeats else x
+    weight = jnp.asarray(rng.choice([0.5, 1.0, 2.0], 24))
+    model = perturbed(example.mixture(2, seed=seed), rng)
+    prior = model.floor(x, weight)
+    if with_prior:
+        prior = add(prior, jem.priors.Weak(1.0).statistics(model, jnp.asarray(x), weight))
+    climbs(model, x, weight, prior)
+
+
+@pytest.mark.parametrize("example", ALL, ids=repr)
+def test_fit_reports_the_objective_of_its_own_model(example: Example) -> None:
+    x = example.rows(40)
+    fit = jem.fit(example.mixture(2, seed=3), x, max_steps=15, tol=0.0)
+    np.testing.assert_allclose(fit.log_likelihood, fit.model.log_prob(x).sum(), rtol=1e-12)
+    trace = np.asarray(fit.trace)[: int(fit.steps) + 1]
+    assert fit.steps > 3
+    assert np.isfinite(trace).all()
+    assert np.isnan(np.asarray(fit.trace)[int(fit.steps) + 1 :]).all()
+    assert (np.diff(trace) > -1e-9).all()
+    np.testing.assert_allclose(trace[-1], fit.objective, rtol=1e-12)
+
+
+@pytest.mark.parametrize("example", STARTED, ids=repr)
+def test_a_member_without_rows_keeps_its_parameters(example: Example) -> None:
+    """M-steps are total: finite statistics in, valid parameters out."""
+    model, x = example.mixture(3), example.rows(20)
+    weight = jnp.ones((3, 20)).at[1].set(0)
+    members = model.components
+    after = members.m_step(members.statistics(x, weight))
+    for path, leaf in coordinates(members).items():
+        assert np.isfinite(coordinates(after)[path]).all(), path
+        if not (isinstance(members, jem.TiedGaussian) and "covariance" in path):
+            np.testing.assert_array_equal(coordinates(after)[path][1], leaf[1])
+    nothing = members.m_step(members.statistics(x, jnp.zeros((3, 20))))
+    assert_same(nothing, members)
+
+
+@pytest.mark.parametrize("example", GAUSSIANS, ids=repr)
+def test_a_weak_prior_climbs_what_it_reports(example: Example) -> None:
+    x = np.asarray(example.rows(30))
+    fit = jem.fit(example.mixture(3, seed=4), x, prior=jem.priors.Weak(1.0), max_steps=30, tol=0.0)
+    trace = np.asarray(fit.trace)[: int(fit.steps) + 1]
+    assert (np.diff(trace) > -1e-9).all()
+    np.testing.assert_allclose(fit.log_likelihood, fit.model.log_prob(x).sum(), rtol=1e-12)
+    assert abs(fit.objective - fit.log_likelihood) > 1e-3

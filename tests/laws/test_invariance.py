@@ -1,0 +1,201 @@
+"""What must not matter: repetition against weight, padding, the order of components, units, chunks, company."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from families import ALL, GAUSSIANS, STARTED, Example, coordinates
+from jaxem.distributions.base import add
+from jaxem.fitting import fit as fitting
+from jaxem.solvers import em
+
+import jaxem as jem
+
+everything = pytest.mark.parametrize("example", ALL, ids=repr)
+STEPS = 8
+
+
+def assert_same(a: Any, b: Any, rtol: float = 1e-8, atol: float = 1e-10) -> None:
+    for path, leaf in coordinates(a).items():
+        np.testing.assert_allclose(leaf, coordinates(b)[path], rtol=rtol, atol=atol, err_msg=path)
+
+
+def fit(example: Example, x: Any, **options: Any) -> jem.Fit:
+    return jem.fit(example.mixture(2, seed=3), x, max_steps=STEPS, tol=0.0, **options)
+
+
+@everything
+def test_integer_weights_are_repeated_rows(example: Example) -> None:
+    x, times = example.rows(20), np.arange(20) % 4
+    weighted, repeated = fit(example, x, weight=times), fit(example, np.repeat(x, times, axis=0))
+    np.testing.assert_allclose(weighted.log_likelihood, repeated.log_likelihood, rtol=1e-9)
+    assert_same(weighted.model, repeated.model)
+
+
+@everything
+def test_padding_is_invisible(example: Example) -> None:
+    """Rows of weight zero may hold NaN, or what would overflow; neither values nor gradients notice."""
+    x = np.asarray(example.rows(16))
+    bad = np.full((4, *x.shape[1:]), np.nan)
+    bad[1:3] = [[[1e300]], [[-np.inf]]] if x.ndim == 2 else [1e300, -np.inf]
+    padded = np.concatenate([x[:5], bad, x[5:]])
+    weight = np.concatenate([np.ones(5), np.zeros(4), np.ones(11)])
+    trimmed, whole = fit(example, x), fit(example, padded, weight=weight)
+    np.testing.assert_allclose(whole.log_likelihood, trimmed.log_likelihood, rtol=1e-11)
+    assert_same(whole.model, trimmed.model)
+
+    def gradient(x: Any, weight: Any) -> Any:
+        return jax.grad(lambda model: jem.fit(model, x, weight=weight, max_steps=0).log_likelihood)(
+            example.mixture(2, seed=3)
+        )
+
+    with_padding = gradient(padded, weight)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(with_padding))
+    assert_same(with_padding, gradient(x, np.ones(16)))
+
+
+@everything
+def test_names_of_components_do_not_matter(example: Example) -> None:
+    x, order = example.rows(24), np.array([2, 0, 1])
+    model = example.mixture(3, seed=3)
+
+    def relabelled(model: jem.Mixture) -> jem.Mixture:
+        shared = "covariance" if isinstance(model.components, jem.TiedGaussian) else "nothing"
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf if shared in jax.tree_util.keystr(path) else leaf[order], model
+        )
+
+    a = jem.fit(model, x, max_steps=STEPS, tol=0.0)
+    b = jem.fit(relabelled(model), x, max_steps=STEPS, tol=0.0)
+    np.testing.assert_allclose(a.log_likelihood, b.log_likelihood, rtol=1e-11)
+    assert_same(relabelled(a.model), b.model)
+    np.testing.assert_allclose(model.posterior(x)[:, order], relabelled(model).posterior(x), rtol=1e-11)
+
+
+@pytest.mark.parametrize("example", GAUSSIANS, ids=repr)
+def test_an_offset_moves_the_means_and_nothing_else(example: Example) -> None:
+    """In float32 at 1e4, on a grid that float32 holds exactly at both places: not a bit of the spread may be lost."""
+    x = np.round(np.asarray(example.rows(60)) * 64) / 64
+    start = jem.Mixture.start(jax.random.key(1), example.family, x.astype(np.float32), 2)
+    offset = np.float32(10_000)
+    far = jem.Mixture.start(jax.random.key(1), example.family, (x + offset).astype(np.float32), 2)
+    here = jem.fit(start, x.astype(np.float32), max_steps=STEPS, tol=0.0)
+    there = jem.fit(far, (x + offset).astype(np.float32), max_steps=STEPS, tol=0.0)
+    np.testing.assert_allclose(here.log_likelihood, there.log_likelihood, rtol=2e-4)
+    name = "covariance" if hasattr(start.components, "covariance") else "variance"
+    spread = [np.asarray(getattr(f.model.components, name)) for f in (here, there)]
+    np.testing.assert_allclose(spread[1], spread[0], rtol=5e-3, atol=5e-3)
+    np.testing.assert_allclose(there.model.components.mean - offset, here.model.components.mean, atol=4e-3)
+    np.testing.assert_allclose(there.model.weights, here.model.weights, atol=2e-3)
+
+
+@pytest.mark.parametrize("factor", [2.0**-20, 2.0**20])
+@pytest.mark.parametrize("example", GAUSSIANS, ids=repr)
+def test_units_do_not_matter(example: Example, factor: float, dtype: jnp.dtype) -> None:
+    """Powers of two change no digit, so a fit in other units is the same fit."""
+    x = np.asarray(example.rows(60)).astype(dtype)
+    scaled = (x * factor).astype(dtype)
+    a, b = (
+        jem.fit(jem.Mixture.start(jax.random.key(1), example.family, rows, 2), rows, max_steps=5, tol=0.0)
+        for rows in (x, scaled)
+    )
+    tolerance = 1e-9 if dtype == jnp.float64 else 1e-3
+    shift = x.size * np.log(factor)
+    np.testing.assert_allclose(b.log_likelihood + shift, a.log_likelihood, rtol=tolerance * 10, atol=abs(shift) * 1e-6)
+    np.testing.assert_allclose(b.model.components.mean / factor, a.model.components.mean, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(b.model.weights, a.model.weights, rtol=tolerance)
+
+
+@everything
+def test_statistics_add_over_rows(example: Example) -> None:
+    model, x = example.mixture(2), example.rows(18)
+    weight = jnp.linspace(0.5, 1.5, 18)
+
+    def statistics(part: slice) -> Any:
+        return model.e_step(x[part])[1](weight[part])
+
+    together = model.m_step(statistics(slice(None)))
+    assert_same(model.m_step(add(statistics(slice(0, 7)), statistics(slice(7, 18)))), together)
+
+
+@everything
+def test_many_rows_go_through_in_chunks(example: Example, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = jnp.asarray(example.rows(50))
+    model, weight = example.mixture(2), jnp.linspace(0.0, 2.0, 50)
+    labels = jnp.where(jnp.arange(50) % 5 == 0, 1, -1)
+    for data in (x, jem.Labelled(x, labels)):
+        whole = em.expectation(model, data, weight)
+        monkeypatch.setattr(em, "CHUNK", 16)
+        chunked = em.expectation(model, data, weight)
+        monkeypatch.undo()
+        np.testing.assert_allclose(chunked[0], whole[0], rtol=1e-12)
+        assert_same(model.m_step(chunked[1]), model.m_step(whole[1]))
+
+
+def test_fit_goes_through_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = ALL[0].rows(53)
+    whole = jem.fit(ALL[0].mixture(2), x, max_steps=7, tol=0.0)
+    monkeypatch.setattr(em, "CHUNK", 16)
+    monkeypatch.setattr(fitting, "CHUNK", 16)
+    chunked = jem.fit(ALL[0].mixture(2), x, max_steps=9, tol=0.0)  # another limit, so that it is compiled anew
+    np.testing.assert_allclose(chunked.trace[:8], whole.trace[:8], rtol=1e-12)
+
+
+@pytest.mark.parametrize("example", STARTED, ids=repr)
+def test_many_fits_are_each_what_it_is_alone(example: Example) -> None:
+    """vmap(fit) = a loop of fit = fit_many, lane by lane, with steps and status."""
+    xs = jnp.stack([jnp.asarray(example.rows(20, seed=s)) for s in range(3)])
+    starts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(example.mixture(2, seed=s + 5) for s in range(3)))
+
+    def run(model: Any, x: Any) -> jem.Fit:
+        return jem.fit(model, x, tol=1e-5, max_steps=40)
+
+    alone = [run(jax.tree.map(lambda leaf, i=i: leaf[i], starts), xs[i]) for i in range(3)]
+    loop = jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone)
+    side_by_side = jax.vmap(run)(starts, xs)
+    lanes = jem.fit_many(starts, xs, tol=1e-5, max_steps=40)
+    for other in (side_by_side, lanes):
+        assert_same(other.model, loop.model, rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(other.log_likelihood, loop.log_likelihood, rtol=1e-10)
+        np.testing.assert_array_equal(other.status, loop.status)
+        np.testing.assert_array_equal(other.steps, loop.steps)
+
+
+@everything
+def test_labels_say_where_a_row_came_from(example: Example) -> None:
+    model, x = example.mixture(3), example.rows(12)
+    labels = jnp.array([0, 1, 2, -1] * 3)
+    posterior = model.posterior(jem.Labelled(x, labels))
+    for i, label in enumerate(labels.tolist()):
+        expected = model.posterior(x)[i] if label < 0 else np.eye(3)[label]
+        np.testing.assert_allclose(posterior[i], expected, rtol=1e-10)
+    log_prob = model.log_prob(jem.Labelled(x, labels))
+    joint = jnp.log(model.weights)[:, None] + model.components.log_prob(x)
+    np.testing.assert_allclose(log_prob[:3], jnp.diagonal(joint[:, :3]), rtol=1e-12)
+    np.testing.assert_allclose(log_prob[3], model.log_prob(x)[3], rtol=1e-12)
+
+
+@everything
+def test_all_rows_labelled_is_fitting_each_component_by_itself(example: Example) -> None:
+    x, labels = example.rows(20), np.arange(20) % 2
+    model = example.mixture(2)
+    log_prob, pullback = model.e_step(jem.Labelled(x, jnp.asarray(labels)))
+    fitted = model.m_step(pullback(jnp.ones(20)))
+    np.testing.assert_allclose(fitted.weights, [0.5, 0.5], rtol=1e-12)
+    _, alone = model.components.e_step(x)
+    assert_same(fitted.components, model.components.m_step(alone(jnp.asarray(np.stack([labels == 0, labels == 1]), float))))
+
+
+@everything
+def test_a_weight_of_zero_stays_zero(example: Example) -> None:
+    model = jem.Mixture([0.4, 0.0, 0.6], example.members(3))
+    x = example.rows(20)
+    fit = jem.fit(model, x, max_steps=4, tol=0.0)
+    assert fit.model.weights[1] == 0
+    assert (fit.model.posterior(x)[:, 1] == 0).all()
+    gradient = jax.grad(lambda model: model.log_prob(x).sum())(model)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
