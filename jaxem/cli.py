@@ -52,14 +52,20 @@ class OneLine(TyperGroup):
 app = typer.Typer(cls=OneLine, no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
 
 
-@app.callback()
-def _jaxem(
-    show_version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
-) -> None:
-    """Thousands of mixture models from one table, by expectation-maximisation."""
-    if show_version:
+def _tell_version(wanted: bool) -> bool:
+    if wanted:
         typer.echo(f"jaxem {version}")
         raise typer.Exit
+    return False
+
+
+@app.callback()
+def _jaxem(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_tell_version)
+    ] = False,
+) -> None:
+    """Thousands of mixture models from one table, by expectation-maximisation."""
 
 
 @app.command(no_args_is_help=True)

@@ -112,7 +112,9 @@ class Outcome:
         """
         if self.choice[group] < 0:
             raise ValueError(f"group {group} has no model: {Status(int(self.status[group])).sentence}")
-        return _one(jax.tree.map(lambda leaf: leaf[[group]], self.models), self.components[group])
+        mixture = _one(jax.tree.map(lambda leaf: leaf[[group]], self.models), int(self.components[group]))
+        with jax.enable_x64(self.settings.dtype == "float64"):
+            return jax.tree.map(jnp.asarray, mixture)
 
     def _of_choice(self, scores: np.ndarray) -> np.ndarray:
         return scores[np.arange(len(scores)), np.maximum(self.choice, 0)]

@@ -70,6 +70,7 @@ def page(outcome: Outcome, source: str, command: str, seconds: dict[str, float])
         statuses=_statuses(outcome),
         components=_components(outcome),
         examples=_examples(outcome) if fitted else None,
+        ellipses=len(grouped.kind.columns) > 1 and not set(grouped.kind.words) <= {"bernoulli", "categorical"},
         worst=_worst(outcome),
         failures=_failures(outcome),
     )
@@ -115,22 +116,18 @@ def _examples(outcome: Outcome) -> str:
     """Small multiples, as the source of an image: groups of many sizes of mixture, in the order of that size."""
     from matplotlib.figure import Figure
 
-    groups = _typical(outcome)
+    groups, kind = _typical(outcome), outcome.grouped.kind
     columns = min(4, len(groups))
     rows = -(-len(groups) // columns)
     figure = Figure(figsize=(3 * columns, 2.7 * rows), layout="constrained")
-    belonging = _belonging(outcome, groups)
-    kind = outcome.grouped.kind
-    for i, group in enumerate(groups):
-        ax = figure.add_subplot(rows, columns, i + 1)
-        x = outcome.grouped.rows_of(group)
-        # Components without a picture of their own need none: the colours are told by the ellipses.
-        plot.mixture(
-            outcome.model(group), kind.rows(x), ax, names=kind.columns, categories=kind.levels, component=belonging[i]
-        )
-        one = outcome.components[group] == 1
-        title = f"{outcome.grouped.label(group)}  ·  {len(x):,} rows  ·  {outcome.components[group]} component"
-        ax.set_title(title + ("" if one else "s"), fontsize=8.5, color=plot.INK, loc="left")
+    with jax.enable_x64(outcome.settings.dtype == "float64"), jax.default_device(jax.devices("cpu")[0]):
+        belonging = _belonging(outcome, groups)
+        for i, group in enumerate(groups):
+            ax = figure.add_subplot(rows, columns, i + 1)
+            x, components = outcome.grouped.rows_of(group), int(outcome.components[group])
+            plot.mixture(outcome.model(group), kind.rows(x), ax, kind.columns, kind.levels, belonging[i])
+            title = f"{outcome.grouped.label(group)}  ·  {len(x):,} rows  ·  {components} component"
+            ax.set_title(title + ("" if components == 1 else "s"), fontsize=8.5, color=plot.INK, loc="left")
     picture = io.BytesIO()
     figure.savefig(picture, format="svg", dpi=160, transparent=True, metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(picture.getvalue()).decode()
@@ -154,11 +151,9 @@ def _belonging(outcome: Outcome, groups: list[int]) -> list[np.ndarray]:
     """The component of each row of some groups, in one compiled call."""
     grouped = outcome.grouped
     slab = Slab(0, np.array(groups), int(grouped.n[groups].max()), len(groups))
-    dtype = outcome.settings.dtype
-    with jax.enable_x64(dtype == "float64"), jax.default_device(jax.devices("cpu")[0]):
-        x, weight = stack(grouped, slab, dtype)
-        models: Any = jax.tree.map(lambda leaf: leaf[groups], outcome.models)
-        component = np.asarray(posterior(models, grouped.kind.rows(x), weight)[1])
+    x, weight = stack(grouped, slab, outcome.settings.dtype)
+    models: Any = jax.tree.map(lambda leaf: leaf[groups], outcome.models)
+    component = np.asarray(posterior(models, grouped.kind.rows(x), weight)[1])
     return [row[: grouped.n[group]] for row, group in zip(component, groups, strict=True)]
 
 
@@ -175,7 +170,7 @@ def _worst(outcome: Outcome) -> list[dict[str, Any]]:
             "steps": int(outcome.chosen("steps")[group]),
             "status": Status(int(outcome.status[group])),
         }
-        for group in fitted[order]
+        for group in fitted[order].tolist()
     ]
 
 
@@ -185,6 +180,6 @@ def _failures(outcome: Outcome) -> list[dict[str, Any]]:
     found = []
     for code in np.unique(outcome.status[without]):
         groups = without[outcome.status[without] == code]
-        named = [(outcome.grouped.label(group), int(outcome.grouped.n[group])) for group in groups[:NAMED]]
+        named = [(outcome.grouped.label(group), int(outcome.grouped.n[group])) for group in groups[:NAMED].tolist()]
         found.append({"status": Status(int(code)), "count": len(groups), "named": named})
     return sorted(found, key=lambda item: -item["count"])
