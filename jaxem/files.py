@@ -69,6 +69,12 @@ def load(path: str | os.PathLike[str]) -> Any:
         FileNotFoundError: there is no such file.
         ValueError: the file is truncated or not from jaxem, or a tensor is missing, superfluous, of another type or
             shape than the structure says, or holds what its parameter may not (NaN among it).
+
+    >>> import tempfile, os, jaxem as jem
+    >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
+    >>> jem.save(path, jem.Bernoulli([0.25]))
+    >>> jem.load(path).probs.tolist()
+    [0.25]
     """
     from safetensors import SafetensorError, safe_open
 
