@@ -21,7 +21,7 @@ FLOORS = [
     {"solvers"},
     {"fitting"},
     {"compare", "files", "selection", "uncertainty"},
-    {"cli", "datasets", "job", "kinds", "outcome", "plot", "report", "sklearn", "tables"},
+    {"cli", "datasets", "job", "kinds", "outcome", "plot", "report", "results", "sklearn", "tables"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 DOORS = FLOORS[-1]

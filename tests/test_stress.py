@@ -55,7 +55,7 @@ def job(family: Any, x: np.ndarray, many: bool) -> Callable[[int], np.ndarray]:
     x = jnp.asarray(x, jnp.result_type(float))
 
     @jax.jit
-    def program(key: jax.Array) -> tuple[Any, list[jax.Array]]:
+    def program(key: jax.Array, x: jax.Array) -> tuple[Any, list[jax.Array]]:
         starts = jem.Mixture.start(key, family, x, COMPONENTS, restarts=RESTARTS)
         fit = jem.fit(starts, x, max_steps=STEPS)
         slopes = jax.grad(lambda model: model.log_prob(x).sum())(fit.model)
@@ -63,7 +63,7 @@ def job(family: Any, x: np.ndarray, many: bool) -> Callable[[int], np.ndarray]:
         return starts, [fit.log_likelihood, size, fit.model.posterior(x).sum(), fit.model.sample(key, 5).sum()]
 
     def run(seed: int) -> np.ndarray:
-        starts, numbers = program(jax.random.key(seed))
+        starts, numbers = program(jax.random.key(seed), x)
         if many:
             fits = jem.fit_many(starts, jnp.stack([x] * RESTARTS), max_steps=STEPS, lanes=2)
             numbers += list(fits.log_likelihood)
@@ -82,10 +82,10 @@ def test_two_threads_fit_everything_for_a_minute() -> None:
     failures: list[BaseException] = []
 
     def thread(order: list[tuple[str, int]]) -> None:
-        # At least once through all of it, compilation included; then over and over until the time is up.
+        # Twice through all of it, compilation included; then over and over until the time is up.
         try:
             for count, (name, seed) in enumerate(itertools.cycle(order)):
-                if failures or (count >= len(order) and time.monotonic() > end):
+                if failures or (count >= 2 * len(order) and time.monotonic() > end):
                     done.append(count)
                     return
                 numbers = jobs[name](seed)
@@ -103,7 +103,6 @@ def test_two_threads_fit_everything_for_a_minute() -> None:
     if failures:
         raise failures[0]
     assert len(done) == 2
-    assert sum(done) >= 4 * len(work), f"only {sum(done)} fits in {SECONDS} s"
 
 
 @pytest.mark.parametrize("name", kinds())

@@ -102,6 +102,7 @@ def pseudo_statistics(prior: Any, model: Any, x: Any, weight: Array) -> Statisti
     floor = model.floor(x, weight)
     if prior is None:
         return floor
+    x = x.x if isinstance(x, Labelled) else x  # a prior scales itself to the rows, whatever their labels
     made = prior.statistics(model, x, weight) if hasattr(prior, "statistics") else prior
     if jax.tree.structure(made) != jax.tree.structure(floor):
         raise ValueError(

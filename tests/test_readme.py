@@ -1,0 +1,36 @@
+"""The README is executed: every Python block runs, in order, and every `expression  # value` in it is true."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pages
+import pytest
+
+PAGES = sorted([*pages.ROOT.glob("*.md"), *pages.ROOT.glob("docs/*.md")])
+
+
+def test_every_block_of_the_readme_runs_and_tells_the_truth() -> None:
+    # In an interpreter of its own: a reader has neither 64-bit types nor strict promotion switched on.
+    readme = pages.ROOT / "README.md"
+    assert len(pages.python_blocks(readme)) >= 6
+    command = [sys.executable, pages.__file__, str(readme)]
+    path = os.pathsep.join([str(pages.ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_false_claim_is_found() -> None:
+    assert pages.run("x = 1\nx + 1  # 2\n", "page", {}) == 1
+    with pytest.raises(AssertionError, match="page, line 2: it is 2, the page says 3"):
+        pages.run("x = 1\nx + 1  # 3\n", "page", {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(\s*([^)#\s]+)[^)]*\)", page.read_text())
+    assert [t for t in targets if not t.startswith("http") and not (page.parent / t).exists()] == []
