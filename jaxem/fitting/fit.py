@@ -17,7 +17,6 @@ from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
 from jaxem.solvers.em import CHUNK, EM
 
-
 SCALE_ROWS = 65_536
 """At most this many rows, evenly spaced, say how wide the data are."""
 

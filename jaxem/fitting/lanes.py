@@ -8,6 +8,7 @@ host is free: progress, checkpoints and Ctrl-C live there.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import threading
@@ -36,6 +37,8 @@ STEPS = 8
 """Steps in one call: a lane that ends early idles for the rest of them."""
 NARROW = 8
 """Once the queue is empty and an eighth of the lanes is enough, go on with an eighth: a straggler costs little."""
+ONE_BY_ONE = 16
+"""Lanes, when they run one after the other."""
 LARGE = 6_000
 """Rows x hidden states above which lanes run one after the other, each in its own cache, instead of side by side."""
 
@@ -78,11 +81,11 @@ def fit_many(
         ValueError: shapes that do not fit each other, or an empty problem (named by its index).
 
     >>> import jax, jaxem as jem
-    >>> xs = [jax.numpy.array([[0.0], [0.5], [5.0], [5.5]]), jax.numpy.array([[1.0], [1.2], [9.0]])]
+    >>> xs = [jax.numpy.array([[0.0], [0.5], [5.0], [5.5]]), jax.numpy.array([[1.0], [1.5], [9.0]])]
     >>> start = jem.SphericalGaussian([[[0.0], [5.0]], [[1.0], [9.0]]], jax.numpy.ones((2, 2)))
     >>> fits = jem.fit_many(jem.Mixture(jax.numpy.full((2, 2), 0.5), start), xs)
-    >>> fits.model.components.mean.round(1).tolist()
-    [[[0.1], [5.1]], [[1.1], [9.0]]]
+    >>> fits.model.components.mean.round(2).tolist()
+    [[[0.25], [5.25]], [[1.25], [9.0]]]
     """
     check_limits(tol, max_steps)
     problems, restarts = _batch(models)
@@ -127,7 +130,7 @@ def _run_all(
         return [queue(report.source(), stopped) for queue in queues]
 
     # Which floats and which device to use is a thread's own business in JAX: hand the caller's on.
-    wide, device = jnp.result_type(float) == jnp.float64, jax.config.jax_default_device
+    wide, device = jnp.result_type(float) == jnp.float64, jax.config.jax_default_device  # type: ignore
 
     def run(queue: Callable[..., Fit]) -> Fit:
         with jax.enable_x64(bool(wide)), jax.default_device(device):
@@ -192,6 +195,10 @@ def _shaped(value: Any, shape: tuple[int, ...], name: str) -> Array:
     return value
 
 
+_COMPILING = threading.Lock()
+"""Held while a shape may compile for the first time, so that two threads do not compile the same one."""
+
+
 @module
 class _Problems:
     """All problems of one shape, on the device: lanes hold an index into them, not a copy."""
@@ -229,7 +236,10 @@ class _Queue:
         self.problems, self.floor = _prepare(starts, x, weight, labels, prior, restarts=restarts)
         self.jobs = len(x) * restarts
         self.width = min(lanes, 1 << (self.jobs - 1).bit_length())
+        # One after the other, an idle lane costs nothing, so a few are enough and there is no need to narrow.
         self.one_by_one = _one_by_one(_member(starts, 0), x.shape[1])
+        if self.one_by_one:
+            self.width = min(self.width, ONE_BY_ONE)
         # On a device the flags are read one call late, so that it never waits for the host.
         self.late = 0 if jax.default_backend() == "cpu" else 1
 
@@ -245,14 +255,15 @@ class _Queue:
             jobs[refill], loaded[refill] = self.jobs, call
             jobs[given] = np.arange(waiting, waiting + len(given))
             waiting += len(given)
-            lanes, results, status = _turn(
+            with _COMPILING if call == 0 else contextlib.nullcontext():
+                lanes, results, status = _turn(
                 self.solver, lanes, results, self.problems, self.starts, refill, jobs, self.limits,
                 restarts=self.restarts, one_by_one=self.one_by_one,
             )  # fmt: skip
             running = jobs < self.jobs
             if not running.any():
                 return _choose(results, self.problems, self.floor, restarts=self.restarts)
-            if waiting == self.jobs and running.sum() <= len(jobs) // NARROW:
+            if not self.one_by_one and waiting == self.jobs and running.sum() <= len(jobs) // NARROW:
                 keep = np.argsort(~running, kind="stable")[: len(jobs) // NARROW]
                 lanes, status, jobs, loaded = _take(lanes, keep), status[keep], jobs[keep], loaded[keep]
                 running, flags = running[keep], []
@@ -381,7 +392,9 @@ def _run(
     report: Callable[[int], None],
     stop: Callable[[], bool],
 ) -> Fit:
-    return _Queue(solver, starts, x, weight, labels, prior, limits, restarts, lanes).run(report, stop)
+    with _COMPILING:
+        queue = _Queue(solver, starts, x, weight, labels, prior, limits, restarts, lanes)
+    return queue.run(report, stop)
 
 
 class _Reporter:
