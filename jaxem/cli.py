@@ -123,7 +123,9 @@ def fit(
     workers: Annotated[
         int, typer.Option(help="Slabs of groups worked on at once.", min=1, max=64, rich_help_panel="Fitting")
     ] = 2,
-    assign: Annotated[bool, typer.Option("--assign", help="Write the component of every row, too.")] = False,
+    assign: Annotated[
+        bool, typer.Option("--assign", help="Write the component of every row, too.", rich_help_panel="Data")
+    ] = False,
 ) -> None:
     """Fit mixtures to every group of a table, and choose the number of components of each.
 
@@ -152,13 +154,14 @@ def _fit(options: dict[str, Any]) -> int:
     from jaxem.kinds import Kind
 
     columns, by = split(options["columns"]), split(options["by"])
-    _check_names(columns, by, results.OWN)
+    _check_names(columns, by, {*results.OWN, *results.PARAMETERS, *_prefixed(columns, results.PARAMETERS)})
     kind = Kind.parse(split(options["family"]), columns, [whole("--trials", t) for t in split(options["trials"])])
     settings = _settings(options)
     began = time.perf_counter()
     frame = tables.read(options["table"], columns, by)
     grouped = tables.group(frame, kind, by, split(options["missing"]))
     _check_sizes(grouped, settings)
+    _check_range(grouped, settings.dtype)
     results.check_folder(options["out"])
     reading = time.perf_counter() - began
     with _bar(*job.expected(grouped, settings)) as progress:
@@ -222,7 +225,11 @@ def whole(option: str, text: str) -> int:
         raise InputError(f"{option}: {text!r} is not a whole number; write for example 3") from None
 
 
-def _check_names(columns: list[str], by: list[str], own: tuple[str, ...]) -> None:
+def _prefixed(columns: list[str], parameters: tuple[str, ...]) -> list[str]:
+    return [f"{column}_{parameter}" for column in columns for parameter in parameters]
+
+
+def _check_names(columns: list[str], by: list[str], own: set[str]) -> None:
     if not columns:
         raise InputError("--columns is empty; name the columns to fit, with commas between")
     for option, names in (("--columns", columns), ("--by", by)):
@@ -240,6 +247,18 @@ def _check_sizes(grouped: Grouped, settings: Settings) -> None:
         where = "the largest group has" if len(grouped.n) > 1 else "the table has"
         rows = f"{largest:,} complete row" + ("s" if largest != 1 else "")
         raise InputError(f"--components up to {most}: {where} only {rows}; ask for at most {largest}")
+
+
+def _check_range(grouped: Grouped, dtype: str) -> None:
+    import numpy as np
+
+    beyond = np.abs(grouped.x) > np.finfo(dtype).max
+    if beyond.any():
+        at, column = np.argwhere(beyond)[0]
+        value, name = grouped.x[at, column], grouped.kind.columns[column]
+        raise InputError(
+            f"column {name}, row {grouped.row[at]}: {value:g} is beyond {dtype}; use --dtype float64, or rescale"
+        )
 
 
 @contextlib.contextmanager
@@ -303,6 +322,8 @@ def _conclude(outcome: Outcome, out: Path) -> int:
     if outcome.interrupted:
         typer.echo(f"jaxem: interrupted; the {fitted:,} finished of {groups:,} groups are in {out}", err=True)
         return INTERRUPTED
+    if not outcome.settings.assign and (out / "assignments.parquet").exists():
+        typer.echo(f"jaxem: {out / 'assignments.parquet'} is left from an earlier run", err=True)
     if fitted == 0:
         why = "see the status column of models.parquet"
         typer.echo(f"jaxem: none of {groups:,} groups could be fitted; {why}. Results are in {out}")

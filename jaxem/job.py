@@ -199,9 +199,9 @@ def _compilation_seconds() -> Iterator[Callable[[], float]]:
     """Measures what XLA's compilations take, summed over threads."""
     seconds = []
 
-    def listen(event: str, duration: float, **details: Any) -> None:
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == COMPILING:
-            seconds.append(duration)
+            seconds.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:

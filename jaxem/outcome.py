@@ -78,8 +78,9 @@ class Outcome:
         cases = [n < max(settings.min_rows, 1), ~grouped.varies[:, None], n < counts]
         codes = [int(Status.too_few_rows), int(Status.no_variation), int(Status.too_few_rows)]
         status = np.select([np.broadcast_to(case, (len(n), len(counts))) for case in cases], codes, Status.interrupted)
-        nothing = [np.full(status.shape, np.nan) for _ in range(5)]
-        scores = Scores(status, np.zeros(status.shape, int), *nothing, np.zeros(status.shape, int))
+        log_likelihood, entropy, bic, aic, icl = (np.full(status.shape, np.nan) for _ in range(5))
+        steps, parameters = np.zeros((2, *status.shape), int)
+        scores = Scores(status, steps, log_likelihood, entropy, bic, aic, icl, parameters)
         outcome = cls(grouped, settings, scores, np.full(len(n), -1))
         if settings.assign:
             outcome.component, outcome.probability = np.full(len(grouped.x), -1), np.full(len(grouped.x), np.nan)
@@ -129,8 +130,9 @@ class Outcome:
         if self.models is None:
             total = len(self.choice)
             self.models = jax.tree.map(lambda leaf: np.full((total, *leaf.shape[1:]), np.nan, leaf.dtype), models)
-        jax.tree.map(lambda all, some: all.__setitem__(groups, some), self.models, models)
-        if rows is not None and self.component is not None:
+        for all_models, some in zip(jax.tree.leaves(self.models), jax.tree.leaves(models), strict=True):
+            all_models[groups] = some
+        if rows is not None and self.component is not None and self.probability is not None:
             for group, component, probability in zip(groups, *rows, strict=True):
                 start, n = self.grouped.start[group], self.grouped.n[group]
                 self.component[start : start + n] = component[:n]

@@ -94,7 +94,7 @@ def _histogram(ax: Axes, model: Any, x: np.ndarray, name: str) -> None:
         edges, at = np.arange(low, high + 2) - 0.5, np.arange(low, high + 1)
     else:
         edges, at = np.histogram_bin_edges(values, bins=min(40, max(8, int(np.sqrt(len(values)))))), None
-    ax.hist(values, bins=edges, density=True, color=FAINT, linewidth=0)
+    ax.hist(values, bins=edges.tolist(), density=True, color=FAINT, linewidth=0)
     if at is None:
         at = np.unique(np.round(np.linspace(low, high, 300))) if counts else np.linspace(low, high, 300)
     rows = at[:, None] if x.ndim == 2 else at

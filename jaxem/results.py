@@ -16,6 +16,7 @@ from jaxem.errors import InputError
 from jaxem.fitting.status import Status
 from jaxem.outcome import CRITERIA, FAILED, Outcome
 
+PARAMETERS = ("mean", "covariance", "variance", "probs", "rate", "categories")
 OWN = ("n", "dropped", "components", "log_likelihood", *CRITERIA, "steps", "status", "weights", "entropy", "parameters")
 OWN += ("chosen", "reason", "row", "component", "probability")
 WORDS = np.array([status.name for status in Status])

@@ -149,7 +149,7 @@ def group(frame: pl.DataFrame, kind: Kind, by: Sequence[str] = (), missing: Sequ
     each = zip(kind.columns, kind.words, kind.trials, strict=True)
     read = [_column(frame[name], word, trials, missing) for name, word, trials in each]
     table = np.stack([values for values, _ in read], axis=1)
-    complete = ~np.isnan(table).any(axis=1)
+    complete: np.ndarray = np.isfinite(table).all(axis=1)  # type: ignore[assignment]
     if not complete.any():
         empty = [name for name, column in zip(kind.columns, table.T, strict=True) if np.isnan(column).all()]
         where = f"column {empty[0]} is null throughout" if empty else "every row has a null in one of the columns"

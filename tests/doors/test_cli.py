@@ -221,6 +221,12 @@ BAD = {
     "unknown criterion": (GOOD, ["--columns", "x", "--select", "dic"], "--select dic: choose from bic, aic, icl"),
     "unknown prior": (GOOD, ["--columns", "x", "--prior", "strong"], "--prior strong: choose from"),
     "group named like a result": ("n,x\n1,2\n", ["--columns", "x", "--by", "n"], "--by n: the results have"),
+    "group named like a parameter": ("mean,x\n1,2\n", ["--columns", "x", "--by", "mean"], "--by mean: the results"),
+    "beyond float32": (
+        "x\n1\n1e300\n",
+        ["--columns", "x", "--components", "1", "--dtype", "float32"],
+        "x, row 2: 1e+300",
+    ),
     "a column twice": (GOOD, ["--columns", "x,x"], "x is there twice"),
     "not a table": (GOOD, ["t.docx", "--columns", "x"], "t.docx: .docx is not a known kind of table"),
     "not Parquet": (GOOD, ["t.parquet", "--columns", "x"], "t.parquet: cannot be read as Parquet"),
