@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array
 
 from jaxem.distributions.base import Statistics, add, scale
@@ -23,7 +24,7 @@ from jaxem.pytree import module
 
 def _above(name: str, least: float, **values: Any) -> None:
     for argument, value in values.items():
-        if not isinstance(value, jax.core.Tracer) and not np.all(np.asarray(value) >= least):
+        if not isinstance(value, Tracer) and not np.all(np.asarray(value) >= least):
             raise ValueError(f"{name}: {argument} is {value}; it must be at least {least:g}")
 
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from families import FAMILIES, Example
 
 import jaxem as jem
+from families import FAMILIES, Example
 
 COMPILE = "/jax/core/compile/backend_compile_duration"
 counts: list[str] = []
@@ -40,7 +40,11 @@ def test_the_counter_counts() -> None:
 
 
 def data(example: Example, seed: int) -> tuple[jem.Mixture, np.ndarray, np.ndarray]:
-    return example.mixture(2, seed), np.asarray(example.rows(19, seed=seed)), np.random.default_rng(seed).uniform(1, 2, 19)
+    return (
+        example.mixture(2, seed),
+        np.asarray(example.rows(19, seed=seed)),
+        np.random.default_rng(seed).uniform(1, 2, 19),
+    )
 
 
 def run(model: jem.Mixture, x: np.ndarray, weight: np.ndarray, tol: float) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pages
 import pytest
 
 import jaxem as jem
+import pages
 
 
 @pytest.fixture(scope="module")

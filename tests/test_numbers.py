@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats as ss
+
+import jaxem as jem
 from jaxem import linalg
 from jaxem.distributions import quadratic
 from jaxem.latent import sums
 from jaxem.pytree import replace
-
-import jaxem as jem
 
 KEY = jax.random.key(0)
 NORMAL = [jem.Gaussian, jem.TiedGaussian, jem.DiagonalGaussian, jem.SphericalGaussian]
@@ -60,7 +60,9 @@ def test_offset_of_a_thousand_million_in_float32(family: Any, rng: np.random.Gen
     x = (1e9 + np.round(two_clouds(rng, apart=60) * 100 / 64) * 64).astype(np.float32)
     fit = fitted(family, x)
     exact = x.astype(float)
-    for half, mean in zip((exact[30:], exact[:30]), fit.model.components.mean[np.argsort(fit.model.components.mean[:, 0])], strict=True):  # noqa: E501
+    for half, mean in zip(
+        (exact[30:], exact[:30]), fit.model.components.mean[np.argsort(fit.model.components.mean[:, 0])], strict=True
+    ):
         np.testing.assert_allclose(mean, half.mean(0), rtol=1e-7)
     np.testing.assert_allclose(fit.model.weights, 0.5, atol=1e-3)
     assert fit.words in FINE
@@ -137,7 +139,7 @@ def test_one_wild_row(family: Any, rng: np.random.Generator, dtype: Any) -> None
 @normal
 @pytest.mark.parametrize("scale", [1e-20, 1e20])
 def test_tiny_and_huge_units(family: Any, scale: float, rng: np.random.Generator, dtype: Any) -> None:
-    """Squares of such numbers leave the range of float32 (1e-38 to 1e38): the status must say so, not the result lie."""
+    """Squares of such numbers leave the range of float32 (1e-38 to 1e38): the status must say so, and not lie."""
     x = two_clouds(rng)
     start = jem.Mixture.start(KEY, family, (x * scale).astype(dtype), 2)
     fit = jem.fit(start, (x * scale).astype(dtype), max_steps=200)
@@ -230,7 +232,10 @@ def test_log_sum_of_nothing_possible() -> None:
 def test_log_likelihood_of_many_rows_in_float32(rng: np.random.Generator) -> None:
     """Two hundred thousand terms: right to a hundredth of a nat in some 300,000."""
     x = rng.normal(size=(200_000, 1)).astype(np.float32)
-    model = jem.Mixture(np.array([0.5, 0.5], np.float32), jem.SphericalGaussian(np.array([[-1.0], [1.0]], np.float32), np.ones(2, np.float32)))  # noqa: E501
+    model = jem.Mixture(
+        np.array([0.5, 0.5], np.float32),
+        jem.SphericalGaussian(np.array([[-1.0], [1.0]], np.float32), np.ones(2, np.float32)),
+    )
     each = np.asarray(model.log_prob(x), float)
     np.testing.assert_allclose(sums.total(model.log_prob(x)), each.sum(), rtol=1e-7)
     np.testing.assert_allclose(jem.fit(model, x, max_steps=0).log_likelihood, each.sum(), rtol=1e-7)

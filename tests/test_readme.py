@@ -8,8 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pages
 import pytest
+
+import pages
 
 PAGES = sorted([*pages.ROOT.glob("*.md"), *pages.ROOT.glob("docs/*.md")])
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import families
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from families import ALL, Example, coordinates, move
 
+import families
 import jaxem as jem
+from families import ALL, Example, coordinates, move
 
 everything = pytest.mark.parametrize("example", ALL, ids=repr)
 listed = pytest.mark.parametrize("example", [e for e in ALL if e.support is not None], ids=repr)
@@ -59,6 +59,7 @@ def test_slope_along_any_feasible_direction_is_that_of_finite_differences(
         return move(model, {name: t * step for name, step in direction.items()}).log_prob(x)
 
     h = 1e-5
+
     @jax.jit
     def value_and_slopes(t: jax.Array) -> tuple[jax.Array, ...]:
         value, forward = jax.jvp(along, (t,), (jnp.ones(()),))

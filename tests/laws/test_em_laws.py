@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from families import ALL, FAMILIES, GAUSSIANS, STARTED, Example, coordinates, move, perturbed
-from jaxem.distributions.base import add
 
 import jaxem as jem
+from families import ALL, FAMILIES, GAUSSIANS, STARTED, Example, coordinates, move, perturbed
+from jaxem.distributions.base import add
 
 everything = pytest.mark.parametrize("example", ALL, ids=repr)
 
@@ -42,7 +42,7 @@ def test_m_step_zeroes_the_slope_of_q(example: Example, rng: np.random.Generator
 
     @jax.jit
     def slope(model: Any) -> jax.Array:
-        along = lambda t: move(model, {n: t * d for n, d in direction.items()}).expected_log_prob(statistics)  # noqa: E731
+        along = lambda t: move(model, {n: t * d for n, d in direction.items()}).expected_log_prob(statistics)
         return jax.grad(along)(jnp.zeros(()))
 
     assert abs(slope(best)) < 1e-8

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import jaxem as jem
 from families import ALL, GAUSSIANS, STARTED, Example, coordinates
 from jaxem.distributions.base import add
 from jaxem.fitting import fit as fitting
 from jaxem.solvers import em
-
-import jaxem as jem
 
 everything = pytest.mark.parametrize("example", ALL, ids=repr)
 STEPS = 8
@@ -106,7 +106,9 @@ def test_units_do_not_matter(example: Example, factor: float, dtype: jnp.dtype) 
     tolerance = 1e-9 if dtype == jnp.float64 else 1e-3
     shift = x.size * np.log(factor)
     np.testing.assert_allclose(b.log_likelihood + shift, a.log_likelihood, rtol=tolerance * 10, atol=abs(shift) * 1e-6)
-    np.testing.assert_allclose(b.model.components.mean / factor, a.model.components.mean, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(
+        b.model.components.mean / factor, a.model.components.mean, rtol=tolerance, atol=tolerance
+    )
     np.testing.assert_allclose(b.model.weights, a.model.weights, rtol=tolerance)
 
 
@@ -183,11 +185,13 @@ def test_labels_say_where_a_row_came_from(example: Example) -> None:
 def test_all_rows_labelled_is_fitting_each_component_by_itself(example: Example) -> None:
     x, labels = example.rows(20), np.arange(20) % 2
     model = example.mixture(2)
-    log_prob, pullback = model.e_step(jem.Labelled(x, jnp.asarray(labels)))
+    _, pullback = model.e_step(jem.Labelled(x, jnp.asarray(labels)))
     fitted = model.m_step(pullback(jnp.ones(20)))
     np.testing.assert_allclose(fitted.weights, [0.5, 0.5], rtol=1e-12)
     _, alone = model.components.e_step(x)
-    assert_same(fitted.components, model.components.m_step(alone(jnp.asarray(np.stack([labels == 0, labels == 1]), float))))
+    assert_same(
+        fitted.components, model.components.m_step(alone(jnp.asarray(np.stack([labels == 0, labels == 1]), float)))
+    )
 
 
 @everything

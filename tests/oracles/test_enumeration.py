@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats as ss
-from families import ALL, Example
-from jaxem.latent.sums import log_sum
 
 import jaxem as jem
+from families import ALL, Example
+from jaxem.latent.sums import log_sum
 
 
 @pytest.mark.parametrize("example", ALL, ids=repr)
@@ -49,8 +49,14 @@ def test_gaussians_are_scipys(rng: np.random.Generator, dtype: jnp.dtype) -> Non
         pairs = [
             (jem.Gaussian(mean, covariance), [normal(m, c) for m, c in zip(mean, covariance, strict=True)]),
             (jem.TiedGaussian(mean, covariance[0]), [normal(m, covariance[0]) for m in mean]),
-            (jem.DiagonalGaussian(mean, variance), [normal(m, np.diag(v)) for m, v in zip(mean, variance, strict=True)]),
-            (jem.SphericalGaussian(mean, variance[:, 0]), [normal(m, v[0]) for m, v in zip(mean, variance, strict=True)]),
+            (
+                jem.DiagonalGaussian(mean, variance),
+                [normal(m, np.diag(v)) for m, v in zip(mean, variance, strict=True)],
+            ),
+            (
+                jem.SphericalGaussian(mean, variance[:, 0]),
+                [normal(m, v[0]) for m, v in zip(mean, variance, strict=True)],
+            ),
         ]
         for model, oracles in pairs:
             cast = jax.tree.map(lambda leaf: leaf.astype(dtype), model)

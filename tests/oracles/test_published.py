@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxem.pytree import replace
 
 import jaxem as jem
+from jaxem.pytree import replace
 
 CASES = Path(__file__).parents[3] / "shared" / "reference_cases.json"
 

@@ -7,10 +7,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxem.pytree import replace
 from sklearn.mixture import GaussianMixture
 
 import jaxem as jem
+from jaxem.pytree import replace
 
 REG = 1e-4
 STEPS = 12
@@ -45,7 +45,7 @@ def test_same_start_same_steps_same_log_likelihood(kind: str, d: int, rng: np.ra
     mean = x[[3, 50, 90]]
     model, name = start(kind, mean), KINDS[kind][1]
     for _ in range(STEPS):
-        log_prob, pullback = model.e_step(x)
+        _, pullback = model.e_step(x)
         model = regularised(model.m_step(pullback(jnp.ones(120))), name)
 
     precisions = np.asarray(getattr(start(kind, mean).components, name))  # unit, so their own inverses
