@@ -65,9 +65,15 @@ def cholesky(matrix: Float[Array, "*batch d d"]) -> Float[Array, "*batch d d"]:
     return _cholesky_unrolled(matrix) if size <= UNROLLED else _cholesky_by_columns(matrix)
 
 
-def _safe_pivot(pivot: Array, entry: Array, size: int) -> Array:
+def _safe_pivot(pivot: Array, entry: Array, size: int) -> tuple[Array, Array]:
+    """The root of a pivot put back to rounding level, and what to multiply the rest of its column by.
+
+    Where the pivot was rounding, so is the rest of the column: divided by a tiny root it would grow without bound.
+    """
     rounding = size * float(jnp.finfo(pivot.dtype).eps)
-    return jnp.sqrt(jnp.maximum(pivot, jnp.maximum(rounding * entry, jnp.finfo(pivot.dtype).tiny)))
+    least = jnp.maximum(rounding * entry, jnp.finfo(pivot.dtype).tiny)
+    root = jnp.sqrt(jnp.maximum(pivot, least))
+    return root, jnp.where(pivot > least, 1 / root, 0)
 
 
 def _cholesky_unrolled(matrix: Array) -> Array:
@@ -75,10 +81,10 @@ def _cholesky_unrolled(matrix: Array) -> Array:
     factor = [[jnp.zeros_like(matrix[..., 0, 0])] * size for _ in range(size)]
     for j in range(size):
         pivot = matrix[..., j, j] - sum(factor[j][k] ** 2 for k in range(j))
-        factor[j][j] = _safe_pivot(pivot, matrix[..., j, j], size)
+        factor[j][j], inverse = _safe_pivot(pivot, matrix[..., j, j], size)
         for i in range(j + 1, size):
             rest = matrix[..., i, j] - sum(factor[i][k] * factor[j][k] for k in range(j))
-            factor[i][j] = rest / factor[j][j]
+            factor[i][j] = rest * inverse
     return _stack(factor)
 
 
@@ -93,8 +99,8 @@ def _cholesky_by_columns(matrix: Array) -> Array:
     def column(j: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         factor, rest = carry
         current = jnp.take(rest, j, axis=-1)
-        root = _safe_pivot(jnp.take(current, j, axis=-1), jnp.take(diagonal(matrix), j, axis=-1), size)
-        current = jnp.where(index == j, root[..., None], jnp.where(index > j, current / root[..., None], 0))
+        root, inverse = _safe_pivot(jnp.take(current, j, axis=-1), jnp.take(diagonal(matrix), j, axis=-1), size)
+        current = jnp.where(index == j, root[..., None], jnp.where(index > j, current * inverse[..., None], 0))
         factor = jnp.where(index == j, current[..., :, None], factor)
         return factor, rest - outer(current, current)
 
