@@ -72,6 +72,7 @@ def job(family: Any, x: np.ndarray, many: bool) -> Callable[[int], np.ndarray]:
     return run
 
 
+@pytest.mark.long
 @pytest.mark.timeout(SECONDS + 360, method="thread")
 def test_two_threads_fit_everything_for_a_minute() -> None:
     jobs = {name: job(*kind, many=name in LANES) for name, kind in kinds().items()}
