@@ -146,10 +146,10 @@ def test_tiny_and_huge_units(family: Any, scale: float, rng: np.random.Generator
     plain = fitted(family, x.astype(dtype))
     if dtype == jnp.float64:
         assert fit.words in FINE
-        np.testing.assert_allclose(fit.log_likelihood + x.size * np.log(scale), plain.log_likelihood, rtol=1e-6)
+        np.testing.assert_allclose(float(fit.log_likelihood) + x.size * np.log(scale), plain.log_likelihood, rtol=1e-6)
         np.testing.assert_allclose(fit.model.components.mean / scale, plain.model.components.mean, rtol=1e-5)
     elif fit.converged and fit.words in FINE:
-        np.testing.assert_allclose(fit.log_likelihood + x.size * np.log(scale), plain.log_likelihood, rtol=1e-3)
+        np.testing.assert_allclose(float(fit.log_likelihood) + x.size * np.log(scale), plain.log_likelihood, rtol=1e-3)
     else:
         assert fit.words in {"nonfinite", "covariance_collapsed", "log_likelihood_decreased", "impossible_data"}
 

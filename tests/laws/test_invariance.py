@@ -42,7 +42,7 @@ def test_padding_is_invisible(example: Example) -> None:
     """Rows of weight zero may hold NaN, or what would overflow; neither values nor gradients notice."""
     x = np.asarray(example.rows(16))
     bad = np.full((4, *x.shape[1:]), np.nan)
-    bad[1:3] = [[[1e300]], [[-np.inf]]] if x.ndim == 2 else [1e300, -np.inf]
+    bad[1:3] = [[1e300], [-np.inf]] if x.ndim == 2 else [1e300, -np.inf]
     padded = np.concatenate([x[:5], bad, x[5:]])
     weight = np.concatenate([np.ones(5), np.zeros(4), np.ones(11)])
     trimmed, whole = fit(example, x), fit(example, padded, weight=weight)
@@ -105,7 +105,7 @@ def test_units_do_not_matter(example: Example, factor: float, dtype: jnp.dtype) 
     )
     tolerance = 1e-9 if dtype == jnp.float64 else 1e-3
     shift = x.size * np.log(factor)
-    np.testing.assert_allclose(b.log_likelihood + shift, a.log_likelihood, rtol=tolerance * 10, atol=abs(shift) * 1e-6)
+    np.testing.assert_allclose(float(b.log_likelihood) + shift, a.log_likelihood, rtol=tolerance * 10, atol=abs(shift) * 1e-6)
     np.testing.assert_allclose(
         b.model.components.mean / factor, a.model.components.mean, rtol=tolerance, atol=tolerance
     )
