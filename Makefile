@@ -24,6 +24,9 @@ if [ -z "$$python" ]; then \
 fi
 endef
 
+# Made by pattern rules, and not to be thrown away as make does with such.
+.PRECIOUS: %/bin/python $(VENV)/.%
+
 .PHONY: demo test bench lowest clean
 
 demo: $(VENV)/.cli

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def lowest(pyproject: Path) -> list[str]:
-    """`name==version` for every `name>=version`."""
+    """`name==version` for every `name>=version`; a pinned one stays as it is."""
     project = tomllib.loads(pyproject.read_text())["project"]
     lists = [project["dependencies"], *project["optional-dependencies"].values()]
     found = set()
@@ -16,7 +16,7 @@ def lowest(pyproject: Path) -> list[str]:
         name = re.match(r"[\w.-]+", requirement).group()
         if name == project["name"]:  # an extra that takes in another extra
             continue
-        bound = re.search(r">=\s*([\w.]+)", requirement)
+        bound = re.search(r"[>=]=\s*([\w.]+)", requirement)
         if not bound:
             raise SystemExit(f"pyproject.toml: {requirement!r} has no lower bound; every dependency needs one")
         found.add(f"{name}=={bound.group(1)}")

@@ -117,7 +117,7 @@ def test_the_report_stands_alone(done: tuple[Path, Result]) -> None:
 
 def test_a_second_run_is_the_same_and_compiles_nothing(done: tuple[Path, Result], table: Path, tmp_path: Path) -> None:
     compiled: list[float] = []
-    listen = lambda event, seconds, **_: compiled.append(seconds) if event == job.COMPILING else None  # noqa: E731
+    listen = lambda event, seconds, **_: compiled.append(seconds) if event == job.COMPILING else None
     jax.monitoring.register_event_duration_secs_listener(listen)
     result = jaxem(table, "--by", "g", "--columns", "x,y", *QUICK, "--out", tmp_path, "--assign")
     jax.monitoring.unregister_event_duration_listener(listen)
