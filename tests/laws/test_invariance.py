@@ -105,7 +105,9 @@ def test_units_do_not_matter(example: Example, factor: float, dtype: jnp.dtype) 
     )
     tolerance = 1e-9 if dtype == jnp.float64 else 1e-3
     shift = x.size * np.log(factor)
-    np.testing.assert_allclose(float(b.log_likelihood) + shift, a.log_likelihood, rtol=tolerance * 10, atol=abs(shift) * 1e-6)
+    np.testing.assert_allclose(
+        float(b.log_likelihood) + shift, a.log_likelihood, rtol=tolerance * 10, atol=abs(shift) * 1e-6
+    )
     np.testing.assert_allclose(
         b.model.components.mean / factor, a.model.components.mean, rtol=tolerance, atol=tolerance
     )
