@@ -144,7 +144,9 @@ class _Elliptic(_Normal):
     def collapsed(self, floor: Moments) -> Array:
         """Is the spread of some column, given those before it, within three times the floor's?"""
         pivot = linalg.diagonal(self._white()) ** -2
-        return jnp.any(pivot < 10 * linalg.diagonal(floor.second), axis=-1)
+        # In tiny units the floor itself underflows: a pivot at the edge of the float type is no estimate either.
+        least = jnp.maximum(linalg.diagonal(floor.second), jnp.finfo(pivot.dtype).tiny)
+        return jnp.any(pivot < 10 * least, axis=-1)
 
     def _color(self, noise: Array) -> Array:
         return linalg.matmul(noise, linalg.transpose(linalg.cholesky(self._covariances())))
