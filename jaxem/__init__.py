@@ -19,7 +19,7 @@ from jaxem.distributions.product import sized as sized
 from jaxem.files import load as load
 from jaxem.files import save as save
 from jaxem.fitting.fit import fit as fit
-from jaxem.fitting.lanes import fit_many as fit_many
+from jaxem.fitting.many import fit_many as fit_many
 from jaxem.fitting.result import Fit as Fit
 from jaxem.fitting.status import Status as Status
 from jaxem.latent.base import Latent as Latent

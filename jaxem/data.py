@@ -26,28 +26,40 @@ def ready(x: Any, weight: Any, labels: Any, components: int | None = None) -> tu
     if x.ndim == 0:
         raise ValueError("x is a single number; it must be rows, [n] or [n, D]")
     n = x.shape[0]
+    if labels is not None:
+        if np.shape(labels) != (n,):
+            raise ValueError(f"labels has shape {np.shape(labels)}; with {n} rows it must be ({n},)")
+        check_labels(labels, components)
+        labels = jnp.asarray(labels, jnp.int32)
     if weight is None:
-        return x, jnp.ones(n, x.dtype), None if labels is None else _labels(labels, n, components)
+        return x, jnp.ones(n, x.dtype), labels
+    if np.shape(weight) != (n,):
+        raise ValueError(f"weight has shape {np.shape(weight)}; with {n} rows it must be ({n},)")
+    check_weight(weight)
     weight = jnp.asarray(weight, x.dtype)
-    if weight.shape != (n,):
-        raise ValueError(f"weight has shape {weight.shape}; with {n} rows it must be ({n},)")
-    if _concrete(weight) and not (np.isfinite(w := np.asarray(weight)) & (w >= 0)).all():
-        raise ValueError("weight has entries that are negative or not finite; a weight must be zero or above")
     if n:
         ignored = (weight <= 0).reshape(n, *(1 for _ in x.shape[1:]))
         x = jnp.where(ignored, x[jnp.argmax(weight)], x)
-    return x, weight, None if labels is None else _labels(labels, n, components)
+    return x, weight, labels
 
 
-def _labels(labels: Any, n: int, components: int | None) -> Array:
-    labels = jnp.asarray(labels)
-    if labels.shape != (n,) or not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"labels has shape {labels.shape} and type {labels.dtype}; it must be ({n},) integers")
-    if components is not None and _concrete(labels) and n and int(labels.max()) >= components:
-        raise ValueError(
-            f"labels go up to {int(labels.max())}; with {components} components they end at {components - 1}"
-        )
-    return labels.astype(jnp.int32)
+def check_weight(weight: Any) -> None:
+    """Raise ValueError unless all weights are finite and zero or above. Traced values cannot be looked at."""
+    if not isinstance(weight, Tracer) and not (np.isfinite(weight := np.asarray(weight)) & (weight >= 0)).all():
+        raise ValueError("weight has entries that are negative or not finite; a weight must be zero or above")
+
+
+def check_labels(labels: Any, components: int | None) -> None:
+    """Raise ValueError unless labels are integers from -1 (unknown) to the last component."""
+    labels = labels if isinstance(labels, jax.Array) else np.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"labels holds values of type {labels.dtype}; it must hold integers")
+    if isinstance(labels, Tracer) or not labels.size:
+        return
+    low, high = int(np.min(labels)), int(np.max(labels))
+    if low < -1 or (components is not None and high >= components):
+        last = "the last component" if components is None else components - 1
+        raise ValueError(f"labels go from {low} to {high}; they must be -1 (unknown) or from 0 to {last}")
 
 
 def as_floats(x: Any) -> Array:
@@ -64,10 +76,6 @@ def as_floats(x: Any) -> Array:
         # Copied once: `jnp.asarray` passes NumPy data through a second copy.
         return x if isinstance(x, jax.Array) else jax.device_put(x, may_alias=False)
     return jnp.asarray(x, jnp.result_type(float))
-
-
-def _concrete(array: Array) -> bool:
-    return not isinstance(array, Tracer)
 
 
 def stack(arrays: Sequence[Any], length: int | np.integer, fill: float = 0) -> np.ndarray:

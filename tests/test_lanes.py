@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxem as jem
-from jaxem.fitting import lanes
+from jaxem.fitting import lanes, many
 from jaxem.fitting.ragged import padded_lengths
 
 
@@ -57,7 +57,7 @@ def test_lanes_one_after_the_other_on_threads_give_the_same(
     starts = jem.start_many(jax.random.key(0), jem.Gaussian, xs, 2)
     together = jem.fit_many(starts, xs)
     monkeypatch.setattr(lanes, "LARGE", 0)
-    monkeypatch.setattr(lanes.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(many.os, "cpu_count", lambda: 2)
     apart = jem.fit_many(starts, xs)
     assert apart.log_likelihood.dtype == together.log_likelihood.dtype
     np.testing.assert_allclose(apart.log_likelihood, together.log_likelihood, rtol=1e-10)

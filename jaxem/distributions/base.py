@@ -192,7 +192,8 @@ class Family(Distribution):
 
         Args:
             x: `[n]` or `[n, D]` rows.
-            weight: `[..., n]`: a member for each leading index. A member without rows takes those of all.
+            weight: `[..., n]`: a member for each leading index. Each sees one row more, typical of all rows together;
+                a member without rows is just that.
             sizes: what the rows alone do not tell (`total_count`, `categories`).
         """
         columns = np.shape(x)[1:] if np.ndim(x) > 1 or not cls.scalar else ()
@@ -202,9 +203,10 @@ class Family(Distribution):
         rows, floor = model.observe(x), model.floor(x, everything)
         pooled = jnp.broadcast_to(everything, weight.shape)
         # Twice over all rows: the second M-step measures the spread from the mean that the first one found.
-        for row_weight in (pooled, pooled, weight):
-            model = model.m_step(add(model.statistics(rows, row_weight), floor))
-        return model
+        for _ in range(2):
+            model = model.m_step(add(model.statistics(rows, pooled), floor))
+        # One more row like all the others together: a probability of zero is a place that EM cannot leave.
+        return model.m_step(add(model.statistics(rows, weight), add(floor, model.expected_statistics())))
 
     def weak(self, members: Array | int) -> Statistics:
         """What one row of a weak prior says to each of `members` components, if all data together look like this."""

@@ -1,19 +1,16 @@
-"""Fit thousands of models: a fixed number of lanes, each with a problem of its own, refilled as they finish.
+"""Lanes: a fixed number of fits that advance together, each with a problem of its own, refilled as they finish.
 
 Under `vmap` every fit runs until the slowest has converged, and the slowest of thousands takes many times the mean.
 Here all lanes advance a few steps in one compiled call; then the host reads which have ended, and the next call banks
-their results and loads new problems into them. One compiled shape serves any number of problems. Between calls the
-host is free: progress, checkpoints and Ctrl-C live there.
+their results and loads new problems into them. One compiled shape serves any number of problems.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -22,17 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxem.data import as_floats, presence, ready, stack
 from jaxem.distributions.base import Labelled, Statistics
-from jaxem.fitting.fit import best, check_limits, check_rows, hidden_states, pseudo_statistics
+from jaxem.fitting.fit import best, check_rows, hidden_states, pseudo_statistics
 from jaxem.fitting.loop import Limits, Progress, advance, begin, verdict
-from jaxem.fitting.ragged import padded_lengths
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
 from jaxem.pytree import module, replace, select
-from jaxem.solvers.em import EM
 
-LANES = 256
 STEPS = 8
 """Steps in one call: a lane that ends early idles for the rest of them."""
 NARROW = 8
@@ -43,159 +36,17 @@ LARGE = 6_000
 """Rows x hidden states above which lanes run one after the other, each in its own cache, instead of side by side."""
 
 
-def fit_many(
-    models: Any,
-    xs: Any,
-    solver: Any = EM(),  # noqa: B008  (a value without state)
-    *,
-    weight: Any = None,
-    prior: Any = None,
-    labels: Any = None,
-    tol: float = 1e-6,
-    max_steps: int = 1000,
-    progress: bool | Callable[[int, int], None] = False,
-    stop: Callable[[], bool] | None = None,
-    lanes: int = LANES,
-) -> Fit:
-    """Fit B models, each to its own rows.
-
-    Args:
-        models: where to start, `batch_shape` (B,), or (B, R) for R starts of each problem: the best is returned.
-        xs: `[B, n, ...]`, or a list of B arrays of any lengths.
-        solver: how to climb.
-        weight: row weights, shaped like the rows of xs.
-        prior: as in `fit`; the same for all problems, or scaled to each by itself (`jaxem.priors.Weak`).
-        labels: known components, shaped like the rows of xs; -1 where unknown.
-        tol: stop a problem when its predicted remaining gain is below this many nats a row.
-        max_steps: M-steps at most, for each.
-        progress: True for a bar, or a function that is called with (problems done, problems in all).
-        stop: called between compiled calls; once it returns True, unfinished problems end as `interrupted`.
-        lanes: how many fits advance together.
-
-    Returns:
-        A `Fit` whose fields have a leading axis B, in the order given; each entry is what `fit` returns for that
-        problem. A problem that fails changes no other.
-
-    Raises:
-        TypeError: xs does not hold numbers.
-        ValueError: shapes that do not fit each other, or an empty problem (named by its index).
-
-    >>> import jax, jaxem as jem
-    >>> xs = [jax.numpy.array([[0.0], [0.5], [5.0], [5.5]]), jax.numpy.array([[1.0], [1.5], [9.0]])]
-    >>> start = jem.SphericalGaussian([[[0.0], [5.0]], [[1.0], [9.0]]], jax.numpy.ones((2, 2)))
-    >>> fits = jem.fit_many(jem.Mixture(jax.numpy.full((2, 2), 0.5), start), xs)
-    >>> fits.model.components.mean.round(2).tolist()
-    [[[0.25], [5.25]], [[1.25], [9.0]]]
-    """
-    check_limits(tol, max_steps)
-    problems, restarts = _batch(models)
-    leading = len(models.batch_shape)
-    models = jax.tree.map(lambda leaf: leaf.reshape(problems * restarts, *leaf.shape[leading:]), models)
-    model = _member(models, 0)
-    batches = _batches(xs, weight, labels, problems, hidden_states(model))
-    queues, indices = [], []
-    for index, x, row_weight, row_labels in batches:
-        limits = Limits(jnp.asarray(tol, row_weight.dtype), jnp.asarray(max_steps, jnp.int32))
-        for part in np.array_split(np.arange(len(index)), min(workers(model, x.shape[1]), len(index))):
-            jobs = (index[part, None] * restarts + np.arange(restarts)).ravel()
-            starts = jax.tree.map(lambda leaf, jobs=jobs: leaf[jobs], models)
-            mine = (x[part], row_weight[part], None if row_labels is None else row_labels[part])
-            queues.append(partial(_run, solver, starts, *mine, prior, limits, restarts, lanes))
-            indices.append(index[part])
-    with _Reporter(progress, problems) as report:
-        fits = _run_all(queues, workers(model, max(x.shape[1] for _, x, *_ in batches)), report, stop)
-    order = np.argsort(np.concatenate(indices), kind="stable")
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[order], *fits)
-
-
-def workers(model: Any, rows: int) -> int:
-    """Threads that pay: side by side, XLA spreads the lanes over the cores; one after the other, it cannot."""
-    return (os.cpu_count() or 1) if jax.default_backend() == "cpu" and _one_by_one(model, rows) else 1
-
-
-def _one_by_one(model: Any, rows: int) -> bool:
+def one_by_one(model: Any, rows: int) -> bool:
+    """Do lanes of this model and so many rows run one after the other?"""
     return rows * (hidden_states(model) or 1) > LARGE
 
 
-def _run_all(
-    queues: list[Callable[..., Fit]], threads: int, report: _Reporter, stop: Callable[[], bool] | None
-) -> list[Fit]:
-    """Run the queues, on several threads if that pays; an error or Ctrl-C ends them all."""
-    ended = threading.Event()
-
-    def stopped() -> bool:
-        return ended.is_set() or (stop is not None and stop())
-
-    if threads == 1:
-        return [queue(report.source(), stopped) for queue in queues]
-
-    # Which floats and which device to use is a thread's own business in JAX: hand the caller's on.
-    wide, device = jnp.result_type(float) == jnp.float64, jax.config.jax_default_device  # type: ignore
-
-    def run(queue: Callable[..., Fit]) -> Fit:
-        with jax.enable_x64(bool(wide)), jax.default_device(device):
-            return queue(report.source(), stopped)
-
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            return list(pool.map(run, queues))
-        except BaseException:
-            ended.set()
-            raise
-
-
-def _batch(models: Any) -> tuple[int, int]:
-    shape = models.batch_shape
-    if len(shape) not in (1, 2) or 0 in shape:
-        raise ValueError(f"models has batch shape {shape}; it must be (problems,) or (problems, restarts)")
-    return shape[0], shape[1] if len(shape) == 2 else 1
-
-
-def _member(models: Any, index: int) -> Any:
+def member(models: Any, index: int) -> Any:
+    """One model (or problem) of many."""
     return jax.tree.map(lambda leaf: leaf[index], models)
 
 
-def _batches(
-    xs: Any, weight: Any, labels: Any, problems: int, states: int | None
-) -> list[tuple[np.ndarray, Array, Array, Array | None]]:
-    """Problems of like length together: their indices, rows `[p, n, ...]`, weights and labels `[p, n]`."""
-    if len(xs) != problems:
-        raise ValueError(f"xs holds {len(xs)} problems and models {problems}; they must be as many")
-    prepare = jax.vmap(lambda x, w, known: ready(x, w, known, states), in_axes=(0, 0, None if labels is None else 0))
-    if not isinstance(xs, (list, tuple)):
-        x = as_floats(xs)
-        if x.ndim < 2:
-            raise ValueError(f"xs has shape {x.shape}; it must be [problems, rows, ...] or a list of arrays")
-        row_weight = jnp.ones(x.shape[:2], x.dtype) if weight is None else _shaped(weight, x.shape[:2], "weight")
-        known = None if labels is None else _shaped(labels, x.shape[:2], "labels")
-        return [(np.arange(problems), *prepare(x, row_weight.astype(x.dtype), known))]
-
-    arrays = [np.asarray(x) for x in xs]
-    lengths = np.array([len(array) for array in arrays])
-    if not lengths.all():
-        raise ValueError(f"xs[{int(np.argmin(lengths))}] has no rows; leave that problem out")
-    shapes = padded_lengths(lengths)
-    dtype = as_floats(arrays[0][:1]).dtype
-    batches = []
-    for length, shorter in zip(shapes, [0, *shapes[:-1]], strict=True):
-        index = np.flatnonzero((lengths <= length) & (lengths > shorter))
-        x = as_floats(stack([arrays[i] for i in index], length)).astype(dtype)
-        row_weight = presence(lengths[index], length, dtype)
-        if weight is not None:
-            row_weight = row_weight * stack([np.asarray(weight[i], dtype) for i in index], length)
-        known = None if labels is None else stack([np.asarray(labels[i]) for i in index], length, fill=-1)
-        batches.append((index, *prepare(x, jnp.asarray(row_weight), None if known is None else jnp.asarray(known))))
-    return batches
-
-
-def _shaped(value: Any, shape: tuple[int, ...], name: str) -> Array:
-    value = jnp.asarray(value)
-    if value.shape != shape:
-        raise ValueError(f"{name} has shape {value.shape}; with these xs it must be {shape}")
-    return value
-
-
-_COMPILING = threading.Lock()
+COMPILING = threading.Lock()
 """Held while a shape may compile for the first time, so that two threads do not compile the same one."""
 
 
@@ -216,7 +67,7 @@ class _Lanes:
     job: Array
 
 
-class _Queue:
+class Queue:
     """The host's side: which lanes run, which jobs wait."""
 
     def __init__(
@@ -231,19 +82,20 @@ class _Queue:
         restarts: int,
         lanes: int,
     ) -> None:
-        check_rows(_member(starts, 0), x[0])
+        """Put all problems of one shape on the device; no lane has started."""
+        check_rows(member(starts, 0), x[0])
         self.solver, self.starts, self.limits, self.restarts = solver, starts, limits, restarts
         self.problems, self.floor = _prepare(starts, x, weight, labels, prior, restarts=restarts)
         self.jobs = len(x) * restarts
         self.width = min(lanes, 1 << (self.jobs - 1).bit_length())
         # One after the other, an idle lane costs nothing, so a few are enough and there is no need to narrow.
-        self.one_by_one = _one_by_one(_member(starts, 0), x.shape[1])
+        self.one_by_one = one_by_one(member(starts, 0), x.shape[1])
         if self.one_by_one:
             self.width = min(self.width, ONE_BY_ONE)
         # On a device the flags are read one call late, so that it never waits for the host.
         self.late = 0 if jax.default_backend() == "cpu" else 1
 
-    def run(self, report: Callable[[int], None], stop: Callable[[], bool] | None) -> Fit:
+    def run(self, report: Callable[[int], None], stop: Callable[[], bool]) -> Fit:
         """Work through all jobs; the best of each problem's restarts, with its status told exactly."""
         lanes, results = _idle(self.solver, self.starts, self.problems, width=self.width)
         jobs, loaded = np.full(self.width, self.jobs, np.int32), np.zeros(self.width, int)
@@ -255,7 +107,7 @@ class _Queue:
             jobs[refill], loaded[refill] = self.jobs, call
             jobs[given] = np.arange(waiting, waiting + len(given))
             waiting += len(given)
-            with _COMPILING if call == 0 else contextlib.nullcontext():
+            with COMPILING if call == 0 else contextlib.nullcontext():
                 lanes, results, status = _turn(
                 self.solver, lanes, results, self.problems, self.starts, refill, jobs, self.limits,
                 restarts=self.restarts, one_by_one=self.one_by_one,
@@ -275,7 +127,7 @@ class _Queue:
                 refill = running & (loaded <= at) & (np.asarray(status) != int(Status.running))
                 np.subtract.at(left, jobs[refill] // self.restarts, 1)
                 report(int((left == 0).sum()))
-            if stop is not None and stop():
+            if stop():
                 waiting, jobs[~refill] = self.jobs, self.jobs
         raise AssertionError
 
@@ -297,7 +149,7 @@ def _prepare(
 @partial(jax.jit, static_argnames="width")
 def _idle(solver: Any, starts: Any, problems: _Problems, *, width: int) -> tuple[_Lanes, Progress]:
     """Lanes without work, and a place for the result of every job: until then its start, as interrupted."""
-    model, problem = _member(starts, 0), _member(problems, 0)
+    model, problem = member(starts, 0), member(problems, 0)
     progress = begin(solver, model, problem.data, problem.weight, problem.prior)
     progress = replace(progress, status=jnp.full((), int(Status.interrupted), jnp.int32))
     jobs = jax.tree.leaves(starts)[0].shape[0]
@@ -377,65 +229,3 @@ def _choose(results: Progress, problems: _Problems, floor: Statistics, *, restar
         status=jax.vmap(verdict)(results.model, results.status, floor, rows),
         trace=None,
     )
-
-
-def _run(
-    solver: Any,
-    starts: Any,
-    x: Array,
-    weight: Array,
-    labels: Array | None,
-    prior: Any,
-    limits: Limits,
-    restarts: int,
-    lanes: int,
-    report: Callable[[int], None],
-    stop: Callable[[], bool],
-) -> Fit:
-    with _COMPILING:
-        queue = _Queue(solver, starts, x, weight, labels, prior, limits, restarts, lanes)
-    return queue.run(report, stop)
-
-
-class _Reporter:
-    """Tells a person, or a function, how many problems are done; several queues may report to it."""
-
-    def __init__(self, progress: bool | Callable[[int, int], None], total: int) -> None:
-        self.tell, self.total, self.bar = progress if callable(progress) else None, total, None
-        self.done: list[int] = []
-        self.lock = threading.Lock()
-        if progress is True:
-            self.tell = self._open_bar()
-
-    def _open_bar(self) -> Callable[[int, int], None]:
-        try:
-            from rich.progress import Progress as Bar
-        except ImportError:
-            raise ValueError("progress=True needs the package rich: pip install 'jaxem[cli]'") from None
-        bar = Bar()
-        task = bar.add_task("fits", total=self.total)
-        self.bar = bar
-        return lambda done, total: bar.update(task, completed=done)
-
-    def __enter__(self) -> _Reporter:
-        if self.bar is not None:
-            self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-    def source(self) -> Callable[[int], None]:
-        """A function for one queue to say how many of its problems are done."""
-        with self.lock:
-            self.done.append(0)
-            mine = len(self.done) - 1
-
-        def report(done: int) -> None:
-            with self.lock:
-                self.done[mine] = done
-                if self.tell is not None:
-                    self.tell(sum(self.done), self.total)
-
-        return report

@@ -79,13 +79,20 @@ def advance(
     first, second = now.steps < 0, now.steps < 1
     rate = jnp.where(second | (now.gain == 0), 1, gain / jnp.where(now.gain == 0, 1, now.gain))
     steps = now.steps + 1
-    status = judge(objective, gain, jnp.maximum(rate, now.rate), steps, first, jnp.sum(weight), limits)
+    status = judge(log_likelihood, objective, gain, jnp.maximum(rate, now.rate), steps, first, jnp.sum(weight), limits)
     new = Progress(now.ahead, proposal, state, log_likelihood, objective, gain, rate, steps, status)
     return replace(select(now.status == int(Status.running), new, now), ahead=proposal)
 
 
 def judge(
-    objective: Array, gain: Array, rate: Array, steps: Array, first: Array, rows: Array, limits: Limits
+    log_likelihood: Array,
+    objective: Array,
+    gain: Array,
+    rate: Array,
+    steps: Array,
+    first: Array,
+    rows: Array,
+    limits: Limits,
 ) -> Int[Array, ""]:
     """The status after a step.
 
@@ -98,7 +105,8 @@ def judge(
     settled = ~first & ((remaining <= limits.tol * rows) | (gain <= 4 * rounding))
     cases = [
         (jnp.isnan(objective) | (objective == jnp.inf), Status.nonfinite),
-        (objective == -jnp.inf, Status.impossible_data),
+        # A start with probabilities of zero is impossible under a prior, but only until its first M-step.
+        ((log_likelihood == -jnp.inf) | (~first & (objective == -jnp.inf)), Status.impossible_data),
         (~first & (gain < -256 * rounding), Status.log_likelihood_decreased),
         (settled, Status.converged),
         (steps >= limits.max_steps, Status.max_steps_reached),

@@ -1,0 +1,243 @@
+"""Fit thousands of models in one call: problems into few shapes, shapes into lanes, results back in order."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxem.data import as_floats, check_labels, check_weight, presence, ready, stack
+from jaxem.fitting.fit import check_limits, hidden_states
+from jaxem.fitting.lanes import COMPILING, Queue, member, one_by_one
+from jaxem.fitting.loop import Limits
+from jaxem.fitting.ragged import padded_lengths
+from jaxem.fitting.result import Fit
+from jaxem.solvers.em import EM
+
+LANES = 256
+
+
+def fit_many(
+    models: Any,
+    xs: Any,
+    solver: Any = EM(),  # noqa: B008  (a value without state)
+    *,
+    weight: Any = None,
+    prior: Any = None,
+    labels: Any = None,
+    tol: float = 1e-6,
+    max_steps: int = 1000,
+    progress: bool | Callable[[int, int], None] = False,
+    stop: Callable[[], bool] | None = None,
+    lanes: int = LANES,
+) -> Fit:
+    """Fit B models, each to its own rows.
+
+    Args:
+        models: where to start, `batch_shape` (B,), or (B, R) for R starts of each problem: the best is returned.
+        xs: `[B, n, ...]`, or a list of B arrays of any lengths.
+        solver: how to climb.
+        weight: row weights, shaped like the rows of xs.
+        prior: as in `fit`; the same for all problems, or scaled to each by itself (`jaxem.priors.Weak`).
+        labels: known components, shaped like the rows of xs; -1 where unknown.
+        tol: stop a problem when its predicted remaining gain is below this many nats a row.
+        max_steps: M-steps at most, for each.
+        progress: True for a bar, or a function that is called with (problems done, problems in all).
+        stop: called between compiled calls; once it returns True, unfinished problems end as `interrupted`.
+        lanes: how many fits advance together.
+
+    Returns:
+        A `Fit` whose fields have a leading axis B, in the order given; each entry is what `fit` returns for that
+        problem. A problem that fails changes no other.
+
+    Raises:
+        TypeError: xs does not hold numbers.
+        ValueError: shapes that do not fit each other, or an empty problem (named by its index).
+
+    >>> import jax, jaxem as jem
+    >>> xs = [jax.numpy.array([[0.0], [0.5], [5.0], [5.5]]), jax.numpy.array([[1.0], [1.5], [9.0]])]
+    >>> start = jem.SphericalGaussian([[[0.0], [5.0]], [[1.0], [9.0]]], jax.numpy.ones((2, 2)))
+    >>> fits = jem.fit_many(jem.Mixture(jax.numpy.full((2, 2), 0.5), start), xs)
+    >>> fits.model.components.mean.round(2).tolist()
+    [[[0.25], [5.25]], [[1.25], [9.0]]]
+    """
+    check_limits(tol, max_steps)
+    problems, restarts = _batch_shape(models)
+    leading = len(models.batch_shape)
+    models = jax.tree.map(lambda leaf: leaf.reshape(problems * restarts, *leaf.shape[leading:]), models)
+    model = member(models, 0)
+    threads, queues, indices = 1, [], []
+    for batch in _batches(xs, weight, labels, problems, hidden_states(model)):
+        limits = Limits(jnp.asarray(tol, batch.weight.dtype), jnp.asarray(max_steps, jnp.int32))
+        parts = min(_workers(model, batch.x.shape[1]), len(batch.index))
+        threads = max(threads, parts)
+        for part in np.array_split(np.arange(len(batch.index)), parts):
+            mine = jax.tree.map(lambda leaf, part=part: leaf[part], batch)
+            jobs = (mine.index[:, None] * restarts + np.arange(restarts)).ravel()
+            starts = jax.tree.map(lambda leaf, jobs=jobs: leaf[jobs], models)
+            queues.append(partial(_run, solver, starts, mine, prior, limits, restarts, lanes))
+            indices.append(mine.index)
+    with _Reporter(progress, problems) as report:
+        fits = _run_all(queues, threads, report, stop)
+    order = np.argsort(np.concatenate(indices), kind="stable")
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[order], *fits)
+
+
+class _Batch(NamedTuple):
+    """Problems of one length: their numbers `[p]`, rows `[p, n, ...]`, weights and labels `[p, n]`."""
+
+    index: np.ndarray
+    x: Array
+    weight: Array
+    labels: Array | None
+
+
+def _workers(model: Any, rows: int) -> int:
+    """Threads that pay: side by side, XLA spreads the lanes over the cores; one after the other, it cannot."""
+    return (os.cpu_count() or 1) if jax.default_backend() == "cpu" and one_by_one(model, rows) else 1
+
+
+def _run(
+    solver: Any,
+    starts: Any,
+    batch: _Batch,
+    prior: Any,
+    limits: Limits,
+    restarts: int,
+    lanes: int,
+    report: Callable[[int], None],
+    stop: Callable[[], bool],
+) -> Fit:
+    with COMPILING:
+        queue = Queue(solver, starts, batch.x, batch.weight, batch.labels, prior, limits, restarts, lanes)
+    return queue.run(report, stop)
+
+
+def _run_all(
+    queues: list[Callable[..., Fit]], threads: int, report: _Reporter, stop: Callable[[], bool] | None
+) -> list[Fit]:
+    """Run the queues, on several threads if that pays; an error or Ctrl-C ends them all."""
+    ended = threading.Event()
+
+    def stopped() -> bool:
+        return ended.is_set() or (stop is not None and stop())
+
+    if threads == 1:
+        return [queue(report.source(), stopped) for queue in queues]
+
+    # Which floats and which device to use is a thread's own business in JAX: hand the caller's on.
+    wide, device = jnp.result_type(float) == jnp.float64, jax.config.jax_default_device  # type: ignore
+
+    def run(queue: Callable[..., Fit]) -> Fit:
+        with jax.enable_x64(bool(wide)), jax.default_device(device):
+            return queue(report.source(), stopped)
+
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            return list(pool.map(run, queues))
+        except BaseException:
+            ended.set()
+            raise
+
+
+def _batch_shape(models: Any) -> tuple[int, int]:
+    shape = models.batch_shape
+    if len(shape) not in (1, 2) or 0 in shape:
+        raise ValueError(f"models has batch shape {shape}; it must be (problems,) or (problems, restarts)")
+    return shape[0], shape[1] if len(shape) == 2 else 1
+
+
+def _batches(xs: Any, weight: Any, labels: Any, problems: int, states: int | None) -> list[_Batch]:
+    """Problems of like length together, padded with rows of weight zero."""
+    if len(xs) != problems:
+        raise ValueError(f"xs holds {len(xs)} problems and models {problems}; they must be as many")
+    if not isinstance(xs, (list, tuple)):
+        x = as_floats(xs)
+        if x.ndim < 2:
+            raise ValueError(f"xs has shape {x.shape}; it must be [problems, rows, ...] or a list of arrays")
+        row_weight = np.ones(x.shape[:2]) if weight is None else _shaped(weight, x.shape[:2], "weight")
+        known = None if labels is None else _shaped(labels, x.shape[:2], "labels")
+        return [_padded(np.arange(problems), x, row_weight, known, states)]
+
+    arrays = [np.asarray(x) for x in xs]
+    lengths = np.array([len(array) for array in arrays])
+    if not lengths.all():
+        raise ValueError(f"xs[{int(np.argmin(lengths))}] has no rows; leave that problem out")
+    shapes = padded_lengths(lengths)
+    batches = []
+    for length, shorter in zip(shapes, [0, *shapes[:-1]], strict=True):
+        index = np.flatnonzero((lengths <= length) & (lengths > shorter))
+        row_weight = presence(lengths[index], length, float)
+        if weight is not None:
+            row_weight = row_weight * stack([np.asarray(weight[i], float) for i in index], length)
+        known = None if labels is None else stack([np.asarray(labels[i]) for i in index], length, fill=-1)
+        x = as_floats(stack([arrays[i] for i in index], length))
+        batches.append(_padded(index, x, row_weight, known, states))
+    return batches
+
+
+def _padded(index: np.ndarray, x: Array, weight: Any, labels: Any, states: int | None) -> _Batch:
+    check_weight(weight)
+    if labels is not None:
+        check_labels(labels, states)
+    axes = (0, 0, None if labels is None else 0)
+    known = None if labels is None else jnp.asarray(labels)
+    return _Batch(index, *jax.vmap(ready, in_axes=axes)(x, jnp.asarray(weight, x.dtype), known))
+
+
+def _shaped(value: Any, shape: tuple[int, ...], name: str) -> Any:
+    if np.shape(value) != shape:
+        raise ValueError(f"{name} has shape {np.shape(value)}; with these xs it must be {shape}")
+    return value
+
+
+class _Reporter:
+    """Tells a person, or a function, how many problems are done; several queues may report to it."""
+
+    def __init__(self, progress: bool | Callable[[int, int], None], total: int) -> None:
+        self.tell, self.total, self.bar = progress if callable(progress) else None, total, None
+        self.done: list[int] = []
+        self.lock = threading.Lock()
+        if progress is True:
+            self.tell = self._open_bar()
+
+    def _open_bar(self) -> Callable[[int, int], None]:
+        try:
+            from rich.progress import Progress as Bar
+        except ImportError:
+            raise ValueError("progress=True needs the package rich: pip install 'jaxem[cli]'") from None
+        bar = Bar()
+        task = bar.add_task("fits", total=self.total)
+        self.bar = bar
+        return lambda done, total: bar.update(task, completed=done)
+
+    def __enter__(self) -> _Reporter:
+        if self.bar is not None:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def source(self) -> Callable[[int], None]:
+        """A function for one queue to say how many of its problems are done."""
+        with self.lock:
+            self.done.append(0)
+            mine = len(self.done) - 1
+
+        def report(done: int) -> None:
+            with self.lock:
+                self.done[mine] = done
+                if self.tell is not None:
+                    self.tell(sum(self.done), self.total)
+
+        return report
