@@ -94,7 +94,7 @@ def fit_many(
 class _Batch(NamedTuple):
     """Problems of one length: their numbers `[p]`, rows `[p, n, ...]`, weights and labels `[p, n]`."""
 
-    index: np.ndarray
+    index: np.ndarray  # type: ignore[reportIncompatibleMethodOverride]
     x: Array
     weight: Array
     labels: Array | None
