@@ -2,6 +2,7 @@
 
 from jaxem import priors as priors
 from jaxem._version import version as __version__  # noqa: F401
+from jaxem.constraints import free_parameters as free_parameters
 from jaxem.distributions.base import Distribution as Distribution
 from jaxem.distributions.base import Family as Family
 from jaxem.distributions.base import Labelled as Labelled

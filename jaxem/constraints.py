@@ -112,9 +112,14 @@ def check_parameters(node: Any) -> None:
 
 
 def free_parameters(node: Any) -> int:
-    """How many free numbers one model holds: `node` without leading axes, and all that it contains.
+    """How many free numbers a model holds: a simplex of K is worth K - 1, a covariance of D columns D (D + 1) / 2.
 
-    Raises ValueError for nothing; a parameter's every member counts, so pass one model, not a batch.
+    Args:
+        node: one model. Of a batch every member counts.
+
+    >>> import jaxem as jem
+    >>> jem.free_parameters(jem.Mixture([0.5, 0.5], jem.Poisson([1.0, 2.0])))
+    3
     """
     total = 0
     declared = parameters(node)

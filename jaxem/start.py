@@ -12,28 +12,39 @@ from jaxtyping import Array, Float, Int
 METHODS = ("kmeans++", "random")
 
 
-def seeds(key: Array, points: Float[Array, "n d"], weight: Float[Array, "n"], k: int, method: str) -> Int[Array, "k"]:
+def seeds(
+    key: Array,
+    points: Float[Array, "n d"],
+    weight: Float[Array, "n"],
+    labels: Int[Array, "n"] | None,
+    k: int,
+    method: str,
+) -> Int[Array, "k"]:
     """Rows to start components from.
 
     `kmeans++` draws each next row with probability proportional to weight times squared distance to the nearest row
     drawn so far (Arthur and Vassilvitskii 2007), so the first j of the k are a start for j components. `random` draws
-    by weight alone. Rows of weight zero are never drawn.
+    by weight alone. A component that some rows are known to belong to is seeded with one of those. Rows of weight
+    zero are never drawn.
     """
 
-    def draw(key: Array, mass: Array) -> Array:
+    def draw(i: Array | int, mass: Array) -> Array:
+        if labels is not None:
+            known = weight * (labels == i).astype(weight.dtype)
+            mass = jnp.where(jnp.sum(known) > 0, known, mass)
         mass = jnp.where(jnp.sum(mass) > 0, mass, weight)
         cumulated = jnp.cumsum(mass)
-        return jnp.argmax(cumulated > jax.random.uniform(key, (), mass.dtype) * cumulated[-1])
+        return jnp.argmax(cumulated > jax.random.uniform(keys[i], (), mass.dtype) * cumulated[-1])
 
     def squared_distance(row: Array) -> Array:
         return sum((points[:, d] - points[row, d]) ** 2 for d in range(points.shape[1]))  # type: ignore[return-value]
 
     keys = jax.random.split(key, k)
-    first = draw(keys[0], weight)
+    first = draw(0, weight)
 
     def add_seed(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         rows, nearest = carry
-        row = draw(keys[i], weight * nearest)
+        row = draw(i, weight * nearest)
         closer = jnp.minimum(nearest, squared_distance(row)) if method == "kmeans++" else nearest
         return rows.at[i].set(row), closer
 
@@ -71,7 +82,7 @@ def responsibilities(
     points = family.points(x, weight)
 
     def one(key: Array) -> Array:
-        return weight[None] * assignments(points, seeds(key, points, weight, k, method), active, labels)
+        return weight[None] * assignments(points, seeds(key, points, weight, labels, k, method), active, labels)
 
     assigned = jax.vmap(one)(jax.random.split(key, restarts))
     return family.start(x, assigned), assigned.sum(-1)

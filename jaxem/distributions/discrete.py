@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import gammaln, xlog1py, xlogy
+from jax.scipy.special import gammaln
 from jaxtyping import Array, Float
 
 from jaxem import linalg
@@ -18,6 +18,20 @@ from jaxem.pytree import module, replace, static
 
 def _sums(weight: Float[Array, "*batch n"], values: Float[Array, "n"]) -> Float[Array, "*batch"]:
     return jnp.sum(weight * linalg.lead(values, weight.ndim), axis=-1)
+
+
+def _times_log(count: Array, p: Array) -> Array:
+    """`count log p`: zero, with zero slope, where the count is zero; -inf where only p is. One logarithm for each p."""
+    some = p > 0
+    log = jnp.log(jnp.where(some, p, 1))
+    return jnp.where(some, count * log, jnp.where(count == 0, 0, -jnp.inf))
+
+
+def _times_log_rest(count: Array, p: Array) -> Array:
+    """`count log(1 - p)`, in the same way."""
+    some = p < 1
+    log = jnp.log1p(-jnp.where(some, p, 0))
+    return jnp.where(some, count * log, jnp.where(count == 0, 0, -jnp.inf))
 
 
 def _whole(values: Array) -> Array:
@@ -50,7 +64,7 @@ class _Trials(Family):
         inside = self.contains(columns)
         successes = jnp.where(inside, columns, 0)
         ways = gammaln(total + 1.0) - gammaln(successes + 1) - gammaln(total - successes + 1) if total > 1 else 0.0
-        log_prob = xlogy(successes, probs) + xlog1py(total - successes, -probs) + ways
+        log_prob = _times_log(successes, probs) + _times_log_rest(total - successes, probs) + ways
         return jnp.where(inside, log_prob, -jnp.inf)
 
     def statistics(self, x: Any, weight: Array) -> Trials:
@@ -63,7 +77,7 @@ class _Trials(Family):
 
     def expected_log_prob(self, statistics: Trials) -> Float[Array, "*batch"]:
         """successes log(probs) + failures log(1 - probs)."""
-        return xlogy(statistics.successes, self.probs) + xlog1py(statistics.failures, -self.probs)
+        return _times_log(statistics.successes, self.probs) + _times_log_rest(statistics.failures, self.probs)
 
     def m_step(self, statistics: Trials) -> Self:
         """successes / (successes + failures); a member without rows keeps its probability."""
@@ -187,7 +201,7 @@ class Categorical(Family):
 
     def log_density(self, columns: Float[Array, "c n"]) -> Float[Array, "*batch n"]:
         ndim = self.probs.ndim
-        terms = [xlogy(linalg.lead(columns[c], ndim), self.probs[..., c, None]) for c in range(self.categories)]
+        terms = [_times_log(linalg.lead(columns[c], ndim), self.probs[..., c, None]) for c in range(self.categories)]
         return jnp.where(linalg.lead(self.contains(columns), ndim), sum(terms), -jnp.inf)
 
     def statistics(self, x: Any, weight: Array) -> Float[Array, "*batch c"]:
@@ -200,7 +214,7 @@ class Categorical(Family):
 
     def expected_log_prob(self, statistics: Array) -> Float[Array, "*batch"]:
         """sum over categories of count log(probs)."""
-        return jnp.sum(xlogy(statistics, self.probs), axis=-1)
+        return jnp.sum(_times_log(statistics, self.probs), axis=-1)
 
     def m_step(self, statistics: Array) -> Self:
         """count / sum of counts; a member without rows keeps its probabilities."""
@@ -259,7 +273,7 @@ class Poisson(Family):
         rate = self.rate[..., None]
         counts, log_factorial = (linalg.lead(column, rate.ndim) for column in columns)
         inside = jnp.isfinite(counts)
-        log_prob = xlogy(jnp.where(inside, counts, 0), rate) - rate - log_factorial
+        log_prob = _times_log(jnp.where(inside, counts, 0), rate) - rate - log_factorial
         return jnp.where(inside, log_prob, -jnp.inf)
 
     def statistics(self, x: Any, weight: Array) -> Arrivals:
@@ -271,7 +285,7 @@ class Poisson(Family):
 
     def expected_log_prob(self, statistics: Arrivals) -> Float[Array, "*batch"]:
         """total log(rate) - exposure rate."""
-        return xlogy(statistics.total, self.rate) - statistics.exposure * self.rate
+        return _times_log(statistics.total, self.rate) - statistics.exposure * self.rate
 
     def m_step(self, statistics: Arrivals) -> Self:
         """total / exposure; a member without rows keeps its rate."""
