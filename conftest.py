@@ -12,3 +12,5 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+# Tests compile thousands of tiny programs and run each of them once.
+jax.config.update("jax_disable_most_optimizations", True)

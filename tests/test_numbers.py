@@ -293,7 +293,7 @@ def test_ways_to_a_distance_agree(d: int, apart: float, rng: np.random.Generator
     )
     if apart == 1.0 or dtype == jnp.float64:
         centre = jnp.mean(model.mean, axis=0, keepdims=True)
-        near = columns - centre.T, model.mean - centre, white
+        near = quadratic._features(columns - centre.T), model.mean - centre, white
         fine = max(fine, 1e-16 * apart**2 * 100)
         check(quadratic._distance_by_features(*near), quadratic._moments_by_features(*near, weight))
 
@@ -303,7 +303,9 @@ def test_the_guard_is_needed(rng: np.random.Generator) -> None:
     model, x = gaussians(rng, 6, 1e3, jnp.float32)
     white, centre = linalg.whitening(model.covariance), jnp.mean(model.mean, axis=0, keepdims=True)
     exact = quadratic._distance_by_member(jnp.asarray(x.T), model.mean, white)
-    unguarded = quadratic._distance_by_features(jnp.asarray(x.T) - centre.T, model.mean - centre, white)
+    unguarded = quadratic._distance_by_features(
+        quadratic._features(jnp.asarray(x.T) - centre.T), model.mean - centre, white
+    )
     own = np.repeat(np.eye(3, dtype=bool), 20, axis=1)
     assert np.abs(np.asarray(unguarded - exact))[own].max() > 1e-2
     guarded = quadratic.distance(jnp.asarray(x.T), model.mean, white)

@@ -59,6 +59,7 @@ class Distribution:
     - `expected_log_prob(statistics)`: `[...]`, up to a constant that does not depend on the parameters;
     - `sample(key, n)`: `[..., n, *event_shape]`;
     - `observe(x)`: x in the layout of the loops; every method takes either;
+    - `expand(x)`: observed x with what is worth making once for several steps, but not worth keeping for longer;
     - `floor(x, weight)`: the statistics that keep an M-step away from the edge of what can be computed.
 
     The whole library reads as two sentences: `log_prob, pullback = model.e_step(x)` and
@@ -70,6 +71,10 @@ class Distribution:
 
     def observe(self, x: Any) -> Any:
         raise NotImplementedError
+
+    def expand(self, x: Any) -> Any:
+        """Observed data, ready for several steps: as it is, unless the model has something to prepare."""
+        return x
 
     def log_prob(self, x: Any) -> Array:
         raise NotImplementedError
@@ -178,7 +183,7 @@ class Family(Distribution):
 
     def e_step(self, x: Any) -> tuple[Array, Pullback]:
         """`(log_prob, pullback)`; `pullback(weight)` sums the sufficient statistics with that weight."""
-        rows = self.observe(x)
+        rows = self.expand(self.observe(x))
         return self.log_density(rows.columns), lambda weight: self.statistics(rows, weight)
 
     @classmethod

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from jaxem import linalg
 from jaxem.constraints import parameter, positive, positive_definite, positive_vector, vector
 from jaxem.distributions import quadratic
-from jaxem.distributions.base import Family
+from jaxem.distributions.base import Family, Rows
 from jaxem.distributions.moments import Moments, enough
 from jaxem.pytree import module, replace
 
@@ -103,7 +103,7 @@ class _Normal(Family):
         raise NotImplementedError
 
     def _floor_variance(self, x: Any, weight: Array) -> Float[Array, "d"]:
-        return FLOOR * quadratic.scale(self.observe(x).columns, weight) ** 2
+        return FLOOR * quadratic.scale(quadratic.plain(self.observe(x).columns), weight) ** 2
 
 
 class _Elliptic(_Normal):
@@ -116,6 +116,10 @@ class _Elliptic(_Normal):
 
     def _covariances(self) -> Float[Array, "*batch d d"]:
         return self.covariance
+
+    def expand(self, x: Rows) -> Rows:
+        """With the products of the columns, where there are many."""
+        return Rows(quadratic.widened(x.columns))
 
     def _log_det(self) -> Array:
         return 2 * linalg.half_log_det(self._white())

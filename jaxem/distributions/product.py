@@ -97,6 +97,10 @@ class Product(Family):
             at += _width(part)
         return tuple(blocks)
 
+    def expand(self, x: Rows) -> Rows:
+        """Each block for itself."""
+        return Rows(tuple(p.expand(Rows(block)).columns for p, block in zip(self.parts, x.columns, strict=True)))
+
     def contains(self, columns: tuple[Any, ...]) -> Array:
         return jnp.stack([p.contains(block) for p, block in zip(self.parts, columns, strict=True)]).all(0)
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from jaxem import linalg
 from jaxem.distributions.moments import Moments
+from jaxem.pytree import module
 
 UNROLLED = 4
 """Up to this many columns the algebra is written out (benchmarks/RESULTS.md has the crossover)."""
@@ -31,6 +32,34 @@ CANCELLATION = {4: 1e-4, 8: 1e-11}
 More would pass for the steps that EM takes near its end: on a collapsing component the objective was seen to fall."""
 
 
+@module
+class Wide:
+    """Many columns, with their features about a common centre: made once for several steps.
+
+    Attributes:
+        columns: `[D, n]`.
+        centre: `[D]`, the mean of the rows.
+        features: `[D + D (D + 1) / 2, n]`: the columns less the centre, and their products.
+    """
+
+    columns: Float[Array, "d n"]
+    centre: Float[Array, "d"]
+    features: Float[Array, "f n"]
+
+
+def widened(columns: Float[Array, "d n"] | Wide) -> Float[Array, "d n"] | Wide:
+    """`columns` with their features, if they are too many to write the algebra out."""
+    if isinstance(columns, Wide) or len(columns) <= UNROLLED:
+        return columns
+    centre = jnp.mean(columns, axis=-1)
+    return Wide(columns, centre, _features(columns - centre[:, None]))
+
+
+def plain(columns: Float[Array, "d n"] | Wide) -> Float[Array, "d n"]:
+    """The columns themselves."""
+    return columns.columns if isinstance(columns, Wide) else columns
+
+
 def _rows_sum(values: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
     return jnp.sum(values, axis=-1)
 
@@ -40,53 +69,55 @@ def _differences(columns: Array, mean: Array) -> list[Array]:
 
 
 def distance(
-    columns: Float[Array, "d n"], mean: Float[Array, "*batch d"], white: Float[Array, "*batch d d"]
+    columns: Float[Array, "d n"] | Wide, mean: Float[Array, "*batch d"], white: Float[Array, "*batch d d"]
 ) -> Float[Array, "*batch n"]:
     """|white (x - mean)|^2 for each row and member."""
+    columns = widened(columns)
+    if isinstance(columns, Wide):
+        return _products(_distance_by_features, _distance_by_member, columns, mean, white)
     size = len(columns)
-    if size <= UNROLLED:
-        difference = _differences(columns, mean)
-        z = [sum(white[..., i, j, None] * difference[j] for j in range(i + 1)) for i in range(size)]
-        return sum(z_i * z_i for z_i in z)  # type: ignore[return-value]
-    return _products(_distance_by_features, _distance_by_member, columns, mean, white)
+    difference = _differences(columns, mean)
+    z = [sum(white[..., i, j, None] * difference[j] for j in range(i + 1)) for i in range(size)]
+    return sum(z_i * z_i for z_i in z)  # type: ignore[return-value]
 
 
 def moments(
-    columns: Float[Array, "d n"],
+    columns: Float[Array, "d n"] | Wide,
     weight: Float[Array, "*batch n"],
     mean: Float[Array, "*batch d"],
     white: Float[Array, "*batch d d"],
 ) -> Moments:
     """Weighted moments of the rows about each member's mean. `white` only says how wide the members are."""
-    size = len(columns)
+    columns = widened(columns)
     rows = _rows_sum(weight)
-    if size <= UNROLLED:
-        difference = _differences(columns, mean)
-        weighted = [weight * d for d in difference]
-        first = jnp.stack([_rows_sum(wd) for wd in weighted], axis=-1)
-        upper = {(i, j): _rows_sum(weighted[i] * difference[j]) for i in range(size) for j in range(i, size)}
-        second = jnp.stack(
-            [jnp.stack([upper[min(i, j), max(i, j)] for j in range(size)], axis=-1) for i in range(size)], axis=-2
-        )
+    if isinstance(columns, Wide):
+        flat = weight.reshape(-1, weight.shape[-1])
+        by_features, by_member = partial(_moments_by_features, weight=flat), partial(_moments_by_member, weight=flat)
+        first, second = _products(by_features, by_member, columns, mean, white)
         return Moments(rows, rows, first, second, mean)
-    flat = weight.reshape(-1, weight.shape[-1])
-    by_features, by_member = partial(_moments_by_features, weight=flat), partial(_moments_by_member, weight=flat)
-    first, second = _products(by_features, by_member, columns, mean, white)
+    size = len(columns)
+    difference = _differences(columns, mean)
+    weighted = [weight * d for d in difference]
+    first = jnp.stack([_rows_sum(wd) for wd in weighted], axis=-1)
+    upper = {(i, j): _rows_sum(weighted[i] * difference[j]) for i in range(size) for j in range(i, size)}
+    second = jnp.stack(
+        [jnp.stack([upper[min(i, j), max(i, j)] for j in range(size)], axis=-1) for i in range(size)], axis=-2
+    )
     return Moments(rows, rows, first, second, mean)
 
 
-def _products(by_features, by_member, columns: Array, mean: Array, white: Array):
+def _products(by_features, by_member, wide: Wide, mean: Array, white: Array):
     """Run the feature form where it is accurate, else the form that is always accurate, on flat members."""
     batch, size = mean.shape[:-1], mean.shape[-1]
     mean, white = mean.reshape(-1, size), white.reshape(-1, size, size)
-    centre = jnp.mean(mean, axis=0, keepdims=True)
-    offset = jnp.einsum("kij,kj->ki", white, mean - centre, precision=linalg.HIGHEST)
+    near = mean - wide.centre[None]
+    offset = jnp.einsum("kij,kj->ki", white, near, precision=linalg.HIGHEST)
     farthest = jnp.max(jnp.sum(offset * offset, axis=-1))
     accurate = farthest * float(jnp.finfo(mean.dtype).eps) < CANCELLATION[mean.dtype.itemsize]
     result = jax.lax.cond(
         accurate,
-        lambda: by_features(columns - centre.T, mean - centre, white),
-        lambda: by_member(columns, mean, white),
+        lambda: by_features(wide.features, near, white),
+        lambda: by_member(wide.columns, mean, white),
     )
     return jax.tree.map(lambda leaf: leaf.reshape(*batch, *leaf.shape[1:]), result)
 
@@ -101,19 +132,19 @@ def _features(columns: Float[Array, "d n"]) -> Float[Array, "f n"]:
     return jnp.concatenate([columns, columns[i] * columns[j]])
 
 
-def _distance_by_features(columns: Array, mean: Array, white: Array) -> Array:
-    i, j = _pairs(len(columns))
+def _distance_by_features(features: Array, mean: Array, white: Array) -> Array:
+    i, j = _pairs(mean.shape[-1])
     precision = linalg.matmul(linalg.transpose(white), white)
     linear = jnp.einsum("kij,kj->ki", precision, mean, precision=linalg.HIGHEST)
-    twice = np.where(i == j, 1, 2).astype(columns.dtype)[None]
+    twice = np.where(i == j, 1, 2).astype(mean.dtype)[None]
     coefficients = jnp.concatenate([-2 * linear, precision[:, i, j] * twice], axis=-1)
     constant = jnp.sum(linear * mean, axis=-1)
-    return linalg.matmul(coefficients, _features(columns)) + constant[:, None]
+    return linalg.matmul(coefficients, features) + constant[:, None]
 
 
-def _moments_by_features(columns: Array, mean: Array, white: Array, weight: Array) -> tuple[Array, Array]:
-    size = len(columns)
-    sums = jnp.einsum("kn,fn->kf", weight, _features(columns), precision=linalg.HIGHEST)
+def _moments_by_features(features: Array, mean: Array, white: Array, weight: Array) -> tuple[Array, Array]:
+    size = mean.shape[-1]
+    sums = jnp.einsum("kn,fn->kf", weight, features, precision=linalg.HIGHEST)
     i, j = _pairs(size)
     full = np.zeros((size, size), int)
     full[i, j] = full[j, i] = np.arange(len(i))

@@ -114,7 +114,7 @@ def pseudo_statistics(prior: Any, model: Any, x: Any, weight: Array) -> Statisti
 @partial(jax.jit, static_argnames="trace")
 def _fit_one(solver: Any, model: Any, x: Any, weight: Array, prior: Any, limits: Limits, *, trace: int) -> Fit:
     # Small data is put into the layout of the loop once; large data is, chunk by chunk, in every pass.
-    data = model.observe(x) if len(weight) <= CHUNK else x
+    data = model.expand(model.observe(x)) if len(weight) <= CHUNK else x
     # A floor and a prior need the scale of the data, not every row of it.
     some = jax.tree.map(lambda leaf: leaf[:: -(-len(weight) // SCALE_ROWS)], (x, weight))
     regulariser = pseudo_statistics(prior, model, *some)

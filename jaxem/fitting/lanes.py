@@ -189,9 +189,10 @@ def _turn(
 
     def climb(lane: tuple[Progress, _Problems]) -> Progress:
         progress, mine = lane
+        data = progress.model.expand(mine.data)
 
         def step(now: Progress) -> Progress:
-            return advance(solver, now, mine.data, mine.weight, mine.prior, limits)
+            return advance(solver, now, data, mine.weight, mine.prior, limits)
 
         if not one_by_one:
             return jax.lax.fori_loop(0, STEPS, lambda _, now: step(now), progress)

@@ -73,6 +73,10 @@ class Latent(Distribution):
             return Labelled(self.child.observe(x.x), x.labels)
         return self.child.observe(x)
 
+    def expand(self, x: Any) -> Any:
+        """What the child makes of it."""
+        return Labelled(self.child.expand(x.x), x.labels) if isinstance(x, Labelled) else self.child.expand(x)
+
     def log_prob(self, x: Any) -> Float[Array, "*batch n"]:
         """log p(x_i), summed over what is hidden: `[*batch_shape, n]`, in nats.
 
