@@ -48,7 +48,7 @@ class _Normal(Family):
         """The log-determinant of the covariance of each member."""
         raise NotImplementedError
 
-    def _distance(self, columns: Float[Array, "d n"]) -> Float[Array, "*batch n"]:
+    def _distance(self, columns: Any) -> Float[Array, "*batch n"]:
         """The squared Mahalanobis distance of each row from each member."""
         raise NotImplementedError
 
@@ -60,7 +60,7 @@ class _Normal(Family):
         """The members with this mean and this scatter (about that mean) over `rows`."""
         raise NotImplementedError
 
-    def log_density(self, columns: Float[Array, "d n"]) -> Float[Array, "*batch n"]:
+    def log_density(self, columns: Float[Array, "d n"] | quadratic.Wide) -> Float[Array, "*batch n"]:
         log_volume = self.event_shape[0] * math.log(2 * math.pi) + self._log_det()
         return -0.5 * (self._distance(columns) + log_volume[..., None])
 
