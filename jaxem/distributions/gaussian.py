@@ -48,7 +48,7 @@ class _Normal(Family):
         """The log-determinant of the covariance of each member."""
         raise NotImplementedError
 
-    def _distance(self, columns: Any) -> Float[Array, "*batch n"]:
+    def _distance(self, columns: Float[Array, "d n"] | quadratic.Wide) -> Float[Array, "*batch n"]:
         """The squared Mahalanobis distance of each row from each member."""
         raise NotImplementedError
 
@@ -124,7 +124,7 @@ class _Elliptic(_Normal):
     def _log_det(self) -> Array:
         return 2 * linalg.half_log_det(self._white())
 
-    def _distance(self, columns: Array) -> Array:
+    def _distance(self, columns: Array | quadratic.Wide) -> Array:
         return quadratic.distance(columns, self.mean, self._white())
 
     def _spread(self, second: Array) -> Array:
