@@ -8,7 +8,6 @@ their results and loads new problems into them. One compiled shape serves any nu
 from __future__ import annotations
 
 import contextlib
-import itertools
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -102,16 +101,15 @@ class Queue:
         refill, waiting = np.full(self.width, True), 0
         left = np.full(self.jobs // self.restarts, self.restarts)
         flags: list[tuple[int, Array]] = []
-        for call in itertools.count():
+        call = -1
+        while True:
+            call += 1
             given = np.flatnonzero(refill)[: self.jobs - waiting]
             jobs[refill], loaded[refill] = self.jobs, call
             jobs[given] = np.arange(waiting, waiting + len(given))
             waiting += len(given)
             with COMPILING if call == 0 else contextlib.nullcontext():
-                lanes, results, status = _turn(
-                self.solver, lanes, results, self.problems, self.starts, refill, jobs, self.limits,
-                restarts=self.restarts, one_by_one=self.one_by_one,
-            )  # fmt: skip
+                lanes, results, status = self._turn(lanes, results, refill, jobs)
             running = jobs < self.jobs
             if not running.any():
                 return _choose(results, self.problems, self.floor, restarts=self.restarts)
@@ -129,7 +127,12 @@ class Queue:
                 report(int((left == 0).sum()))
             if stop():
                 waiting, jobs[~refill] = self.jobs, self.jobs
-        raise AssertionError
+
+    def _turn(self, lanes: _Lanes, results: Progress, refill: np.ndarray, jobs: np.ndarray) -> Any:
+        # Copies: the device may still read what the host is about to change.
+        given = jnp.array(refill), jnp.array(jobs)
+        sizes = {"restarts": self.restarts, "one_by_one": self.one_by_one}
+        return _turn(self.solver, lanes, results, self.problems, self.starts, *given, self.limits, **sizes)
 
 
 @partial(jax.jit, static_argnames="restarts")
