@@ -34,6 +34,11 @@ def diagonal(matrix: Float[Array, "*batch d d"]) -> Float[Array, "*batch d"]:
     return jnp.diagonal(matrix, axis1=-2, axis2=-1)
 
 
+def diagonal_matrix(values: Float[Array, "*batch d"]) -> Float[Array, "*batch d d"]:
+    """Matrices with these diagonals."""
+    return values[..., None] * lead(jnp.eye(values.shape[-1], dtype=values.dtype), values.ndim + 1)
+
+
 def lead(array: Array, ndim: int) -> Array:
     """`array` with axes of length one put in front until it has `ndim`: rows made ready to meet members.
 
@@ -51,7 +56,7 @@ def outer(a: Float[Array, "*batch d"], b: Float[Array, "*batch e"]) -> Float[Arr
 def cholesky(matrix: Float[Array, "*batch d d"]) -> Float[Array, "*batch d d"]:
     """The lower triangular L with L L^T = matrix.
 
-    A pivot that rounding has taken below `d` units in the last place of its diagonal entry is put back to that
+    A pivot that rounding has taken below `8 d` units in the last place of its diagonal entry is put back to that
     level, so a matrix that is singular, or negative by rounding only, still has a finite factor.
 
     Args:
@@ -70,7 +75,7 @@ def _safe_pivot(pivot: Array, entry: Array, size: int) -> tuple[Array, Array]:
 
     Where the pivot was rounding, so is the rest of the column: divided by a tiny root it would grow without bound.
     """
-    rounding = size * float(jnp.finfo(pivot.dtype).eps)
+    rounding = 8 * size * float(jnp.finfo(pivot.dtype).eps)
     least = jnp.maximum(rounding * entry, jnp.finfo(pivot.dtype).tiny)
     root = jnp.sqrt(jnp.maximum(pivot, least))
     return root, jnp.where(pivot > least, 1 / root, 0)

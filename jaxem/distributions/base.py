@@ -197,8 +197,8 @@ class Family(Distribution):
 
         Args:
             x: `[n]` or `[n, D]` rows.
-            weight: `[..., n]`: a member for each leading index. Each sees one row more, typical of all rows together;
-                a member without rows is just that.
+            weight: `[..., n]`: a member for each leading index. Each sees a tenth of a row more, typical of all rows
+                together; a member without rows is just that.
             sizes: what the rows alone do not tell (`total_count`, `categories`).
         """
         columns = np.shape(x)[1:] if np.ndim(x) > 1 or not cls.scalar else ()
@@ -210,8 +210,9 @@ class Family(Distribution):
         # Twice over all rows: the second M-step measures the spread from the mean that the first one found.
         for _ in range(2):
             model = model.m_step(add(model.statistics(rows, pooled), floor))
-        # One more row like all the others together: a probability of zero is a place that EM cannot leave.
-        return model.m_step(add(model.statistics(rows, weight), add(floor, model.expected_statistics())))
+        # A tenth of a row like all the others together: a probability of zero is a place that EM cannot leave.
+        typical = add(floor, scale(model.weak(1), 0.1))
+        return model.m_step(add(model.statistics(rows, weight), typical))
 
     def weak(self, members: Array | int) -> Statistics:
         """What one row of a weak prior says to each of `members` components, if all data together look like this."""

@@ -19,8 +19,11 @@ from jaxem.distributions.base import Family, Rows
 from jaxem.distributions.moments import Moments, enough
 from jaxem.pytree import module, replace
 
-FLOOR = 1e-6
-"""The scatter of a floor: this fraction of the squared scale of the data (a thousandth of their spread)."""
+FLOOR = {4: 1e-6, 8: 1e-8}
+"""The scatter of a floor, by bytes of a float: this fraction of the squared scale of the data.
+
+The spread of a collapsing component ends near a thousandth (float32) or a ten-thousandth (float64) of that of all data:
+small enough that components a thousand deviations apart do not notice, large enough for the type to resolve."""
 
 
 class _Normal(Family):
@@ -76,7 +79,8 @@ class _Normal(Family):
         mean = sum w x / sum w, covariance = sum w (x - mean)(x - mean)^T / sum w.
         """
         mean = statistics.mean(otherwise=self.mean)
-        return self._with(mean, statistics.about(mean).second, statistics.spread_rows)
+        moved = statistics.about(mean)
+        return self._with(mean, moved.second + statistics.rounding(mean), statistics.spread_rows)
 
     def weak(self, members: Array | int) -> Moments:
         """A row about the spread, narrower the more members share the data, and a hundredth of one about the mean."""
@@ -103,7 +107,7 @@ class _Normal(Family):
         raise NotImplementedError
 
     def _floor_variance(self, x: Any, weight: Array) -> Float[Array, "d"]:
-        return FLOOR * quadratic.scale(quadratic.plain(self.observe(x).columns), weight) ** 2
+        return FLOOR[self.mean.dtype.itemsize] * quadratic.scale(quadratic.plain(self.observe(x).columns), weight) ** 2
 
 
 class _Elliptic(_Normal):

@@ -70,6 +70,15 @@ class Moments:
         some = enough(rows)
         return jnp.where(some, self.reference + self.first / jnp.where(some, rows, 1), otherwise)
 
+    def rounding(self, reference: Float[Array, "*batch d"]) -> Array:
+        """What moving to `reference` may have lost of the second moments: it keeps a scatter above zero.
+
+        Nothing where the mean has stopped moving, and much where a member comes from very far away.
+        """
+        shift = self.reference - reference
+        lost = 8 * float(jnp.finfo(shift.dtype).eps) * self.rows[..., None] * shift * shift
+        return lost if self.second.ndim == self.first.ndim else linalg.diagonal_matrix(lost)
+
 
 def enough(rows: Array) -> Array:
     """Are there rows at all, of a weight that can be divided by?"""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -76,30 +76,39 @@ def advance(
     proposal, state, log_likelihood = solver.step(now.ahead, now.state, x, weight, prior)
     objective = log_likelihood + now.ahead.expected_log_prob(prior)
     gain = objective - now.objective
-    first, second = now.steps < 0, now.steps < 1
-    rate = jnp.where(second | (now.gain == 0), 1, gain / jnp.where(now.gain == 0, 1, now.gain))
+    rate = jnp.where((now.steps < 1) | (now.gain == 0), 1, gain / jnp.where(now.gain == 0, 1, now.gain))
     steps = now.steps + 1
-    status = judge(log_likelihood, objective, gain, jnp.maximum(rate, now.rate), steps, first, jnp.sum(weight), limits)
+    columns = max((1, *now.ahead.event_shape))
+    rounding = float(jnp.finfo(objective.dtype).eps) * columns * (jnp.abs(objective) + jnp.sum(weight))
+    evidence = Evidence(log_likelihood, objective, gain, jnp.maximum(rate, now.rate), steps, jnp.sum(weight), rounding)
+    status = judge(evidence, limits)
     new = Progress(now.ahead, proposal, state, log_likelihood, objective, gain, rate, steps, status)
     return replace(select(now.status == int(Status.running), new, now), ahead=proposal)
 
 
-def judge(
-    log_likelihood: Array,
-    objective: Array,
-    gain: Array,
-    rate: Array,
-    steps: Array,
-    first: Array,
-    rows: Array,
-    limits: Limits,
-) -> Int[Array, ""]:
+class Evidence(NamedTuple):
+    """What the stopping rule looks at.
+
+    `rounding` is what the float type can resolve of the objective: a sum over rows of sums over columns.
+    """
+
+    log_likelihood: Array
+    objective: Array
+    gain: Array
+    rate: Array
+    steps: Array
+    rows: Array
+    rounding: Array
+
+
+def judge(now: Evidence, limits: Limits) -> Int[Array, ""]:
     """The status after a step.
 
     It has converged when Aitken's prediction of what is still to be gained, gain x rate / (1 - rate), with the larger
     of the last two rates, is below `tol` a row; or when the last gain is below what the float type can resolve.
     """
-    rounding = float(jnp.finfo(objective.dtype).eps) * jnp.abs(objective)
+    log_likelihood, objective, gain, rate, steps, rows, rounding = now
+    first = steps < 1
     shrinking = rate < 1
     remaining = jnp.where(shrinking, gain * rate / jnp.where(shrinking, 1 - rate, 1), jnp.inf)
     settled = ~first & ((remaining <= limits.tol * rows) | (gain <= 4 * rounding))
