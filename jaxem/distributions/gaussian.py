@@ -248,7 +248,7 @@ class _Axial(_Normal):
     def _log_det(self) -> Array:
         return jnp.sum(jnp.log(self._variances()), axis=-1)
 
-    def _distance(self, columns: Array) -> Array:
+    def _distance(self, columns: Any) -> Array:
         return quadratic.axial_distance(columns, self.mean, 1 / jnp.sqrt(self._variances()))
 
     def _spread(self, second: Array) -> Array:
