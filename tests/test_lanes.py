@@ -102,7 +102,7 @@ def test_active_components_are_as_if_there_were_no_others(rng: np.random.Generat
 def test_a_second_call_compiles_nothing(rng: np.random.Generator) -> None:
     xs = [x[:20] for x in ragged(rng, 6)]
     starts = jem.start_many(jax.random.key(0), jem.Gaussian, xs, 2)
-    jem.fit_many(starts, xs)
+    jem.fit_many(starts, xs, tol=1e-7)
     events: list[str] = []
 
     def listen(event: str, seconds: float, **details: object) -> None:
@@ -111,7 +111,7 @@ def test_a_second_call_compiles_nothing(rng: np.random.Generator) -> None:
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        jem.fit_many(starts, xs, tol=1e-7, max_steps=999)
+        jem.fit_many(starts, xs, tol=1.01e-7, max_steps=999)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert events == []

@@ -151,5 +151,8 @@ def _fit_best(solver: Any, models: Any, x: Any, weight: Array, prior: Any, limit
 
 
 def best(objective: Array) -> Array:
-    """The index, on the last axis, of the largest objective that is a number; the first if none is."""
-    return jnp.argmax(jnp.where(jnp.isfinite(objective), objective, -jnp.inf), axis=-1)
+    """The index, on the last axis, of the largest objective; the first of those that are equal within rounding."""
+    usable = jnp.where(jnp.isfinite(objective), objective, -jnp.inf)
+    largest = jnp.max(usable, axis=-1, keepdims=True)
+    rounding = 1024 * float(jnp.finfo(objective.dtype).eps) * jnp.abs(largest)
+    return jnp.argmax(usable >= largest - jnp.where(jnp.isfinite(rounding), rounding, 0), axis=-1)
