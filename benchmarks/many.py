@@ -26,8 +26,9 @@ def stopwatch(run: Callable[[], Any], repeats: int) -> tuple[Any, list[float]]:
     return result, seconds
 
 
-def row(case: str, who: str, seconds: float, compile_seconds: float | None, steps: np.ndarray, agree: Any) -> Row:
-    """One line of the table."""
+def row(case: str, who: str, seconds: float, compile_seconds: float | None, end: Any, agree: Any) -> Row:
+    """One line of the table; `end` is the log-likelihoods and steps."""
+    log_likelihood, steps = (np.asarray(array) for array in end)
     return {
         "case": case,
         "who": who,
@@ -35,25 +36,33 @@ def row(case: str, who: str, seconds: float, compile_seconds: float | None, step
         "compile": compile_seconds,
         "mean steps": float(np.mean(steps)),
         "max steps": int(np.max(steps)),
+        "log_likelihood": log_likelihood,
         "agree": agree,
     }
 
 
 def compare(case: str, problems: Any, tol: float, with_lock_step: bool) -> list[Row]:
-    """Correctness first, then seconds: ours is the median of five runs after the one that compiles."""
+    """Correctness first, then seconds: ours is the median of five runs after the one that compiles.
+
+    One `tol` is two rules: scikit-learn's bounds the last gain, jaxem's what is still to be gained, often ten
+    times as much. So jaxem runs a second time with 10 tol; the table says how near to the top each ends.
+    """
     start, rows, limit = start_of(problems), problems.x.shape[1], 20_000
 
-    def ours() -> jem.Fit:
+    def ours(tol: float) -> jem.Fit:
         return jem.fit_many(start, problems.x, tol=tol, max_steps=limit)
 
-    first, (cold,) = stopwatch(ours, 1)
+    first, (cold,) = stopwatch(lambda: ours(tol), 1)
     peer, (peer_seconds,) = stopwatch(lambda: sklearn_many(problems, tol, limit), 1)
     share = refuse_if_different(np.asarray(first.log_likelihood), peer[0], rows, f"{case}: scikit-learn")
-    fits, warm = stopwatch(ours, 5)
+    fits, warm = stopwatch(lambda: ours(tol), 5)
     seconds = float(np.median(warm))
+    ours(10 * tol)
+    looser, loose = stopwatch(lambda: ours(10 * tol), 5)
     table = [
-        row(case, "jaxem fit_many", seconds, cold - seconds, np.asarray(fits.steps), None),
-        row(case, "scikit-learn, joblib", peer_seconds, None, peer[1], share),
+        row(case, "jaxem fit_many", seconds, cold - seconds, (fits.log_likelihood, fits.steps), None),
+        row(case, "scikit-learn, joblib", peer_seconds, None, peer, share),
+        row(case, "jaxem, tol x 10", float(np.median(loose)), None, (looser.log_likelihood, looser.steps), None),
     ]
     if with_lock_step:
         compiled, (compile_seconds,) = stopwatch(lambda: lock_step.lower(start, problems.x, tol).compile(), 1)
@@ -61,7 +70,11 @@ def compare(case: str, problems: Any, tol: float, with_lock_step: bool) -> list[
         share = refuse_if_different(
             np.asarray(fits.log_likelihood), np.asarray(lock.log_likelihood), rows, f"{case}: lock-step"
         )
-        table.append(row(case, "jax.vmap(while_loop)", lock_seconds, compile_seconds, np.asarray(lock.steps), share))
+        end = lock.log_likelihood, lock.steps
+        table.append(row(case, "jax.vmap(while_loop)", lock_seconds, compile_seconds, end, share))
+    best = np.max([line["log_likelihood"] for line in table], axis=0)
+    for line in table:
+        line["short"] = float(np.median(best - line["log_likelihood"]) / rows)
     return table
 
 
@@ -72,4 +85,4 @@ def small() -> list[Row]:
 
 def middling() -> list[Row]:
     """500 problems of 1,000 rows, eight columns, eight components."""
-    return compare("500 x (1,000 x 8), K = 8", overlapping(500, 1000, 8, 8), 1e-6, with_lock_step=False)
+    return compare("500 x (1,000 x 8), K = 8", overlapping(500, 1000, 8, 8, near=True), 1e-8, with_lock_step=False)

@@ -17,8 +17,12 @@ class Problems:
     covariances: np.ndarray
 
 
-def overlapping(problems: int, rows: int, columns: int, components: int, seed: int = 0) -> Problems:
-    """Full-covariance mixtures whose components overlap, started at random rows with the covariance of all rows."""
+def overlapping(problems: int, rows: int, columns: int, components: int, near: bool = False, seed: int = 0) -> Problems:
+    """Full-covariance mixtures whose components overlap.
+
+    Everyone starts at random rows with the covariance of all rows; or `near` the truth, as with many columns it has to
+    be: from random rows some components collapse onto a few of them, and where a fit ends is a matter of its floor.
+    """
     rng = np.random.default_rng(seed)
     shape = (problems, components, columns)
     weights = rng.dirichlet(np.full(components, 5.0), problems)
@@ -31,12 +35,11 @@ def overlapping(problems: int, rows: int, columns: int, components: int, seed: i
     chosen = rng.permuted(np.broadcast_to(np.arange(rows), (problems, rows)), axis=1)[:, :components]
     centred = x - x.mean(1, keepdims=True)
     covariance = np.einsum("bni,bnj->bij", centred, centred) / rows
-    return Problems(
-        x,
-        np.full((problems, components), 1 / components),
-        x[problem, chosen],
-        np.broadcast_to(covariance[:, None], (*shape, columns)).copy(),
-    )
+    covariances = np.broadcast_to(covariance[:, None], (*shape, columns)).copy()
+    uniform = np.full((problems, components), 1 / components)
+    if near:
+        return Problems(x, uniform, means + 0.5 * rng.normal(size=shape), covariances / 4)
+    return Problems(x, uniform, x[problem, chosen], covariances)
 
 
 def agreement(ours: np.ndarray, theirs: np.ndarray, rows: int, nats: float = 1e-4) -> float:

@@ -41,15 +41,15 @@ def many_table(rows: list[dict[str, Any]]) -> str:
     lines = [
         f"### {rows[0]['case']}",
         "",
-        "| | seconds | ratio to jaxem | compile, s | mean steps | most steps | same log-likelihood |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| | seconds | ratio to jaxem | compile, s | mean steps | most steps | short of the best, nats a row | agree |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
         compiled = "" if row["compile"] is None else f"{row['compile']:.1f}"
         agree = "" if row["agree"] is None else f"{row['agree']:.1%}"
         lines.append(
             f"| {row['who']} | {row['seconds']:.2f} | {row['seconds'] / ours:.1f} | {compiled} | "
-            f"{row['mean steps']:.0f} | {row['max steps']} | {agree} |"
+            f"{row['mean steps']:.0f} | {row['max steps']} | {row['short']:.0e} | {agree} |"
         )
     return "\n".join(lines) + "\n"
 

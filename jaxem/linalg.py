@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-UNROLLED = 6
+UNROLLED = 8
 HIGHEST = jax.lax.Precision.HIGHEST
 
 matmul = partial(jnp.matmul, precision=HIGHEST)

@@ -6,6 +6,7 @@ A new family adds one line to `FAMILIES`, and a mixture of it joins by itself.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ import jaxem as jem
 Rng = np.random.Generator
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Example:
     """One implementation.
 
@@ -46,11 +47,33 @@ class Example:
         return jem.Mixture(weights, self.members(k, seed))
 
     def rows(self, n: int, k: int = 3, seed: int = 0) -> jax.Array:
-        """Rows drawn from `mixture(k, seed)`."""
-        return self.mixture(k, seed).sample(jax.random.key(seed), n)
+        """Rows drawn from `mixture(k, seed)`: the first of as many as most tests need, so that it compiles once."""
+        return jnp.asarray(_drawn(self, max(n, 64), k, seed)[:n])
 
     def __repr__(self) -> str:
         return self.name
+
+
+@functools.cache
+def _drawn(example: Example, n: int, k: int, seed: int) -> np.ndarray:
+    return np.asarray(example.mixture(k, seed).sample(jax.random.key(seed), n))
+
+
+@jax.jit
+def e_step(model: Any, x: Any, weight: Any) -> Any:
+    """Log-probabilities and expected statistics, in one program."""
+    log_prob, pullback = model.e_step(x)
+    return log_prob, pullback(jnp.broadcast_to(weight, log_prob.shape))
+
+
+@jax.jit
+def m_step(model: Any, statistics: Any) -> Any:
+    return model.m_step(statistics)
+
+
+@jax.jit
+def expected_log_prob(model: Any, statistics: Any) -> Any:
+    return model.expected_log_prob(statistics)
 
 
 def covariances(rng: Rng, *shape: int) -> np.ndarray:

@@ -11,9 +11,8 @@ import pytest
 import scipy.stats as ss
 
 import jaxem as jem
-from jaxem import linalg
+from jaxem import linalg, sums
 from jaxem.distributions import quadratic
-from jaxem.latent import sums
 from jaxem.pytree import replace
 
 KEY = jax.random.key(0)
@@ -71,7 +70,7 @@ def test_offset_of_a_thousand_million_in_float32(family: Any, rng: np.random.Gen
 
 @normal
 def test_two_hundred_columns_in_float32(family: Any, rng: np.random.Generator) -> None:
-    x = two_clouds(rng, n=500, d=200, apart=40)
+    x = two_clouds(rng, n=250, d=200, apart=40)
     start = jem.Mixture.start(KEY, family, x, 2)
     narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), start)
     single, double = jem.fit(narrow, x.astype(np.float32), max_steps=20), jem.fit(start, x, max_steps=20)
@@ -81,11 +80,11 @@ def test_two_hundred_columns_in_float32(family: Any, rng: np.random.Generator) -
 
 
 @normal
-@pytest.mark.parametrize("d", [2, 6])
+@pytest.mark.parametrize("d", [2, 9])
 def test_components_a_thousand_deviations_apart(family: Any, d: int, rng: np.random.Generator, dtype: Any) -> None:
-    x = two_clouds(rng, n=80, d=d, apart=1e3).astype(dtype)
+    x = two_clouds(rng, d=d, apart=1e3).astype(dtype)
     fit = fitted(family, x)
-    halves = [np.asarray(x, float)[:40], np.asarray(x, float)[40:]]
+    halves = [np.asarray(x, float)[:30], np.asarray(x, float)[30:]]
     order = np.argsort(-fit.model.components.mean[:, 0])
     np.testing.assert_allclose(fit.model.components.mean[order], [h.mean(0) for h in halves], rtol=1e-5, atol=1e-4)
     if family is jem.DiagonalGaussian:
@@ -119,7 +118,7 @@ def test_fewer_rows_than_components(family: Any, rng: np.random.Generator, dtype
 
 
 @normal
-@pytest.mark.parametrize("d", [3, 7])
+@pytest.mark.parametrize("d", [3, 9])
 def test_constant_and_collinear_columns(family: Any, d: int, rng: np.random.Generator, dtype: Any) -> None:
     x = two_clouds(rng, d=d)
     x[:, 0] = 3.0
@@ -252,7 +251,7 @@ def test_log_likelihood_of_many_rows_in_float32(rng: np.random.Generator) -> Non
     np.testing.assert_allclose(jem.fit(model, x, max_steps=0).log_likelihood, each.sum(), rtol=1e-7)
 
 
-@pytest.mark.parametrize("d", [1, 3, 6, 7, 30])
+@pytest.mark.parametrize("d", [1, 3, 8, 9, 30])
 def test_factors_are_lapacks(d: int, rng: np.random.Generator) -> None:
     root = rng.normal(size=(2, d, d + 3))
     matrix = jnp.asarray(root @ np.swapaxes(root, 1, 2))

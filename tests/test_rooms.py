@@ -13,7 +13,7 @@ PACKAGE = Path(jaxem.__file__).parent
 
 # From the ground up. A module may import from its own floor and from those below.
 FLOORS = [
-    {"_version", "chains", "constraints", "errors", "linalg", "pytree"},
+    {"_version", "chains", "constraints", "errors", "linalg", "pytree", "sums"},
     {"distributions"},
     {"data", "sequences", "start"},
     {"latent"},

@@ -179,7 +179,7 @@ class Family(Distribution):
         Raises:
             ValueError: the columns of x are not the family's.
         """
-        return self.log_density(self.observe(x).columns)
+        return _log_density(self, self.observe(x).columns)
 
     def e_step(self, x: Any) -> tuple[Array, Pullback]:
         """`(log_prob, pullback)`; `pullback(weight)` sums the sufficient statistics with that weight."""
@@ -220,9 +220,10 @@ class Family(Distribution):
 
     @classmethod
     def points(cls, x: Array, weight: Array, **sizes: int) -> Float[Array, "n d"]:
-        """Rows as points between which a distance means something: columns in units of their spread."""
+        """Rows as points between which a distance means something: columns from their median, in units of spread."""
         columns = jnp.atleast_2d(x.T)
-        return (columns / quadratic.scale(columns, weight)[:, None]).T
+        (middle,) = quadratic.quantiles(columns, weight, (0.5,))
+        return ((columns - middle[:, None]) / quadratic.scale(columns, weight)[:, None]).T
 
     def floor(self, x: Any, weight: Array) -> Statistics:
         """Nothing: most families are total as they are."""
@@ -235,6 +236,12 @@ class Family(Distribution):
     def inside(self, x: Any) -> Array:
         """`[n]` bool: rows that this family can produce (see `support`)."""
         return self.contains(self.observe(x).columns)
+
+
+@jax.jit
+def _log_density(family: Family, columns: Any) -> Array:
+    """One program, not one for each operation: a person who asks for a log-probability waits once."""
+    return family.log_density(columns)
 
 
 def convert_parameters(node: Any) -> None:

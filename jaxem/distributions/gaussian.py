@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from jaxem import linalg
 from jaxem.constraints import parameter, positive, positive_definite, positive_vector, vector
 from jaxem.distributions import quadratic
-from jaxem.distributions.base import Family, Rows
+from jaxem.distributions.base import Family, Pullback, Rows
 from jaxem.distributions.moments import Moments, enough
 from jaxem.pytree import module, replace
 
@@ -47,15 +47,23 @@ class _Normal(Family):
     def event_shape(self) -> tuple[int, ...]:
         return self.mean.shape[-1:]
 
-    def _log_det(self) -> Float[Array, "*batch"]:
+    def _white(self) -> Array:
+        """What turns a member into the unit Gaussian: made once for a whole step, because it takes a factorisation."""
+        raise NotImplementedError
+
+    def _log_det(self, white: Array) -> Float[Array, "*batch"]:
         """The log-determinant of the covariance of each member."""
         raise NotImplementedError
 
-    def _distance(self, columns: Float[Array, "d n"] | quadratic.Wide) -> Float[Array, "*batch n"]:
+    def _distance(self, columns: Float[Array, "d n"] | quadratic.Wide, white: Array) -> Float[Array, "*batch n"]:
         """The squared Mahalanobis distance of each row from each member."""
         raise NotImplementedError
 
-    def _spread(self, second: Array) -> Float[Array, "*batch"]:
+    def _moments(self, columns: Float[Array, "d n"] | quadratic.Wide, weight: Array, white: Array) -> Moments:
+        """Weight, mean and scatter of the rows about each member's mean."""
+        raise NotImplementedError
+
+    def _spread(self, second: Array, white: Array) -> Float[Array, "*batch"]:
         """trace(covariance^-1 second), for second moments of the kind this family keeps."""
         raise NotImplementedError
 
@@ -64,14 +72,26 @@ class _Normal(Family):
         raise NotImplementedError
 
     def log_density(self, columns: Float[Array, "d n"] | quadratic.Wide) -> Float[Array, "*batch n"]:
-        log_volume = self.event_shape[0] * math.log(2 * math.pi) + self._log_det()
-        return -0.5 * (self._distance(columns) + log_volume[..., None])
+        return self._log_density(columns, self._white())
+
+    def _log_density(self, columns: Array | quadratic.Wide, white: Array) -> Array:
+        log_volume = self.event_shape[0] * math.log(2 * math.pi) + self._log_det(white)
+        return -0.5 * (self._distance(columns, white) + log_volume[..., None])
+
+    def statistics(self, x: Any, weight: Array) -> Moments:
+        """Weight, mean and scatter of the rows about each member's mean."""
+        return self._moments(self.observe(x).columns, weight, self._white())
+
+    def e_step(self, x: Any) -> tuple[Array, Pullback]:
+        columns, white = self.expand(self.observe(x)).columns, self._white()
+        return self._log_density(columns, white), lambda weight: self._moments(columns, weight, white)
 
     def expected_log_prob(self, statistics: Moments) -> Float[Array, "*batch"]:
         """-1/2 [rows (D log 2 pi + log det covariance) + trace(covariance^-1 scatter about the mean)]."""
         moved = statistics.about(self.mean)
-        log_volume = self.event_shape[0] * math.log(2 * math.pi) + self._log_det()
-        return -0.5 * (statistics.spread_rows * log_volume + self._spread(moved.second))
+        white = self._white()
+        log_volume = self.event_shape[0] * math.log(2 * math.pi) + self._log_det(white)
+        return -0.5 * (statistics.spread_rows * log_volume + self._spread(moved.second, white))
 
     def m_step(self, statistics: Moments) -> Self:
         """The weighted mean and scatter; a member without rows keeps its parameters.
@@ -125,19 +145,17 @@ class _Elliptic(_Normal):
         """With the products of the columns, where there are many."""
         return Rows(quadratic.widened(x.columns))
 
-    def _log_det(self) -> Array:
-        return 2 * linalg.half_log_det(self._white())
+    def _log_det(self, white: Array) -> Array:
+        return 2 * linalg.half_log_det(white)
 
-    def _distance(self, columns: Array | quadratic.Wide) -> Array:
-        return quadratic.distance(columns, self.mean, self._white())
+    def _distance(self, columns: Array | quadratic.Wide, white: Array) -> Array:
+        return quadratic.distance(columns, self.mean, white)
 
-    def _spread(self, second: Array) -> Array:
-        white = self._white()
+    def _moments(self, columns: Array | quadratic.Wide, weight: Array, white: Array) -> Moments:
+        return quadratic.moments(columns, weight, self.mean, white)
+
+    def _spread(self, second: Array, white: Array) -> Array:
         return jnp.sum(linalg.matmul(white, second) * white, axis=(-1, -2))
-
-    def statistics(self, x: Any, weight: Array) -> Moments:
-        """Weight, mean and scatter of the rows about each member's mean."""
-        return quadratic.moments(self.observe(x).columns, weight, self.mean, self._white())
 
     def expected_statistics(self) -> Moments:
         ones = jnp.ones_like(self.mean[..., 0])
@@ -245,18 +263,20 @@ class _Axial(_Normal):
     def _variances(self) -> Float[Array, "*batch d"]:
         return self.variance
 
-    def _log_det(self) -> Array:
+    def _white(self) -> Float[Array, "*batch d"]:
+        return 1 / jnp.sqrt(self._variances())
+
+    def _log_det(self, white: Array) -> Array:
         return jnp.sum(jnp.log(self._variances()), axis=-1)
 
-    def _distance(self, columns: Any) -> Array:
-        return quadratic.axial_distance(columns, self.mean, 1 / jnp.sqrt(self._variances()))
+    def _distance(self, columns: Any, white: Array) -> Array:
+        return quadratic.axial_distance(columns, self.mean, white)
 
-    def _spread(self, second: Array) -> Array:
+    def _moments(self, columns: Any, weight: Array, white: Array) -> Moments:
+        return quadratic.axial_moments(columns, weight, self.mean)
+
+    def _spread(self, second: Array, white: Array) -> Array:
         return jnp.sum(second / self._variances(), axis=-1)
-
-    def statistics(self, x: Any, weight: Array) -> Moments:
-        """Weight, mean and squared deviations of the rows about each member's mean."""
-        return quadratic.axial_moments(self.observe(x).columns, weight, self.mean)
 
     def expected_statistics(self) -> Moments:
         ones = jnp.ones_like(self.mean[..., 0])

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxem.distributions.base import Family, Rows, Statistics
+from jaxem.distributions.base import Family, Pullback, Rows, Statistics
 from jaxem.pytree import module, replace
 
 
@@ -106,6 +106,12 @@ class Product(Family):
 
     def log_density(self, columns: tuple[Any, ...]) -> Float[Array, "*batch n"]:
         return sum(p.log_density(block) for p, block in zip(self.parts, columns, strict=True))  # type: ignore
+
+    def e_step(self, x: Any) -> tuple[Array, Pullback]:
+        blocks = self.expand(self.observe(x)).columns
+        steps = [p.e_step(Rows(block)) for p, block in zip(self.parts, blocks, strict=True)]
+        log_prob = sum(log_prob for log_prob, _ in steps)
+        return log_prob, lambda weight: tuple(pullback(weight) for _, pullback in steps)  # type: ignore
 
     def statistics(self, x: Any, weight: Array) -> tuple[Statistics, ...]:
         """The statistics of each part."""

@@ -11,6 +11,7 @@ No array of shape members x columns x rows is ever made.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +65,27 @@ def _rows_sum(values: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
     return jnp.sum(values, axis=-1)
 
 
+SHORT = 2_048
+"""Up to this many rows, sums that share their terms are taken in one pass, one row after the other."""
+
+
+@jax.custom_jvp
+def _rows_sums(*values: Float[Array, "*batch n"]) -> tuple[Float[Array, "*batch"], ...]:
+    """The sum over the rows of each of several arrays of one shape.
+
+    In one pass, because XLA reads (and computes) everything again for each sum by itself: a third of the time.
+    """
+    if values[0].shape[-1] > SHORT:
+        return tuple(_rows_sum(value) for value in values)
+    zeros = tuple(jnp.zeros((), value.dtype) for value in values)
+    return jax.lax.reduce(values, zeros, lambda a, b: jax.tree.map(jnp.add, a, b), (values[0].ndim - 1,))
+
+
+@_rows_sums.defjvp
+def _rows_sums_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Any, Any]:
+    return _rows_sums(*primals), tuple(_rows_sum(tangent) for tangent in tangents)
+
+
 def _differences(columns: Array, mean: Array) -> list[Array]:
     return [linalg.lead(columns[d], mean.ndim) - mean[..., d, None] for d in range(len(columns))]
 
@@ -89,8 +111,8 @@ def moments(
 ) -> Moments:
     """Weighted moments of the rows about each member's mean. `white` only says how wide the members are."""
     columns = widened(columns)
-    rows = _rows_sum(weight)
     if isinstance(columns, Wide):
+        rows = _rows_sum(weight)
         flat = weight.reshape(-1, weight.shape[-1])
         by_features, by_member = partial(_moments_by_features, weight=flat), partial(_moments_by_member, weight=flat)
         first, second = _products(by_features, by_member, columns, mean, white)
@@ -98,12 +120,11 @@ def moments(
     size = len(columns)
     difference = _differences(columns, mean)
     weighted = [weight * d for d in difference]
-    first = jnp.stack([_rows_sum(wd) for wd in weighted], axis=-1)
-    upper = {(i, j): _rows_sum(weighted[i] * difference[j]) for i in range(size) for j in range(i, size)}
-    second = jnp.stack(
-        [jnp.stack([upper[min(i, j), max(i, j)] for j in range(size)], axis=-1) for i in range(size)], axis=-2
-    )
-    return Moments(rows, rows, first, second, mean)
+    pairs = list(zip(*_pairs(size), strict=True))
+    rows, *sums = _rows_sums(weight, *weighted, *(weighted[i] * difference[j] for i, j in pairs))
+    lower = dict(zip(pairs, sums[size:], strict=True))
+    second = [jnp.stack([lower[max(i, j), min(i, j)] for j in range(size)], axis=-1) for i in range(size)]
+    return Moments(rows, rows, jnp.stack(sums[:size], axis=-1), jnp.stack(second, axis=-2), mean)
 
 
 def _products(by_features, by_member, wide: Wide, mean: Array, white: Array):
@@ -189,13 +210,14 @@ def axial_moments(
     columns: Float[Array, "d n"], weight: Float[Array, "*batch n"], mean: Float[Array, "*batch d"]
 ) -> Moments:
     """Weighted moments of the rows about each member's mean, second moments on the diagonal only."""
-    rows = _rows_sum(weight)
     if len(columns) <= AXIAL_UNROLLED:
         difference = _differences(columns, mean)
         weighted = [weight * d for d in difference]
-        first = jnp.stack([_rows_sum(wd) for wd in weighted], axis=-1)
-        second = jnp.stack([_rows_sum(wd * d) for wd, d in zip(weighted, difference, strict=True)], axis=-1)
-        return Moments(rows, rows, first, second, mean)
+        squares = [wd * d for wd, d in zip(weighted, difference, strict=True)]
+        rows, *sums = _rows_sums(weight, *weighted, *squares)
+        first, second = sums[: len(columns)], sums[len(columns) :]
+        return Moments(rows, rows, jnp.stack(first, axis=-1), jnp.stack(second, axis=-1), mean)
+    rows = _rows_sum(weight)
     difference = linalg.lead(columns, mean.ndim + 1) - mean[..., None]
     weighted = weight[..., None, :] * difference
     return Moments(rows, rows, _rows_sum(weighted), _rows_sum(weighted * difference), mean)
@@ -208,20 +230,42 @@ def scale(columns: Float[Array, "d n"], weight: Float[Array, "n"]) -> Float[Arra
     thousandth of its size instead, or one if it is all zero, so that a floor is always above zero.
     """
     total = jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
-    order = jnp.argsort(columns, axis=-1)
-    sorted_columns = jnp.take_along_axis(columns, order, axis=-1)
-    mass = jnp.cumsum(jnp.take_along_axis(jnp.broadcast_to(weight, columns.shape), order, axis=-1), axis=-1)
-
-    def quantile(level: float) -> Array:
-        at = jnp.argmax(mass >= level * total, axis=-1)
-        return jnp.take_along_axis(sorted_columns, at[:, None], axis=-1)[:, 0]
-
-    middle = quantile(0.5)
+    lower, middle, upper = quantiles(columns, weight, (0.25, 0.5, 0.75))
     difference = columns - middle[:, None]
     weight = weight[None]
     shift = jnp.sum(weight * difference, axis=-1) / total
     deviation = jnp.sqrt(jnp.sum(weight * (difference - shift[:, None]) ** 2, axis=-1) / total)
-    quartiles = (quantile(0.75) - quantile(0.25)) / 1.349
+    quartiles = (upper - lower) / 1.349
     robust = jnp.where(quartiles > 0, jnp.minimum(quartiles, deviation), deviation)
     size = jnp.abs(middle) * 1e-3
     return jnp.where(robust > 0, robust, jnp.where(size > 0, size, 1))
+
+
+def quantiles(
+    columns: Float[Array, "d n"], weight: Float[Array, "n"], levels: tuple[float, ...]
+) -> Float[Array, "q d"]:
+    """The smallest value of each column at or below which lies at least this share of the weight.
+
+    By halving the range of the floats themselves, bit by bit: exact, and several times faster than XLA sorts on a CPU.
+    """
+    kind = {4: jnp.int32, 8: jnp.int64}[columns.dtype.itemsize]
+    # Read as integers, negative floats are ordered backwards; with all bits but the sign flipped they are not.
+    flip = jnp.iinfo(kind).max
+
+    def ordered(bits: Array) -> Array:
+        return jnp.where(bits < 0, bits ^ flip, bits)
+
+    keys = ordered(jax.lax.bitcast_convert_type(columns, kind))
+    wanted = jnp.asarray(levels, weight.dtype)[:, None] * jnp.sum(weight)
+
+    def halve(_: Array, limits: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = limits
+        middle = (low & high) + ((low ^ high) >> 1)
+        mass = jnp.stack(_rows_sums(*(jnp.where(keys <= m[:, None], weight[None], 0) for m in middle)))
+        return jnp.where(mass < wanted, middle + 1, low), jnp.where(mass < wanted, high, middle)
+
+    shape = (len(levels), len(columns))
+    limits = jnp.full(shape, jnp.iinfo(kind).min), jnp.full(shape, jnp.iinfo(kind).max)
+    limits = jax.tree.map(lambda limit: limit.astype(kind), limits)
+    _, high = jax.lax.fori_loop(0, 8 * columns.dtype.itemsize, halve, limits)
+    return jax.lax.bitcast_convert_type(ordered(high), columns.dtype)

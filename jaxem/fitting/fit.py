@@ -92,13 +92,12 @@ def check_rows(model: Any, x: Array) -> None:
     jax.eval_shape(model.observe, x)
 
 
-def pseudo_statistics(prior: Any, model: Any, x: Any, weight: Array) -> Statistics:
-    """The floor, and what the prior adds to it.
+def regulariser(floor: Statistics, prior: Any, model: Any, x: Any, weight: Array) -> Statistics:
+    """The pseudo-statistics of every M-step: the floor, and what the prior adds to it.
 
     Raises:
         ValueError: a prior that was made for another kind of model.
     """
-    floor = model.floor(x, weight)
     if prior is None:
         return floor
     x = x.x if isinstance(x, Labelled) else x  # a prior scales itself to the rows, whatever their labels
@@ -117,18 +116,19 @@ def _fit_one(solver: Any, model: Any, x: Any, weight: Array, prior: Any, limits:
     data = model.expand(model.observe(x)) if len(weight) <= CHUNK else x
     # A floor and a prior need the scale of the data, not every row of it.
     some = jax.tree.map(lambda leaf: leaf[:: -(-len(weight) // SCALE_ROWS)], (x, weight))
-    regulariser = pseudo_statistics(prior, model, *some)
+    floor = model.floor(*some)
+    pseudo = regulariser(floor, prior, model, *some)
 
     def running(carry: tuple[Progress, Array]) -> Array:
         return carry[0].status == int(Status.running)
 
     def step(carry: tuple[Progress, Array]) -> tuple[Progress, Array]:
-        now = advance(solver, carry[0], data, weight, regulariser, limits)
+        now = advance(solver, carry[0], data, weight, pseudo, limits)
         return now, carry[1].at[now.steps].set(now.objective)
 
     nothing = jnp.full(trace, jnp.nan, weight.dtype)
-    end, objectives = jax.lax.while_loop(running, step, (begin(solver, model, data, weight, regulariser), nothing))
-    return conclude(end, objectives, model.floor(*some), weight)
+    end, objectives = jax.lax.while_loop(running, step, (begin(solver, model, data, weight, pseudo), nothing))
+    return conclude(end, objectives, floor, weight)
 
 
 def conclude(end: Progress, trace: Array | None, floor: Statistics, weight: Array) -> Fit:

@@ -19,16 +19,20 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxem.distributions.base import Labelled, Statistics
-from jaxem.fitting.fit import best, check_rows, hidden_states, pseudo_statistics
+from jaxem.fitting.fit import best, check_rows, hidden_states, regulariser
 from jaxem.fitting.loop import Limits, Progress, advance, begin, verdict
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
 from jaxem.pytree import module, replace, select
 
-STEPS = 8
+STEPS = 16
 """Steps in one call: a lane that ends early idles for the rest of them."""
-NARROW = 8
-"""Once the queue is empty and an eighth of the lanes is enough, go on with an eighth: a straggler costs little."""
+TAIL_STEPS = 64
+"""The same, once there is nothing left to load into a lane and few are left: a call costs more than idling."""
+NARROWER = (4, 16, 64)
+"""Once the queue is empty, go on with a fourth of the lanes when that is enough, then with a 32nd: a straggler costs
+little. Each is compiled when it is first needed, so fewer than `MANY` lanes stay as they are."""
+MANY = 64
 ONE_BY_ONE = 16
 """Lanes, when they run one after the other."""
 LARGE = 6_000
@@ -91,6 +95,7 @@ class Queue:
         self.one_by_one = one_by_one(member(starts, 0), x.shape[1])
         if self.one_by_one:
             self.width = min(self.width, ONE_BY_ONE)
+        self.narrower = [self.width // part for part in NARROWER] if self.width >= MANY and not self.one_by_one else []
         # On a device the flags are read one call late, so that it never waits for the host.
         self.late = 0 if jax.default_backend() == "cpu" else 1
 
@@ -113,8 +118,9 @@ class Queue:
             running = jobs < self.jobs
             if not running.any():
                 return _choose(results, self.problems, self.floor, restarts=self.restarts)
-            if not self.one_by_one and waiting == self.jobs and running.sum() <= len(jobs) // NARROW:
-                keep = np.argsort(~running, kind="stable")[: len(jobs) // NARROW]
+            width = min(w for w in (len(jobs), *self.narrower) if w >= running.sum())
+            if waiting == self.jobs and width < len(jobs):
+                keep = np.argsort(~running, kind="stable")[:width]
                 lanes, status, jobs, loaded = _take(lanes, keep), status[keep], jobs[keep], loaded[keep]
                 running, flags = running[keep], []
             flags.append((call, status))
@@ -131,7 +137,8 @@ class Queue:
     def _turn(self, lanes: _Lanes, results: Progress, refill: np.ndarray, jobs: np.ndarray) -> Any:
         # Copies: the device may still read what the host is about to change.
         given = jnp.array(refill), jnp.array(jobs)
-        sizes = {"restarts": self.restarts, "one_by_one": self.one_by_one}
+        steps = STEPS if len(jobs) == self.width else TAIL_STEPS
+        sizes = {"restarts": self.restarts, "one_by_one": self.one_by_one, "steps": steps}
         return _turn(self.solver, lanes, results, self.problems, self.starts, *given, self.limits, **sizes)
 
 
@@ -143,8 +150,9 @@ def _prepare(
 
     def one(model: Any, x: Array, weight: Array, labels: Array | None) -> tuple[_Problems, Statistics]:
         data = model.observe(x)
-        pseudo = pseudo_statistics(prior, model, data, weight)
-        return _Problems(data if labels is None else Labelled(data, labels), weight, pseudo), model.floor(data, weight)
+        floor = model.floor(data, weight)
+        pseudo = regulariser(floor, prior, model, data, weight)
+        return _Problems(data if labels is None else Labelled(data, labels), weight, pseudo), floor
 
     return jax.vmap(one, in_axes=(0, 0, 0, None if labels is None else 0))(first, x, weight, labels)
 
@@ -163,7 +171,7 @@ def _idle(solver: Any, starts: Any, problems: _Problems, *, width: int) -> tuple
     return _Lanes(many(width), jnp.full(width, jobs, jnp.int32)), replace(many(jobs), model=starts)
 
 
-@partial(jax.jit, static_argnames=("restarts", "one_by_one"), donate_argnames=("lanes", "results"))
+@partial(jax.jit, static_argnames=("restarts", "one_by_one", "steps"), donate_argnames=("lanes", "results"))
 def _turn(
     solver: Any,
     lanes: _Lanes,
@@ -176,8 +184,9 @@ def _turn(
     *,
     restarts: int,
     one_by_one: bool,
+    steps: int,
 ) -> tuple[_Lanes, Progress, Array]:
-    """Bank the lanes marked `refill`, load `jobs` into them, and advance every lane by `STEPS`."""
+    """Bank the lanes marked `refill`, load `jobs` into them, and advance every lane by `steps`."""
     count = results.status.shape[0]
     banked = jnp.where(refill, lanes.job, count)
     results = jax.tree.map(lambda all, lane: all.at[banked].set(lane, mode="drop"), results, lanes.progress)
@@ -198,9 +207,9 @@ def _turn(
             return advance(solver, now, data, mine.weight, mine.prior, limits)
 
         if not one_by_one:
-            return jax.lax.fori_loop(0, STEPS, lambda _, now: step(now), progress)
+            return jax.lax.fori_loop(0, steps, lambda _, now: step(now), progress)
         # A lane by itself can stop when its fit does.
-        last = jnp.maximum(progress.steps, 0) + STEPS
+        last = jnp.maximum(progress.steps, 0) + steps
 
         def goes_on(now: Progress) -> Array:
             return (now.status == int(Status.running)) & (now.steps < last)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from jaxem import linalg
+from jaxem import linalg, sums
 from jaxem.constraints import check_parameters
 from jaxem.distributions.base import Distribution, Labelled, Pullback, convert_parameters
-from jaxem.latent import sums
 from jaxem.pytree import module
 
 
@@ -82,9 +82,7 @@ class Latent(Distribution):
 
         For `Labelled` data it is log p(x_i, label_i) where the label is known.
         """
-        data, labels = _split(self.observe(x))
-        child_log_prob = _known(self.child.log_prob(data), labels)
-        return self.log_normalizer(self.potentials(), child_log_prob, sums.log_sum)
+        return _log_prob(self, self.observe(x))
 
     def e_step(self, x: Any, add: Any = sums.log_sum) -> tuple[Array, Pullback]:
         """`(log_prob, pullback)`; `pullback(weight)` gives `LatentStatistics`. `add` is the sum to differentiate."""
@@ -121,21 +119,15 @@ class Latent(Distribution):
 
         A row that is impossible under every state has posterior zero throughout.
         """
-        return self._derivative(x, sums.log_sum)
+        return _derivative(self, self.observe(x), sums.log_sum)
 
     def decode(self, x: Any) -> Array:
         """The most probable hidden states, jointly: `[*batch_shape, n]` integers."""
-        return jnp.argmax(self._derivative(x, sums.maximum), axis=-1)
+        return jnp.argmax(_derivative(self, self.observe(x), sums.maximum), axis=-1)
 
     def predict(self, x: Any) -> Array:
         """The most probable hidden state of each row by itself: `[*batch_shape, n]` integers."""
         return jnp.argmax(self.posterior(x), axis=-1)
-
-    def _derivative(self, x: Any, add: Any) -> Array:
-        data, labels = _split(self.observe(x))
-        child_log_prob = _known(self.child.log_prob(data), labels)
-        log_prob, backward = jax.vjp(lambda c: self.log_normalizer(self.potentials(), c, add), child_log_prob)
-        return jnp.swapaxes(backward(jnp.ones_like(log_prob))[0], -1, -2)
 
     def floor(self, x: Any, weight: Array) -> LatentStatistics:
         """Nothing of its own, and the child's floor."""
@@ -145,6 +137,21 @@ class Latent(Distribution):
     def inside(self, x: Any) -> Array:
         """`[n]` bool: rows that the child can produce."""
         return self.child.inside(_split(x)[0])
+
+
+@jax.jit
+def _log_prob(model: Latent, x: Any) -> Array:
+    data, labels = _split(x)
+    child_log_prob = _known(model.child.log_prob(data), labels)
+    return model.log_normalizer(model.potentials(), child_log_prob, sums.log_sum)
+
+
+@partial(jax.jit, static_argnums=2)
+def _derivative(model: Latent, x: Any, add: Any) -> Array:
+    data, labels = _split(x)
+    child_log_prob = _known(model.child.log_prob(data), labels)
+    log_prob, backward = jax.vjp(lambda c: model.log_normalizer(model.potentials(), c, add), child_log_prob)
+    return jnp.swapaxes(backward(jnp.ones_like(log_prob))[0], -1, -2)
 
 
 def _split(x: Any) -> tuple[Any, Array | None]:

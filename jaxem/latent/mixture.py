@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Self
 
 import jax
@@ -148,11 +149,17 @@ class Mixture(Latent):
 
     def sample(self, key: Array, n: int) -> Array:
         """`n` rows from each member, `[*batch_shape, n, *event_shape]`."""
-        which, what = jax.random.split(key)
-        component = jax.random.categorical(which, self.potentials()[..., None, :], shape=(*self.batch_shape, n))
-        draws = self.components.sample(what, n)
-        index = component[..., None, :].reshape(*self.batch_shape, 1, n, *(1 for _ in self.event_shape))
-        return jnp.take_along_axis(draws, index, axis=len(self.batch_shape)).squeeze(len(self.batch_shape))
+        return _sample(self, key, n)
+
+
+@partial(jax.jit, static_argnums=2)
+def _sample(model: Mixture, key: Array, n: int) -> Array:
+    which, what = jax.random.split(key)
+    members, event = model.batch_shape, model.event_shape
+    component = jax.random.categorical(which, model.potentials()[..., None, :], shape=(*members, n))
+    draws = model.components.sample(what, n)
+    index = component[..., None, :].reshape(*members, 1, n, *(1 for _ in event))
+    return jnp.take_along_axis(draws, index, axis=len(members)).squeeze(len(members))
 
 
 def start_many(

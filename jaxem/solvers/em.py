@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxem.distributions.base import Labelled, Statistics, add, scale
-from jaxem.latent.sums import total
 from jaxem.pytree import module
+from jaxem.sums import total
 
 CHUNK = 8_192
 """Rows in one pass of the E-step: more than this and the responsibilities are made, used and dropped chunk by chunk."""

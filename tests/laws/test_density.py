@@ -77,12 +77,12 @@ def test_slope_along_any_feasible_direction_is_that_of_finite_differences(
 @pytest.mark.parametrize("example", families.GAUSSIANS, ids=repr)
 def test_slope_in_the_data_is_that_of_finite_differences(example: Example, rng: np.random.Generator) -> None:
     model, x = example.mixture(), example.rows(4)
-    step, h = rng.normal(size=x.shape), 1e-6
+    step, h = jnp.asarray(rng.normal(size=x.shape)), 1e-6
     measured = (model.log_prob(x + h * step) - model.log_prob(x - h * step)) / (2 * h)
-    np.testing.assert_allclose(jax.jvp(model.log_prob, (x,), (jnp.asarray(step),))[1], measured, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(
-        jnp.sum(jax.grad(lambda x: model.log_prob(x).sum())(x) * step), measured.sum(), rtol=1e-5, atol=1e-6
-    )
+    forward = jax.jit(lambda x: jax.jvp(model.log_prob, (x,), (step,))[1])(x)
+    backward = jax.jit(jax.grad(lambda x: model.log_prob(x).sum()))(x)
+    np.testing.assert_allclose(forward, measured, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.sum(backward * step), measured.sum(), rtol=1e-5, atol=1e-6)
 
 
 @everything
@@ -108,18 +108,18 @@ def test_samples_come_from_the_model(example: Example) -> None:
 
 @everything
 def test_float32_stays_float32(example: Example) -> None:
+    def everything(model: jem.Mixture, x: jax.Array, weight: jax.Array) -> object:
+        log_prob, pullback = model.e_step(x)
+        statistics = pullback(weight)
+        return (
+            log_prob, statistics, model.m_step(statistics), model.expected_log_prob(statistics), model.posterior(x),
+            jem.fit(model, x, max_steps=2), model.floor(x, weight), model.sample(jax.random.key(0), 3),
+            model.components.log_prob(x), model.observe(x), jax.grad(lambda model: model.log_prob(x).sum())(model),
+            example.family and jem.Mixture.start(jax.random.key(0), example.family, x, 2, restarts=2),
+        )  # fmt: skip
+
     model = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), example.mixture())
-    x = example.rows(12).astype(jnp.float32)
-    weight = jnp.ones(12, jnp.float32)
-    log_prob, pullback = model.e_step(x)
-    statistics = pullback(weight)
-    fit = jem.fit(model, x, max_steps=2)
-    everything = (
-        log_prob, statistics, model.m_step(statistics), model.expected_log_prob(statistics), model.posterior(x), fit,
-        model.floor(x, weight), model.sample(jax.random.key(0), 3), model.components.log_prob(x), model.observe(x),
-        jax.grad(lambda model: model.log_prob(x).sum())(model),
-    )  # fmt: skip
-    if example.family is not None:
-        everything += (jem.Mixture.start(jax.random.key(0), example.family, x, 2, restarts=2),)
-    types = {leaf.dtype for leaf in jax.tree.leaves(everything) if jnp.issubdtype(leaf.dtype, jnp.floating)}
+    # Types are known before anything runs.
+    made = jax.eval_shape(everything, model, example.rows(12).astype(jnp.float32), jnp.ones(12, jnp.float32))
+    types = {leaf.dtype for leaf in jax.tree.leaves(made) if jnp.issubdtype(leaf.dtype, jnp.floating)}
     assert types == {jnp.dtype("float32")}

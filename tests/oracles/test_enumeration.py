@@ -12,7 +12,7 @@ import scipy.stats as ss
 
 import jaxem as jem
 from families import ALL, Example
-from jaxem.latent.sums import log_sum
+from jaxem.sums import log_sum
 
 
 @pytest.mark.parametrize("example", ALL, ids=repr)
