@@ -1,5 +1,6 @@
 """Expectation-maximisation on JAX: batches of mixtures, and the interface for all that comes after."""
 
+from jaxem import chains as chains
 from jaxem import priors as priors
 from jaxem._version import version as __version__  # noqa: F401
 from jaxem.constraints import free_parameters as free_parameters
@@ -24,10 +25,12 @@ from jaxem.fitting.many import fit_many as fit_many
 from jaxem.fitting.result import Fit as Fit
 from jaxem.fitting.status import Status as Status
 from jaxem.latent.base import Latent as Latent
+from jaxem.latent.hmm import HMM as HMM
 from jaxem.latent.mixture import Mixture as Mixture
 from jaxem.latent.mixture import start_many as start_many
 from jaxem.selection import aic as aic
 from jaxem.selection import bic as bic
 from jaxem.selection import entropy as entropy
 from jaxem.selection import icl as icl
+from jaxem.sequences import Sequences as Sequences
 from jaxem.solvers.em import EM as EM

@@ -12,8 +12,8 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 
-def ready(x: Any, weight: Any, labels: Any, components: int | None = None) -> tuple[Array, Array, Array | None]:
-    """Rows as floats, a weight for each, labels as integers; ignored rows made harmless.
+def ready(x: Any, weight: Any, labels: Any, components: int | None = None) -> tuple[Any, Array, Array | None]:
+    """Rows (an array of them, or `Sequences`), a weight for each, labels as integers; ignored rows made harmless.
 
     A row of weight zero may hold anything, NaN among it: it is overwritten by the row of largest weight, so nothing
     that it could overflow is left, and its weight keeps it from counting.
@@ -22,24 +22,33 @@ def ready(x: Any, weight: Any, labels: Any, components: int | None = None) -> tu
         TypeError: x does not hold numbers.
         ValueError: weight or labels do not fit x, or hold what they may not.
     """
-    x = as_floats(x)
-    if x.ndim == 0:
+    values: Any = getattr(x, "values", x)
+    if values.ndim == 0:
         raise ValueError("x is a single number; it must be rows, [n] or [n, D]")
-    n = x.shape[0]
+    n = values.shape[0]
     if labels is not None:
-        if np.shape(labels) != (n,):
-            raise ValueError(f"labels has shape {np.shape(labels)}; with {n} rows it must be ({n},)")
+        # One for each row; one for each step of a sequence.
+        shape: Any = (n,) if values is x else values.shape[:2]
+        if values is not x and isinstance(labels, (list, tuple)):
+            labels = stack([np.asarray(known) for known in labels], shape[1], fill=-1)
+        if np.shape(labels) != shape:
+            raise ValueError(f"labels has shape {np.shape(labels)}; with this x it must be {shape}")
         check_labels(labels, components)
         labels = jnp.asarray(labels, jnp.int32)
     if weight is None:
-        return x, jnp.ones(n, x.dtype), labels
+        return x, jnp.ones(n, values.dtype), labels
     if np.shape(weight) != (n,):
         raise ValueError(f"weight has shape {np.shape(weight)}; with {n} rows it must be ({n},)")
     check_weight(weight)
-    weight = jnp.asarray(weight, x.dtype)
+    weight = jnp.asarray(weight, values.dtype)
     if n:
-        ignored = (weight <= 0).reshape(n, *(1 for _ in x.shape[1:]))
-        x = jnp.where(ignored, x[jnp.argmax(weight)], x)
+        heaviest = jnp.argmax(weight)
+
+        def harmless(leaf: Array) -> Array:
+            ignored = (weight <= 0).reshape(n, *(1 for _ in leaf.shape[1:]))
+            return jnp.where(ignored, leaf[heaviest][None], leaf)
+
+        x = jax.tree.map(harmless, x)
     return x, weight, labels
 
 

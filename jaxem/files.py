@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.distributions import discrete, gaussian, product
-from jaxem.latent import mixture
+from jaxem.latent import hmm, mixture
 
 FORMAT = "jaxem 1"
 CLASSES = {
@@ -30,6 +30,7 @@ CLASSES = {
         product.Product,
         product.Independent,
         mixture.Mixture,
+        hmm.HMM,
     )
 }
 

@@ -215,13 +215,51 @@ class OfMixture:
 
     def statistics(self, model: Any, x: Any, weight: Any) -> LatentStatistics:
         """Pseudo-counts of the weights (none where a weight is zero for good), and the components' statistics."""
-        counts = jnp.zeros_like(model.weights)
-        if self.weights is not None:
-            counts = jnp.where(model.weights > 0, _like(self.weights.concentration, model.weights) - 1, 0)
-        nothing = jax.tree.map(jnp.zeros_like, model.components.floor(x, weight))
-        if self.components is None:
-            return LatentStatistics(counts, nothing)
-        return LatentStatistics(counts, self.components.statistics(model.components, x, weight))
+        counts = _pseudo_counts(self.weights, model.weights)
+        return LatentStatistics(counts, _of_child(self.components, model, x, weight))
+
+
+@module
+class OfHMM:
+    """Of a hidden Markov model: one prior for each of its parts; each may be left out.
+
+    Args:
+        initial: a `Dirichlet`, or None.
+        transition: a `Dirichlet` of each row, or None. A concentration of shape `[K, K]` tells the states apart, and
+            one that is larger on its diagonal makes them sticky: `1 + stay * jnp.eye(K)`.
+        emission: a prior of the emission's family, or None.
+
+    >>> import jaxem as jem, jax.numpy as jnp
+    >>> model = jem.HMM([0.5, 0.5], [[0.9, 0.1], [0.1, 0.9]], jem.Poisson([1.0, 2.0]))
+    >>> sticky = jem.priors.OfHMM(transition=jem.priors.Dirichlet(1 + 5 * jnp.eye(2)))
+    >>> sticky.statistics(model, jnp.zeros(3), jnp.ones(1)).counts[1].tolist()
+    [[5.0, 0.0], [0.0, 5.0]]
+    """
+
+    initial: Any = None
+    transition: Any = None
+    emission: Any = None
+
+    def statistics(self, model: Any, x: Any, weight: Any) -> LatentStatistics:
+        """Pseudo-counts (none where a probability is zero for good), and the emission's statistics."""
+        own = (self.initial, model.initial), (self.transition, model.transition)
+        counts = tuple(_pseudo_counts(prior, probability) for prior, probability in own)
+        return LatentStatistics(counts, _of_child(self.emission, model, x, weight))
+
+
+def _pseudo_counts(prior: Any, probability: Array) -> Array:
+    """What a Dirichlet adds to counts: nothing where a probability is zero for good."""
+    if prior is None:
+        return jnp.zeros_like(probability)
+    return jnp.where(probability > 0, _like(prior.concentration, probability) - 1, 0)
+
+
+def _of_child(prior: Any, model: Any, x: Any, weight: Any) -> Statistics:
+    x = model.observe(x)
+    data, weight = model.child_data(x), model.child_weight(x, weight)
+    if prior is None:
+        return jax.tree.map(jnp.zeros_like, model.child.floor(data, weight))
+    return prior.statistics(model.child, data, weight)
 
 
 @module
@@ -252,9 +290,9 @@ class Weak:
         """Pseudo-rows like all of the data, for each component."""
         if not hasattr(model, "child"):
             raise ValueError("Weak: it is a prior of mixtures; for a single family use PseudoRows")
-        components = model.child
+        components, x = model.child, model.observe(x)
+        data, weight = model.child_data(x), model.child_weight(x, weight)
         everywhere = jnp.broadcast_to(weight, (*components.batch_shape, len(weight)))
-        data = components.observe(x)
         pooled = components.m_step(add(components.statistics(data, everywhere), components.floor(data, weight)))
         nothing = jax.tree.map(jnp.zeros_like, model.potentials())
         return LatentStatistics(nothing, scale(pooled.weak(model.states), self.rows))

@@ -13,9 +13,9 @@ PACKAGE = Path(jaxem.__file__).parent
 
 # From the ground up. A module may import from its own floor and from those below.
 FLOORS = [
-    {"_version", "chains", "constraints", "errors", "linalg", "pytree", "sums"},
+    {"_version", "chains", "constraints", "data", "errors", "linalg", "pytree", "sequences", "sums"},
     {"distributions"},
-    {"data", "sequences", "start"},
+    {"start"},
     {"latent"},
     {"priors"},
     {"solvers"},

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxem.constraints import check_parameters, parameters
+from jaxem.data import as_floats
 from jaxem.distributions import quadratic
 from jaxem.pytree import module
 
@@ -58,6 +59,7 @@ class Distribution:
     - `m_step(statistics)`: the model that maximises `expected_log_prob(statistics)`;
     - `expected_log_prob(statistics)`: `[...]`, up to a constant that does not depend on the parameters;
     - `sample(key, n)`: `[..., n, *event_shape]`;
+    - `read(x)`: what a person passed as arrays, rows first;
     - `observe(x)`: x in the layout of the loops; every method takes either;
     - `expand(x)`: observed x with what is worth making once for several steps, but not worth keeping for longer;
     - `floor(x, weight)`: the statistics that keep an M-step away from the edge of what can be computed.
@@ -69,8 +71,16 @@ class Distribution:
     batch_shape: Any
     event_shape: Any
 
+    def read(self, x: Any) -> Any:
+        """Rows as floats, first of all."""
+        return as_floats(x)
+
     def observe(self, x: Any) -> Any:
         raise NotImplementedError
+
+    def observations(self, x: Any, weight: Array) -> Array:
+        """How much data there is: the sum of the weights of all rows."""
+        return jnp.sum(weight)
 
     def expand(self, x: Any) -> Any:
         """Observed data, ready for several steps: as it is, unless the model has something to prepare."""

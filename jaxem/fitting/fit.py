@@ -15,7 +15,7 @@ from jaxem.distributions.base import Labelled, Statistics, add
 from jaxem.fitting.loop import Limits, Progress, advance, begin, verdict
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
-from jaxem.solvers.em import CHUNK, EM
+from jaxem.solvers.em import EM, in_chunks
 
 SCALE_ROWS = 65_536
 """At most this many rows, evenly spaced, say how wide the data are."""
@@ -39,11 +39,11 @@ def fit(
 
     Args:
         model: where to start. With one leading axis of R starts, all are fitted and the best is returned.
-        x: rows, `[n]` or `[n, D]`. Integers and booleans are read as floats.
+        x: rows, `[n]` or `[n, D]`, or `Sequences`. Integers and booleans are read as floats.
         solver: how to climb.
-        weight: `[n]` row weights, zero or above. A row of weight zero is ignored, whatever it holds.
+        weight: `[n]` weights of rows (of sequences), zero or above. What has weight zero is ignored.
         prior: pseudo-statistics, or something that makes them (see `jaxem.priors`).
-        labels: `[n]` integers, the known component of a row or -1.
+        labels: `[n]` integers, the known component of a row or -1; for sequences the known state of each step.
         tol: stop when the predicted remaining gain is below this many nats a row.
         max_steps: M-steps at most.
 
@@ -61,7 +61,7 @@ def fit(
     >>> fit.model.components.mean.round(2).tolist(), fit.words
     ([[-1.0], [2.0]], 'converged')
     """
-    x, weight, labels = ready(x, weight, labels, hidden_states(model))
+    x, weight, labels = ready(model.read(x), weight, labels, hidden_states(model))
     check_limits(tol, max_steps)
     check_rows(model, x)
     limits = Limits(jnp.asarray(tol, weight.dtype), jnp.asarray(max_steps, jnp.int32))
@@ -85,7 +85,7 @@ def check_limits(tol: Any, max_steps: Any) -> None:
         raise ValueError(f"max_steps is {max_steps}; it must be a whole number, zero or above")
 
 
-def check_rows(model: Any, x: Array) -> None:
+def check_rows(model: Any, x: Any) -> None:
     """Raise ValueError if there are no rows or their columns are not the model's."""
     if not len(x):
         raise ValueError("x has no rows; a fit needs at least one")
@@ -113,7 +113,7 @@ def regulariser(floor: Statistics, prior: Any, model: Any, x: Any, weight: Array
 @partial(jax.jit, static_argnames="trace")
 def _fit_one(solver: Any, model: Any, x: Any, weight: Array, prior: Any, limits: Limits, *, trace: int) -> Fit:
     # Small data is put into the layout of the loop once; large data is, chunk by chunk, in every pass.
-    data = model.expand(model.observe(x)) if len(weight) <= CHUNK else x
+    data = x if in_chunks(x, weight) else model.expand(model.observe(x))
     # A floor and a prior need the scale of the data, not every row of it.
     some = jax.tree.map(lambda leaf: leaf[:: -(-len(weight) // SCALE_ROWS)], (x, weight))
     floor = model.floor(*some)
@@ -128,10 +128,10 @@ def _fit_one(solver: Any, model: Any, x: Any, weight: Array, prior: Any, limits:
 
     nothing = jnp.full(trace, jnp.nan, weight.dtype)
     end, objectives = jax.lax.while_loop(running, step, (begin(solver, model, data, weight, pseudo), nothing))
-    return conclude(end, objectives, floor, weight)
+    return conclude(end, objectives, floor, end.model.observations(data, weight))
 
 
-def conclude(end: Progress, trace: Array | None, floor: Statistics, weight: Array) -> Fit:
+def conclude(end: Progress, trace: Array | None, floor: Statistics, rows: Array) -> Fit:
     """The result of a fit that has ended."""
     return Fit(
         model=end.model,
@@ -139,7 +139,7 @@ def conclude(end: Progress, trace: Array | None, floor: Statistics, weight: Arra
         objective=end.objective,
         steps=end.steps,
         converged=end.status == int(Status.converged),
-        status=verdict(end.model, end.status, floor, jnp.sum(weight)),
+        status=verdict(end.model, end.status, floor, rows),
         trace=trace,
     )
 

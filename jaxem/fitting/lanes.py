@@ -77,7 +77,7 @@ class Queue:
         self,
         solver: Any,
         starts: Any,
-        x: Array,
+        x: Any,
         weight: Array,
         labels: Array | None,
         prior: Any,
@@ -86,13 +86,13 @@ class Queue:
         lanes: int,
     ) -> None:
         """Put all problems of one shape on the device; no lane has started."""
-        check_rows(member(starts, 0), x[0])
+        check_rows(member(starts, 0), member(x, 0))
         self.solver, self.starts, self.limits, self.restarts = solver, starts, limits, restarts
         self.problems, self.floor = _prepare(starts, x, weight, labels, prior, restarts=restarts)
-        self.jobs = len(x) * restarts
+        self.jobs = len(weight) * restarts
         self.width = min(lanes, 1 << (self.jobs - 1).bit_length())
         # One after the other, an idle lane costs nothing, so a few are enough and there is no need to narrow.
-        self.one_by_one = one_by_one(member(starts, 0), x.shape[1])
+        self.one_by_one = one_by_one(member(starts, 0), weight.shape[1])
         if self.one_by_one:
             self.width = min(self.width, ONE_BY_ONE)
         self.narrower = [self.width // part for part in NARROWER] if self.width >= MANY and not self.one_by_one else []
@@ -144,15 +144,14 @@ class Queue:
 
 @partial(jax.jit, static_argnames="restarts")
 def _prepare(
-    starts: Any, x: Array, weight: Array, labels: Array | None, prior: Any, *, restarts: int
+    starts: Any, x: Any, weight: Array, labels: Array | None, prior: Any, *, restarts: int
 ) -> tuple[_Problems, Statistics]:
     first = jax.tree.map(lambda leaf: leaf[::restarts], starts)
 
-    def one(model: Any, x: Array, weight: Array, labels: Array | None) -> tuple[_Problems, Statistics]:
-        data = model.observe(x)
+    def one(model: Any, x: Any, weight: Array, labels: Array | None) -> tuple[_Problems, Statistics]:
+        data = model.observe(x if labels is None else Labelled(x, labels))
         floor = model.floor(data, weight)
-        pseudo = regulariser(floor, prior, model, data, weight)
-        return _Problems(data if labels is None else Labelled(data, labels), weight, pseudo), floor
+        return _Problems(data, weight, regulariser(floor, prior, model, data, weight)), floor
 
     return jax.vmap(one, in_axes=(0, 0, 0, None if labels is None else 0))(first, x, weight, labels)
 
@@ -232,7 +231,9 @@ def _choose(results: Progress, problems: _Problems, floor: Statistics, *, restar
     results = jax.tree.map(lambda leaf: leaf.reshape(-1, restarts, *leaf.shape[1:]), results)
     chosen = best(results.objective)
     results = jax.vmap(lambda result, index: jax.tree.map(lambda leaf: leaf[index], result))(results, chosen)
-    rows = jnp.sum(problems.weight, axis=-1)
+    rows = jax.vmap(lambda model, data, weight: model.observations(data, weight))(
+        results.model, problems.data, problems.weight
+    )
     return Fit(
         model=results.model,
         log_likelihood=results.log_likelihood,

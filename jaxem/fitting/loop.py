@@ -78,9 +78,9 @@ def advance(
     gain = objective - now.objective
     rate = jnp.where((now.steps < 1) | (now.gain == 0), 1, gain / jnp.where(now.gain == 0, 1, now.gain))
     steps = now.steps + 1
-    columns = max((1, *now.ahead.event_shape))
-    rounding = float(jnp.finfo(objective.dtype).eps) * columns * (jnp.abs(objective) + jnp.sum(weight))
-    evidence = Evidence(log_likelihood, objective, gain, jnp.maximum(rate, now.rate), steps, jnp.sum(weight), rounding)
+    columns, rows = max((1, *now.ahead.event_shape)), now.ahead.observations(x, weight)
+    rounding = float(jnp.finfo(objective.dtype).eps) * columns * (jnp.abs(objective) + rows)
+    evidence = Evidence(log_likelihood, objective, gain, jnp.maximum(rate, now.rate), steps, rows, rounding)
     status = judge(evidence, limits)
     new = Progress(now.ahead, proposal, state, log_likelihood, objective, gain, rate, steps, status)
     return replace(select(now.status == int(Status.running), new, now), ahead=proposal)

@@ -20,6 +20,7 @@ from jaxem.fitting.lanes import COMPILING, Queue, member, one_by_one
 from jaxem.fitting.loop import Limits
 from jaxem.fitting.ragged import padded_lengths
 from jaxem.fitting.result import Fit
+from jaxem.sequences import Sequences
 from jaxem.solvers.em import EM
 
 LANES = 256
@@ -43,7 +44,7 @@ def fit_many(
 
     Args:
         models: where to start, `batch_shape` (B,), or (B, R) for R starts of each problem: the best is returned.
-        xs: `[B, n, ...]`, or a list of B arrays of any lengths.
+        xs: `[B, n, ...]`, or a list of B arrays of any lengths; for models of sequences a list of B `Sequences`.
         solver: how to climb.
         weight: row weights, shaped like the rows of xs.
         prior: as in `fit`; the same for all problems, or scaled to each by itself (`jaxem.priors.Weak`).
@@ -75,9 +76,9 @@ def fit_many(
     models = jax.tree.map(lambda leaf: leaf.reshape(problems * restarts, *leaf.shape[leading:]), models)
     model = member(models, 0)
     threads, queues, indices = 1, [], []
-    for batch in _batches(xs, weight, labels, problems, hidden_states(model)):
+    for batch in _batches(model, xs, weight, labels, problems):
         limits = Limits(jnp.asarray(tol, batch.weight.dtype), jnp.asarray(max_steps, jnp.int32))
-        parts = min(_workers(model, batch.x.shape[1]), len(batch.index))
+        parts = min(_workers(model, batch.weight.shape[1]), len(batch.index))
         threads = max(threads, parts)
         for part in np.array_split(np.arange(len(batch.index)), parts):
             mine = jax.tree.map(lambda leaf, part=part: leaf[part], batch)
@@ -95,7 +96,7 @@ class _Batch(NamedTuple):
     """Problems of one length: their numbers `[p]`, rows `[p, n, ...]`, weights and labels `[p, n]`."""
 
     index: np.ndarray  # type: ignore[reportIncompatibleMethodOverride]
-    x: Array
+    x: Any
     weight: Array
     labels: Array | None
 
@@ -155,10 +156,13 @@ def _batch_shape(models: Any) -> tuple[int, int]:
     return shape[0], shape[1] if len(shape) == 2 else 1
 
 
-def _batches(xs: Any, weight: Any, labels: Any, problems: int, states: int | None) -> list[_Batch]:
+def _batches(model: Any, xs: Any, weight: Any, labels: Any, problems: int) -> list[_Batch]:
     """Problems of like length together, padded with rows of weight zero."""
     if len(xs) != problems:
         raise ValueError(f"xs holds {len(xs)} problems and models {problems}; they must be as many")
+    states, first = hidden_states(model), model.read(xs[0])
+    if isinstance(first, Sequences):
+        return _sequence_batches([first, *(model.read(x) for x in xs[1:])], weight, labels, states)
     if not isinstance(xs, (list, tuple)):
         x = as_floats(xs)
         if x.ndim < 2:
@@ -184,13 +188,37 @@ def _batches(xs: Any, weight: Any, labels: Any, problems: int, states: int | Non
     return batches
 
 
-def _padded(index: np.ndarray, x: Array, weight: Any, labels: Any, states: int | None) -> _Batch:
+def _sequence_batches(xs: list[Sequences], weight: Any, labels: Any, states: int | None) -> list[_Batch]:
+    """Problems whose longest sequences are of like length together, padded with steps and with sequences."""
+    lengths = np.array([x.steps for x in xs])
+    shapes = padded_lengths(lengths)
+    batches = []
+    for steps, shorter in zip(shapes, [0, *shapes[:-1]], strict=True):
+        index = np.flatnonzero((lengths <= steps) & (lengths > shorter))
+        counts = [len(xs[i]) for i in index]
+        row_weight = presence(counts, max(counts), float)
+        if weight is not None:
+            row_weight = row_weight * stack([np.asarray(weight[i], float) for i in index], max(counts))
+        masked = any(xs[i].mask is not None for i in index)
+        padded = [xs[i].padded(max(counts), int(steps), masked) for i in index]
+        x = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *padded)
+        known = None
+        if labels is not None:
+            known = np.full((len(index), max(counts), steps), -1)
+            for row, i in zip(known, index, strict=True):
+                for sequence, mine in zip(row, labels[i], strict=False):
+                    sequence[: len(mine)] = mine
+        batches.append(_padded(index, x, row_weight, known, states))
+    return batches
+
+
+def _padded(index: np.ndarray, x: Any, weight: Any, labels: Any, states: int | None) -> _Batch:
     check_weight(weight)
     if labels is not None:
         check_labels(labels, states)
     axes = (0, 0, None if labels is None else 0)
     known = None if labels is None else jnp.asarray(labels)
-    return _Batch(index, *jax.vmap(ready, in_axes=axes)(x, jnp.asarray(weight, x.dtype), known))
+    return _Batch(index, *jax.vmap(ready, in_axes=axes)(x, jnp.asarray(weight, getattr(x, "values", x).dtype), known))
 
 
 def _shaped(value: Any, shape: tuple[int, ...], name: str) -> Any:

@@ -32,9 +32,10 @@ class Latent(Distribution):
       hidden state;
     - `child`, `batch_shape`;
     - `potentials()`: a pytree of own log-parameters;
-    - `log_normalizer(potentials, child_log_prob [..., K, n], add)`: `[..., n]`, with `add(terms, axis)` as its sum;
+    - `log_normalizer(potentials, evidence [..., K, n], add, x)`: `[..., n]`, with `add(terms, axis)` as its sum;
     - `with_counts(counts, child)`: counts, shaped like the potentials, turned into parameters;
-    - `sample(key, n)`.
+    - `sample(key, n)`;
+    - if a row of x is more than one row of the child (a sequence): `child_data`, `child_weight`, `evidence`, `per_row`.
 
     What you get: `log_prob`; `e_step` (the derivative of the log-normaliser is the posterior expectation of how often
     each potential is used: Fisher's identity; Dempster, Laird and Rubin 1977); `posterior` (the derivative of
@@ -56,16 +57,35 @@ class Latent(Distribution):
     def potentials(self) -> PyTree:
         raise NotImplementedError
 
-    def log_normalizer(self, potentials: PyTree, child_log_prob: Array, add: Any) -> Array:
+    def log_normalizer(self, potentials: PyTree, evidence: Array, add: Any, x: Any) -> Array:
         raise NotImplementedError
 
     def with_counts(self, counts: PyTree, child: Any) -> Self:
         raise NotImplementedError
 
+    def child_data(self, x: Any) -> Any:
+        """Observed data as the child reads it."""
+        return x
+
+    def child_weight(self, x: Any, weight: Array) -> Array:
+        """The weight of each of the child's rows."""
+        return weight
+
+    def evidence(self, child_log_prob: Array, x: Any) -> Array:
+        """What the child's log-probabilities say about the hidden states."""
+        return child_log_prob
+
+    def per_row(self, values: Array, x: Any) -> Array:
+        """`[..., n]`, one for each of the child's rows, as the axes that a person expects."""
+        return values
+
     @property
     def event_shape(self) -> tuple[int, ...]:
         """The shape of one row, as the child reads it."""
         return self.child.event_shape
+
+    def read(self, x: Any) -> Any:
+        return self.child.read(x)
 
     def observe(self, x: Any) -> Any:
         """`x` as the child reads it; known labels stay beside it."""
@@ -87,10 +107,12 @@ class Latent(Distribution):
     def e_step(self, x: Any, add: Any = sums.log_sum) -> tuple[Array, Pullback]:
         """`(log_prob, pullback)`; `pullback(weight)` gives `LatentStatistics`. `add` is the sum to differentiate."""
         data, labels = _split(self.observe(x))
-        child_log_prob, child_pullback = self.child.e_step(data)
-        log_prob, backward = jax.vjp(
-            lambda own, child: self.log_normalizer(own, child, add), self.potentials(), _known(child_log_prob, labels)
-        )
+        child_log_prob, child_pullback = self.child.e_step(self.child_data(data))
+
+        def value(own: Any, child_log_prob: Array) -> Array:
+            return self.log_normalizer(own, _known(self.evidence(child_log_prob, data), labels), add, data)
+
+        log_prob, backward = jax.vjp(value, self.potentials(), child_log_prob)
 
         def pullback(weight: Array) -> LatentStatistics:
             counts, responsibilities = backward(weight)
@@ -119,11 +141,11 @@ class Latent(Distribution):
 
         A row that is impossible under every state has posterior zero throughout.
         """
-        return _derivative(self, self.observe(x), sums.log_sum)
+        return self._usage(x, sums.log_sum)
 
     def decode(self, x: Any) -> Array:
         """The most probable hidden states, jointly: `[*batch_shape, n]` integers."""
-        return jnp.argmax(_derivative(self, self.observe(x), sums.maximum), axis=-1)
+        return jnp.argmax(self._usage(x, sums.maximum), axis=-1)
 
     def predict(self, x: Any) -> Array:
         """The most probable hidden state of each row by itself: `[*batch_shape, n]` integers."""
@@ -132,26 +154,38 @@ class Latent(Distribution):
     def floor(self, x: Any, weight: Array) -> LatentStatistics:
         """Nothing of its own, and the child's floor."""
         data, _ = _split(self.observe(x))
-        return LatentStatistics(jax.tree.map(jnp.zeros_like, self.potentials()), self.child.floor(data, weight))
+        child = self.child.floor(self.child_data(data), self.child_weight(data, weight))
+        return LatentStatistics(jax.tree.map(jnp.zeros_like, self.potentials()), child)
+
+    def observations(self, x: Any, weight: Array) -> Array:
+        data, _ = _split(x)
+        return self.child.observations(self.child_data(data), self.child_weight(data, weight))
 
     def inside(self, x: Any) -> Array:
         """`[n]` bool: rows that the child can produce."""
-        return self.child.inside(_split(x)[0])
+        return self.child.inside(self.child_data(_split(x)[0]))
+
+    def _usage(self, x: Any, add: Any) -> Array:
+        """`[..., n, K]`: the derivative of the log-normaliser with respect to what the child says of each row."""
+        data = self.observe(x)
+        return jnp.moveaxis(self.per_row(_derivative(self, data, add), _split(data)[0]), len(self.batch_shape), -1)
 
 
 @jax.jit
 def _log_prob(model: Latent, x: Any) -> Array:
-    data, labels = _split(x)
-    child_log_prob = _known(model.child.log_prob(data), labels)
-    return model.log_normalizer(model.potentials(), child_log_prob, sums.log_sum)
+    return model.log_normalizer(model.potentials(), _evidence(model, x), sums.log_sum, _split(x)[0])
 
 
 @partial(jax.jit, static_argnums=2)
 def _derivative(model: Latent, x: Any, add: Any) -> Array:
+    data, _ = _split(x)
+    log_prob, backward = jax.vjp(lambda e: model.log_normalizer(model.potentials(), e, add, data), _evidence(model, x))
+    return backward(jnp.ones_like(log_prob))[0]
+
+
+def _evidence(model: Latent, x: Any) -> Array:
     data, labels = _split(x)
-    child_log_prob = _known(model.child.log_prob(data), labels)
-    log_prob, backward = jax.vjp(lambda c: model.log_normalizer(model.potentials(), c, add), child_log_prob)
-    return jnp.swapaxes(backward(jnp.ones_like(log_prob))[0], -1, -2)
+    return _known(model.evidence(model.child.log_prob(model.child_data(data)), data), labels)
 
 
 def _split(x: Any) -> tuple[Any, Array | None]:

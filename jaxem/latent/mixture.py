@@ -106,7 +106,7 @@ class Mixture(Latent):
             raise ValueError(f"components is {components} and restarts {restarts}; both must be at least one")
         if method not in start.METHODS:
             raise ValueError(f"method is {method!r}; it must be one of {', '.join(start.METHODS)}")
-        x, weight, labels = ready(x, weight, labels, components)
+        x, weight, labels = ready(as_floats(x), weight, labels, components)
         members, held = start.responsibilities(
             key,
             x,
@@ -128,9 +128,9 @@ class Mixture(Latent):
         possible = self.weights > 0
         return jnp.where(possible, jnp.log(jnp.where(possible, self.weights, 1)), -jnp.inf)
 
-    def log_normalizer(self, potentials: Array, child_log_prob: Array, add: Any) -> Float[Array, "*batch n"]:
+    def log_normalizer(self, potentials: Array, evidence: Array, add: Any, x: Any) -> Float[Array, "*batch n"]:
         """log sum_k exp(potential_k + log p(x | k)) for each row."""
-        return add(potentials[..., None] + child_log_prob, -2)
+        return add(potentials[..., None] + evidence, -2)
 
     def with_counts(self, counts: Float[Array, "*batch k"], child: Distribution) -> Self:
         """Weights as the shares of the counts."""
@@ -155,10 +155,10 @@ class Mixture(Latent):
 @partial(jax.jit, static_argnums=2)
 def _sample(model: Mixture, key: Array, n: int) -> Array:
     which, what = jax.random.split(key)
-    members, event = model.batch_shape, model.event_shape
+    members = model.batch_shape
     component = jax.random.categorical(which, model.potentials()[..., None, :], shape=(*members, n))
     draws = model.components.sample(what, n)
-    index = component[..., None, :].reshape(*members, 1, n, *(1 for _ in event))
+    index = component[..., None, :].reshape(*members, 1, n, *(1,) * (draws.ndim - len(members) - 2))
     return jnp.take_along_axis(draws, index, axis=len(members)).squeeze(len(members))
 
 

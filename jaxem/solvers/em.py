@@ -46,9 +46,8 @@ def expectation(model: Any, x: Any, weight: Float[Array, "n"]) -> tuple[Array, S
     Statistics add over rows, so a large x that has not been observed yet goes through in chunks, and nothing of size
     rows x components is kept.
     """
-    raw = isinstance(x.x if isinstance(x, Labelled) else x, jax.Array)
     n = len(weight)
-    if n <= CHUNK or not raw:
+    if not in_chunks(x, weight):
         return _expectation(model, x, weight)
 
     def chunk(i: Array, carry: Any) -> Any:
@@ -64,6 +63,11 @@ def expectation(model: Any, x: Any, weight: Float[Array, "n"]) -> tuple[Array, S
     zero = jnp.zeros((), weight.dtype)
     (high, low), statistics = jax.lax.fori_loop(0, -(-n // CHUNK), chunk, ((zero, zero), nothing))
     return high + low, statistics
+
+
+def in_chunks(x: Any, weight: Array) -> bool:
+    """Is x an array of rows, not observed yet, that is too large to go through in one piece?"""
+    return len(weight) > CHUNK and isinstance(x.x if isinstance(x, Labelled) else x, jax.Array)
 
 
 def two_sum(high: Array, low: Array, term: Array) -> tuple[Array, Array]:

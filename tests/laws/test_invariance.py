@@ -13,7 +13,6 @@ import jaxem as jem
 from families import ALL, GAUSSIANS, STARTED, Example, coordinates, e_step, m_step
 from jaxem.data import ready
 from jaxem.distributions.base import add
-from jaxem.fitting import fit as fitting
 from jaxem.solvers import em
 
 everything = pytest.mark.parametrize("example", ALL, ids=repr)
@@ -159,7 +158,6 @@ def test_fit_goes_through_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     x = ALL[0].rows(53)
     whole = jem.fit(ALL[0].mixture(2), x, max_steps=7, tol=0.0)
     monkeypatch.setattr(em, "CHUNK", 16)
-    monkeypatch.setattr(fitting, "CHUNK", 16)
     chunked = jem.fit(ALL[0].mixture(2), x, max_steps=9, tol=0.0)  # another limit, so that it is compiled anew
     np.testing.assert_allclose(chunked.trace[:8], whole.trace[:8], rtol=1e-12)
 

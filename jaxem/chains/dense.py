@@ -1,0 +1,135 @@
+"""Forward-backward where every state can be reached from every other: one scale for all states is exact there.
+
+What a common scale flushes to zero is less than 2^-126 (float32) of the largest state. If no transition is less
+probable than `LEAST`, every predicted state is at least that share of the largest, so that what was flushed is nothing
+beside it: no digit is lost, whatever the evidence. A transition of zero, or close to it, takes `recursion.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxem.chains.recursion import LONG, UNROLLED, Chain, Expected, two_sum, where
+from jaxem.linalg import HIGHEST
+
+LEAST = {4: -40.0, 8: -600.0}
+"""By bytes of a float: log of the least probable transition. With 16 digits to spare to the end of the type's range."""
+
+PRODUCT = 16
+"""From so many sequences on, a matrix product is worth its call."""
+
+
+class Filtered(NamedTuple):
+    """Filtered probabilities at each step but the last, at the last, and the log-normaliser in two parts."""
+
+    before: Array
+    last: Array
+    scale: tuple[Array, Array]
+
+
+def is_dense(chain: Chain) -> Bool[Array, ""]:
+    """Is no transition so improbable that a state might be lost?"""
+    return jnp.all(chain.log_transition > LEAST[chain.log_transition.dtype.itemsize])
+
+
+def _predicted(states: Float[Array, "k s"], transition: Float[Array, "k k s2"]) -> Float[Array, "k s"]:
+    """sum_i states_i transition_ij."""
+    if len(states) <= UNROLLED:
+        total = states[0][None] * transition[0]
+        for i in range(1, len(states)):
+            total = total + states[i][None] * transition[i]
+        return total
+    if transition.shape[-1] == 1 and states.shape[-1] >= PRODUCT:
+        return jnp.matmul(transition[..., 0].T, states, precision=HIGHEST)
+    return jnp.sum(states[:, None] * transition, axis=0)
+
+
+def _backed(share: Float[Array, "k s"], transition: Float[Array, "k k s2"]) -> Float[Array, "k s"]:
+    """sum_j transition_ij share_j."""
+    return _predicted(share, jnp.swapaxes(transition, 0, 1))
+
+
+def _scaled(log_weight: Float[Array, "k s"]) -> tuple[Float[Array, "k s"], Float[Array, "s"]]:
+    """Weights whose largest is one, and the log of what they were divided by."""
+    top = jnp.max(log_weight, axis=0)
+    top = jnp.where(top == -jnp.inf, 0, top)
+    return jnp.exp(log_weight - top[None]), top
+
+
+def _normalized(weight: Float[Array, "k s"], log_scale: Float[Array, "s"]) -> tuple[Array, Array]:
+    total = jnp.sum(weight, axis=0)
+    return weight / jnp.where(total == 0, 1, total)[None], jnp.log(total) + log_scale
+
+
+def _moves(chain: Chain) -> Any:
+    """`t -> probabilities of the transition into step t`."""
+    if chain.log_transition.ndim == 3:
+        fixed = jnp.exp(chain.log_transition)
+        return lambda t: fixed
+    return lambda t: jnp.exp(chain.log_move(t))
+
+
+def forward(chain: Chain) -> Filtered:
+    """Filtered states at every step."""
+    moves = _moves(chain)
+    initial = jnp.broadcast_to(chain.log_initial, chain.log_likelihood[:, 0].shape)
+
+    def step(carry: Any, t: Array) -> tuple[Any, Array]:
+        states, (high, low) = carry
+        evidence, starts = chain.evidence(t), chain.starts(t)
+        likelihood, top = _scaled(evidence)
+        new = _normalized(_predicted(states, moves(t)) * likelihood, top)
+        if starts is not None:
+            new = where(starts, _normalized(*_scaled(initial + evidence)), new)
+        ended = None if chain.length is None else t >= chain.length
+        return where(ended, (states, (high, low)), (new[0], two_sum(high, low, new[1]))), states
+
+    first, scale = _normalized(*_scaled(initial + chain.evidence(0)))
+    times = jnp.arange(1, chain.steps, dtype=jnp.int32)
+    (last, total), before = jax.lax.scan(step, (first, (scale, jnp.zeros_like(scale))), times)
+    return Filtered(before, last, total)
+
+
+def log_mass(filtered: Filtered) -> Float[Array, "s"]:
+    """The log-normaliser, in nats."""
+    return filtered.scale[0] + filtered.scale[1]
+
+
+def backward(chain: Chain, filtered: Filtered) -> Expected:
+    """Posterior expectations, from the filtered states."""
+    moves = _moves(chain)
+    steps = chain.steps
+
+    def there(t: Any, marginal: Array) -> Array:
+        return marginal if chain.length is None else jnp.where((t < chain.length)[None], marginal, 0)
+
+    def step(carry: Any, before: tuple[Array, Array]) -> tuple[Any, Any]:
+        after, (used, lost) = carry
+        t, states = before
+        move, ends = moves(t + 1), chain.ends(t)
+        predicted, total = _predicted(states, move), jnp.sum(after, axis=0)
+        share = after / (jnp.where(predicted > 0, predicted, 1) * jnp.where(total > 0, total, 1)[None])
+        share = where(ends, jnp.zeros_like(share), share)
+        now = where(ends, states, states * _backed(share, move))
+        # Without the transition's own probability, which is multiplied in at the end.
+        pairs = states[:, None] * share[None]
+        if chain.log_transition.ndim == 4:
+            return (now, (used, lost)), (there(t, now), pairs * move)
+        counted = two_sum(used, lost, pairs) if steps > LONG else (used + pairs, lost)
+        return (now, counted), (there(t, now), None)
+
+    k, _, s = chain.log_likelihood.shape
+    used = jnp.zeros((k, k, s), chain.log_likelihood.dtype)
+    times = jnp.arange(steps - 1, dtype=jnp.int32)
+    carry = filtered.last, (used, jnp.zeros_like(used))
+    (_, (used, lost)), (marginals, each) = jax.lax.scan(step, carry, (times, filtered.before), reverse=True)
+    marginals = jnp.concatenate([marginals, there(steps - 1, filtered.last)[None]])
+    initial = marginals[0]
+    if chain.start is not None:
+        initial = initial + jnp.sum(jnp.where(chain.start[1:][:, None], marginals[1:], 0), axis=0)
+    transition = (used + lost) * moves(1) if each is None else each
+    return Expected(initial, transition, jnp.moveaxis(marginals, 0, 1))

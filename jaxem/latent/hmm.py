@@ -1,0 +1,282 @@
+"""Hidden Markov models: which of K states each step of a sequence is in is hidden, and each depends on the last."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxem import sums
+from jaxem.chains.normalizer import best_score, log_normalizer, plain
+from jaxem.chains.recursion import Chain, forward, probabilities
+from jaxem.constraints import parameter, simplex
+from jaxem.data import ready
+from jaxem.distributions.base import Distribution, Labelled
+from jaxem.distributions.moments import enough
+from jaxem.latent.base import Latent, LatentStatistics
+from jaxem.latent.mixture import Mixture
+from jaxem.linalg import HIGHEST, matmul
+from jaxem.pytree import module, replace
+from jaxem.sequences import Sequences, as_sequences
+
+SUMS = {sums.log_sum: log_normalizer, sums.maximum: best_score}
+"""The sums over paths that have a derivative rule of their own."""
+
+
+@module
+class Steps:
+    """Sequences as the emission reads them: every step a row, time first.
+
+    Attributes:
+        rows: the emission's own observed data, `T x S` rows.
+        length: `[S]`.
+        seen: `[T, S]` bool: a step that is there and was observed.
+    """
+
+    rows: Any
+    length: Int[Array, "s"]
+    seen: Array
+
+
+@module
+class HMM(Latent):
+    """A hidden Markov model whose states are the members of `emission`, its last member axis.
+
+    log p(x_1 .. x_T) = log sum over paths z of initial[z_1] p(x_1 | z_1) prod_t transition[z_t-1, z_t] p(x_t | z_t)
+
+    One row of such a model is a sequence: `log_prob` has one number for each, and weights are weights of sequences.
+
+    Args:
+        initial: `[..., K]`, on the simplex.
+        transition: `[..., K, K]`, each row on the simplex: from the row's state to the column's. A probability of
+            zero stays zero.
+        emission: any distribution with `batch_shape [..., K]`, a mixture among them.
+
+    Raises:
+        ValueError: probabilities that do not sum to one, or shapes that do not match.
+
+    >>> import jaxem as jem
+    >>> model = jem.HMM([0.5, 0.5], [[0.9, 0.1], [0.1, 0.9]], jem.Bernoulli([0.2, 0.8]))
+    >>> model.log_prob([[1.0, 1.0, 0.0], [0.0]]).round(4).tolist(), model.decode([[1.0, 1.0, 0.0]]).tolist()
+    ([-2.0794, -0.6931], [[1, 1, 1]])
+    """
+
+    initial: Float[Array, "*batch k"] = parameter(simplex)
+    transition: Float[Array, "*batch k k"] = parameter(simplex)
+    emission: Distribution
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shape = self.initial.shape
+        if self.transition.shape != (*shape, shape[-1]):
+            raise ValueError(
+                f"HMM: transition has shape {self.transition.shape}; with an initial of shape {shape} it must be "
+                f"{(*shape, shape[-1])}"
+            )
+        if self.emission.batch_shape != shape:
+            raise ValueError(f"HMM: emission has batch shape {self.emission.batch_shape}; it must be {shape}")
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """The shape of the members: that of `initial` without its last axis."""
+        return self.initial.shape[:-1]
+
+    @property
+    def child(self) -> Distribution:
+        """The emission."""
+        return self.emission
+
+    @classmethod
+    def start(
+        cls,
+        key: Array,
+        family: Any,
+        x: Any,
+        states: int,
+        *,
+        weight: Any = None,
+        labels: Any = None,
+        restarts: int | None = None,
+        method: str = "kmeans++",
+    ) -> Self:
+        """A model to set out from: a mixture of all steps, and how its components follow each other.
+
+        Args:
+            key: a JAX random key.
+            family: the kind of emission, as in `Mixture.start`.
+            x: sequences.
+            states: K.
+            weight: `[S]` weights of the sequences.
+            labels: known states, `[S, T]` or a list of arrays; -1 where unknown.
+            restarts: how many starts; the model then has a leading axis of this length.
+            method: `"kmeans++"` or `"random"`.
+
+        Raises:
+            ValueError: as `Mixture.start`.
+
+        >>> import jax, jaxem as jem
+        >>> x = jem.Sequences.from_list([[0.0, 0.1, 5.0, 5.1, 5.0], [5.2, 5.1, 0.2]])
+        >>> jem.HMM.start(jax.random.key(0), jem.Poisson, x, 2).transition.sum(-1).tolist()
+        [1.0, 1.0]
+        """
+        x, weight, labels = ready(as_sequences(x, (1,) * (np.ndim(x) - 1)), weight, labels, states)
+        there = jnp.arange(x.steps, dtype=jnp.int32)[None] < x.length[:, None]
+        row_weight = jnp.where(there if x.mask is None else there & x.mask, weight[:, None], 0)
+        rows = x.values.reshape(len(x) * x.steps, *x.values.shape[2:])
+        known = None if labels is None else labels.ravel()
+        mixture = Mixture.start(
+            key, family, rows, states, weight=row_weight.ravel(), labels=known, restarts=restarts, method=method
+        )
+        each = mixture.posterior(rows if known is None else Labelled(rows, known))
+        each = each.reshape(*each.shape[:-2], len(x), x.steps, states)
+        there = jnp.where(there, weight[:, None], 0)
+        follow = jnp.einsum(
+            "st,...sti,...stj->...ij", there[:, 1:], each[..., :-1, :], each[..., 1:, :], precision=HIGHEST
+        )
+        first = jnp.einsum("s,...si->...i", weight, each[..., 0, :], precision=HIGHEST)
+        # One of each besides: a probability of zero is a place that EM cannot leave.
+        return cls(_shares(first + 1, first), _shares(follow + 1, follow), mixture.components)
+
+    def observe(self, x: Any) -> Any:
+        """Sequences (see `Sequences.from_list`), a list of arrays, or one array, which is one sequence."""
+        if isinstance(x, Labelled):
+            labels = x.labels if isinstance(x.x, Steps) else jnp.swapaxes(x.labels, 0, 1).ravel()
+            return Labelled(self.observe(x.x), labels)
+        if isinstance(x, Steps):
+            return x
+        x = as_sequences(x, self.event_shape)
+        seen = jnp.arange(x.steps, dtype=jnp.int32)[:, None] < x.length[None]
+        seen = seen if x.mask is None else seen & x.mask.T
+        flat = jnp.swapaxes(x.values, 0, 1).reshape(x.steps * len(x), *x.values.shape[2:])
+        return Steps(self.emission.observe(flat), x.length, seen)
+
+    def expand(self, x: Any) -> Any:
+        """What the emission makes of the steps."""
+        data = x.x if isinstance(x, Labelled) else x
+        data = replace(data, rows=self.emission.expand(data.rows))
+        return Labelled(data, x.labels) if isinstance(x, Labelled) else data
+
+    def read(self, x: Any) -> Sequences:
+        return as_sequences(x, self.event_shape)
+
+    def child_data(self, x: Any) -> Any:
+        return x.rows
+
+    def child_weight(self, x: Any, weight: Array) -> Array:
+        return jnp.where(x.seen, weight[None], 0).ravel()
+
+    def evidence(self, child_log_prob: Array, x: Any) -> Array:
+        """What was not observed says nothing."""
+        return jnp.where(x.seen.reshape((1,) * (child_log_prob.ndim - 1) + (-1,)), child_log_prob, 0)
+
+    def potentials(self) -> tuple[Float[Array, "*batch k"], Float[Array, "*batch k k"]]:
+        """log initial and log transition; -inf, with zero gradient, where a probability is zero."""
+        return _log(self.initial), _log(self.transition)
+
+    def log_normalizer(self, potentials: tuple[Array, Array], evidence: Array, add: Any, x: Any) -> Array:
+        """The sum over all paths, by forward-backward; with `maximum` for `add`, the best path (Viterbi 1967)."""
+        over_paths = SUMS.get(add, partial(plain, add=add))
+
+        def one(initial: Array, transition: Array, evidence: Array) -> Array:
+            steps = evidence.reshape(len(evidence), *x.seen.shape)
+            return over_paths(Chain(initial[:, None], transition[..., None], steps, x.length))
+
+        for _ in self.batch_shape:
+            one = jax.vmap(one)
+        return one(*potentials, evidence)
+
+    def with_counts(self, counts: tuple[Array, Array], child: Distribution) -> Self:
+        """Each row as the shares of its counts; a state that was never left keeps its row."""
+        initial, transition = (
+            _shares(count, now) for count, now in zip(counts, (self.initial, self.transition), strict=True)
+        )
+        return replace(self, initial=initial, transition=transition, emission=child)
+
+    def per_row(self, values: Array, x: Any) -> Array:
+        """`[..., T x S]` as `[..., S, T]`."""
+        return jnp.swapaxes(values.reshape(*values.shape[:-1], *x.seen.shape), -1, -2)
+
+    def stationary(self) -> Float[Array, "*batch k"]:
+        """The share of time spent in each state in the long run, setting out from `initial`."""
+        lazy = (self.transition + jnp.eye(self.initial.shape[-1], dtype=self.initial.dtype)) / 2
+        # Staying put half of the time changes no stationary distribution, and no cycle survives it.
+        squared = jax.lax.fori_loop(0, 64, lambda _, a: _shares(matmul(a, a), a), lazy)
+        return matmul(self.initial[..., None, :], squared)[..., 0, :]
+
+    def forecast(self, x: Any, steps: int) -> tuple[Float[Array, "s h k"], Mixture]:
+        """What comes after each sequence.
+
+        Args:
+            x: sequences.
+            steps: how many steps ahead.
+
+        Returns:
+            `(states, emission)`: the probabilities of the states, `[S, steps, K]`, and the predictive distribution of
+            what is seen, a `Mixture` with `batch_shape (S, steps)`.
+
+        Raises:
+            ValueError: the model is a batch of several.
+        """
+        if self.batch_shape:
+            raise ValueError(f"HMM: forecast needs one model; this is a batch of shape {self.batch_shape}")
+        x = self.observe(x)
+        evidence = self.evidence(self.emission.log_prob(x.rows), x).reshape(-1, *x.seen.shape)
+        initial, transition = self.potentials()
+        filtered = forward(Chain(initial[:, None], transition[..., None], evidence, x.length))
+        now = probabilities(filtered.last).T
+
+        def ahead(now: Array, _: None) -> tuple[Array, Array]:
+            now = matmul(now, self.transition)
+            return now, now
+
+        states = jnp.swapaxes(jax.lax.scan(ahead, now, None, length=steps)[1], 0, 1)
+        members = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*states.shape[:2], *leaf.shape)), self.emission)
+        return states, Mixture(states, members)
+
+    def sample(self, key: Array, n: int, steps: int = 100) -> Array:
+        """`n` sequences from each member, `[*batch_shape, n, steps, *event_shape]`.
+
+        Args:
+            key: a JAX random key.
+            n: how many sequences.
+            steps: how long each is.
+        """
+        return _sample(self, key, n, steps)
+
+    def collapsed(self, floor: LatentStatistics) -> Array:
+        """Has the emission of any state collapsed?"""
+        return jnp.any(self.emission.collapsed(floor.child), axis=-1)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _sample(model: HMM, key: Array, n: int, steps: int) -> Array:
+    first, then, what = jax.random.split(key, 3)
+    members = model.batch_shape
+    initial, transition = model.potentials()
+    state = jax.random.categorical(first, initial[..., None, :], shape=(*members, n))
+
+    def step(state: Array, key: Array) -> tuple[Array, Array]:
+        rows = jnp.take_along_axis(transition, state[..., None], axis=-2)
+        return jax.random.categorical(key, rows), state
+
+    _, states = jax.lax.scan(step, state, jax.random.split(then, steps))
+    path = jnp.moveaxis(states, 0, -1).reshape(*members, 1, n * steps)
+    draws = model.emission.sample(what, n * steps)
+    index = path.reshape(*path.shape, *(1,) * (draws.ndim - path.ndim))
+    drawn = jnp.take_along_axis(draws, index, axis=len(members)).squeeze(len(members))
+    return drawn.reshape(*members, n, steps, *drawn.shape[len(members) + 1 :])
+
+
+def _log(probability: Array) -> Array:
+    possible = probability > 0
+    return jnp.where(possible, jnp.log(jnp.where(possible, probability, 1)), -jnp.inf)
+
+
+def _shares(counts: Array, otherwise: Array) -> Array:
+    total = jnp.sum(counts, axis=-1, keepdims=True)
+    some = enough(total)
+    return jnp.where(some, counts / jnp.where(some, total, 1), otherwise)
