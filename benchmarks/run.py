@@ -1,6 +1,6 @@
 """Everything that is timed, with one command; correctness first, then medians and ratios from one run.
 
-    python benchmarks/run.py [small] [middling] [large] [limit]
+    python benchmarks/run.py [small] [middling] [large] [limit] [hmm]
 
 prints a table for each and writes them into benchmarks/RESULTS.md, between the marks.
 """
@@ -95,6 +95,25 @@ def limit_table() -> str:
     )
 
 
+def hmm_table() -> str:
+    """Milliseconds and ratios of everybody who fitted the same hidden Markov models."""
+    import hmm
+
+    tables = []
+    for rows in hmm.everything():
+        lines = [
+            f"### {rows[0]['case']}",
+            "",
+            "| | milliseconds | ratio to jaxem | compile, s |",
+            "|---|--:|--:|--:|",
+        ]
+        for row in rows:
+            compiled = "" if row["compile"] is None else f"{row['compile']:.1f}"
+            lines.append(f"| {row['who']} | {row['ms']:.1f} | {row['ms'] / rows[0]['ms']:.1f} | {compiled} |")
+        tables.append("\n".join(lines) + "\n")
+    return "\n".join(tables)
+
+
 def main(names: list[str]) -> None:
     """Run the cases named, or all, and write what they printed into RESULTS.md."""
     import many
@@ -104,6 +123,7 @@ def main(names: list[str]) -> None:
         "middling": lambda: many_table(many.middling()),
         "large": large_table,
         "limit": limit_table,
+        "hmm": hmm_table,
     }
     sections = [f"Measured on {machine()}.\n"]
     for name in names or list(cases):

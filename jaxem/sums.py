@@ -1,7 +1,7 @@
-"""The sums over what is hidden: log-sum-exp for EM and likelihoods, max for hard EM and decoding.
+"""The sums over what is hidden: log-sum-exp for EM and likelihoods, max for hard EM and decoding; and long sums.
 
-Both are written out over the hidden axis when it is short, never produce NaN where every term is -inf, and carry
-their derivative as a rule: responsibilities, and the first of the largest.
+The first two never produce NaN where every term is -inf, and carry their derivative as a rule: responsibilities, and
+the first of the largest.
 """
 
 from __future__ import annotations
@@ -68,3 +68,10 @@ def total(values: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
     blocks = -(-n // BLOCK)
     padded = jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, blocks * BLOCK - n)])
     return jnp.sum(jnp.sum(padded.reshape(*values.shape[:-1], blocks, BLOCK), axis=-1), axis=-1)
+
+
+def two_sum(high: Array, low: Array, term: Array) -> tuple[Array, Array]:
+    """`high + low + term` as a rounded sum and what the rounding lost (Neumaier 1974)."""
+    raised = high + term
+    lost = jnp.where(jnp.abs(high) >= jnp.abs(term), (high - raised) + term, (term - raised) + high)
+    return raised, low + jnp.where(jnp.isfinite(raised), lost, 0)

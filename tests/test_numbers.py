@@ -13,6 +13,7 @@ import scipy.stats as ss
 import jaxem as jem
 from jaxem import linalg, sums
 from jaxem.distributions import quadratic
+from jaxem.distributions.gaussian import FLOOR
 from jaxem.pytree import replace
 
 KEY = jax.random.key(0)
@@ -30,8 +31,11 @@ def fitted(family: Any, x: np.ndarray, k: int = 2, **options: Any) -> jem.Fit:
     for leaf in jax.tree.leaves((fit.model, fit.log_likelihood)):
         assert np.isfinite(leaf).all()
     trace = np.asarray(fit.trace, float)[: int(fit.steps) + 1]
-    eps, columns = float(np.finfo(fit.log_likelihood.dtype).eps), x.shape[-1]
+    dtype, columns = fit.log_likelihood.dtype, x.shape[-1]
+    eps = float(np.finfo(dtype).eps)
     resolution = 256 * columns * eps * (np.abs(trace).max() + len(x))
+    if fit.words == "covariance_collapsed":  # a distance in units of the floor is known to so much
+        resolution += columns * len(x) * eps / FLOOR[dtype.itemsize]
     assert (np.diff(trace) >= -resolution).all()
     return fit
 
@@ -70,7 +74,7 @@ def test_offset_of_a_thousand_million_in_float32(family: Any, rng: np.random.Gen
 
 @normal
 def test_two_hundred_columns_in_float32(family: Any, rng: np.random.Generator) -> None:
-    x = two_clouds(rng, n=250, d=200, apart=40)
+    x = two_clouds(rng, n=500, d=200, apart=40)
     start = jem.Mixture.start(KEY, family, x, 2)
     narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), start)
     single, double = jem.fit(narrow, x.astype(np.float32), max_steps=20), jem.fit(start, x, max_steps=20)
@@ -82,9 +86,9 @@ def test_two_hundred_columns_in_float32(family: Any, rng: np.random.Generator) -
 @normal
 @pytest.mark.parametrize("d", [2, 9])
 def test_components_a_thousand_deviations_apart(family: Any, d: int, rng: np.random.Generator, dtype: Any) -> None:
-    x = two_clouds(rng, d=d, apart=1e3).astype(dtype)
+    x = two_clouds(rng, n=80, d=d, apart=1e3).astype(dtype)
     fit = fitted(family, x)
-    halves = [np.asarray(x, float)[:30], np.asarray(x, float)[30:]]
+    halves = [np.asarray(x, float)[:40], np.asarray(x, float)[40:]]
     order = np.argsort(-fit.model.components.mean[:, 0])
     np.testing.assert_allclose(fit.model.components.mean[order], [h.mean(0) for h in halves], rtol=1e-5, atol=1e-4)
     if family is jem.DiagonalGaussian:
@@ -124,15 +128,7 @@ def test_constant_and_collinear_columns(family: Any, d: int, rng: np.random.Gene
     x[:, 0] = 3.0
     x[:, -1] = 2 * x[:, 1] + (x[:, 2] if d > 3 else 0)
     expected = {"covariance_collapsed"} if family is not jem.SphericalGaussian else FINE
-    if dtype == jnp.float64:
-        assert fitted(family, x).words in expected
-        return
-    # What is left of a collinear column is less than float32 resolves: the objective may fall by that, and says so.
-    x = x.astype(dtype)
-    fit = jem.fit(jem.Mixture.start(KEY, family, x, 2), x, max_steps=200)
-    assert fit.words in (expected if expected == FINE else expected | {"log_likelihood_decreased"})
-    for leaf in jax.tree.leaves((fit.model, fit.log_likelihood)):
-        assert np.isfinite(leaf).all()
+    assert fitted(family, x.astype(dtype)).words in expected
 
 
 @normal

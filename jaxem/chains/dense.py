@@ -2,7 +2,7 @@
 
 What a common scale flushes to zero is less than 2^-126 (float32) of the largest state. If no transition is less
 probable than `LEAST`, every predicted state is at least that share of the largest, so that what was flushed is nothing
-beside it: no digit is lost, whatever the evidence. A transition of zero, or close to it, takes `recursion.py`.
+beside it: no digit is lost, whatever the evidence. A transition of zero, or close to it, takes `exact.py`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxem.chains.recursion import LONG, UNROLLED, Chain, Expected, two_sum, where
+from jaxem.chains.chain import Chain, Expected, smoothed, where
 from jaxem.linalg import HIGHEST
+from jaxem.sums import two_sum
+
+UNROLLED = 8
+"""Up to so many states the sums over them are written out."""
 
 LEAST = {4: -40.0, 8: -600.0}
 """By bytes of a float: log of the least probable transition. With 16 digits to spare to the end of the type's range."""
@@ -102,34 +106,17 @@ def log_mass(filtered: Filtered) -> Float[Array, "s"]:
 def backward(chain: Chain, filtered: Filtered) -> Expected:
     """Posterior expectations, from the filtered states."""
     moves = _moves(chain)
-    steps = chain.steps
+    always_same = chain.log_transition.ndim == 3
 
-    def there(t: Any, marginal: Array) -> Array:
-        return marginal if chain.length is None else jnp.where((t < chain.length)[None], marginal, 0)
+    def moved(states: Array, t: Array) -> Any:
+        move = moves(t)
 
-    def step(carry: Any, before: tuple[Array, Array]) -> tuple[Any, Any]:
-        after, (used, lost) = carry
-        t, states = before
-        move, ends = moves(t + 1), chain.ends(t)
-        predicted, total = _predicted(states, move), jnp.sum(after, axis=0)
-        share = after / (jnp.where(predicted > 0, predicted, 1) * jnp.where(total > 0, total, 1)[None])
-        share = where(ends, jnp.zeros_like(share), share)
-        now = where(ends, states, states * _backed(share, move))
-        # Without the transition's own probability, which is multiplied in at the end.
-        pairs = states[:, None] * share[None]
-        if chain.log_transition.ndim == 4:
-            return (now, (used, lost)), (there(t, now), pairs * move)
-        counted = two_sum(used, lost, pairs) if steps > LONG else (used + pairs, lost)
-        return (now, counted), (there(t, now), None)
+        def pull(share: Array) -> tuple[Array, Array]:
+            pairs = states[:, None] * share[None]
+            return states * _backed(share, move), pairs if always_same else pairs * move
 
-    k, _, s = chain.log_likelihood.shape
-    used = jnp.zeros((k, k, s), chain.log_likelihood.dtype)
-    times = jnp.arange(steps - 1, dtype=jnp.int32)
-    carry = filtered.last, (used, jnp.zeros_like(used))
-    (_, (used, lost)), (marginals, each) = jax.lax.scan(step, carry, (times, filtered.before), reverse=True)
-    marginals = jnp.concatenate([marginals, there(steps - 1, filtered.last)[None]])
-    initial = marginals[0]
-    if chain.start is not None:
-        initial = initial + jnp.sum(jnp.where(chain.start[1:][:, None], marginals[1:], 0), axis=0)
-    transition = (used + lost) * moves(1) if each is None else each
-    return Expected(initial, transition, jnp.moveaxis(marginals, 0, 1))
+        return _predicted(states, move), pull
+
+    # A transition that is always the same is multiplied in once, at the end.
+    factor = moves(1) if always_same else 1
+    return smoothed(chain, filtered.before, filtered.last, lambda states: states, moved, factor)

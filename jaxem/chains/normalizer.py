@@ -12,9 +12,10 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Int
 
 from jaxem import sums
-from jaxem.chains import dense, recursion
-from jaxem.chains.recursion import Chain, Expected, two_sum, where
+from jaxem.chains import dense, exact
+from jaxem.chains.chain import Chain, Expected, where
 from jaxem.pytree import replace
+from jaxem.sums import two_sum
 
 BLOCK = 256
 """Sequences at a time, on a CPU."""
@@ -88,7 +89,7 @@ def _posterior_by(way: Any, chain: Chain) -> tuple[Array, Expected]:
 def _by_either(function: Any, chain: Chain) -> Any:
     # Sequences have been folded, so this is a branch, and not both ways and a selection.
     def run(chain: Chain) -> Any:
-        return jax.lax.cond(dense.is_dense(chain), partial(function, dense), partial(function, recursion), chain)
+        return jax.lax.cond(dense.is_dense(chain), partial(function, dense), partial(function, exact), chain)
 
     return in_blocks(run, chain)
 

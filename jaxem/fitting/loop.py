@@ -129,5 +129,6 @@ def verdict(model: Any, status: Array, floor: Statistics, rows: Array) -> Int[Ar
     """The status of a fit that has ended, told more exactly where the model has degenerated."""
     usable = (status == int(Status.converged)) | (status == int(Status.max_steps_reached))
     status = jnp.where(usable & jnp.any(model.vanished(rows)), int(Status.component_vanished), status)
-    collapsed = usable & jnp.any(model.collapsed(floor))
+    # Beside a covariance that has shrunk to its floor, distances are known to 1 / floor roundings only: a fall is that.
+    collapsed = (usable | (status == int(Status.log_likelihood_decreased))) & jnp.any(model.collapsed(floor))
     return jnp.where(collapsed, int(Status.covariance_collapsed), status).astype(jnp.int32)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxem.distributions.base import Labelled, Statistics, add, scale
 from jaxem.pytree import module
-from jaxem.sums import total
+from jaxem.sums import total, two_sum
 
 CHUNK = 8_192
 """Rows in one pass of the E-step: more than this and the responsibilities are made, used and dropped chunk by chunk."""
@@ -68,13 +68,6 @@ def expectation(model: Any, x: Any, weight: Float[Array, "n"]) -> tuple[Array, S
 def in_chunks(x: Any, weight: Array) -> bool:
     """Is x an array of rows, not observed yet, that is too large to go through in one piece?"""
     return len(weight) > CHUNK and isinstance(x.x if isinstance(x, Labelled) else x, jax.Array)
-
-
-def two_sum(high: Array, low: Array, term: Array) -> tuple[Array, Array]:
-    """`high + low + term` as a rounded sum and what the rounding lost (Neumaier 1974)."""
-    raised = high + term
-    lost = jnp.where(jnp.abs(high) >= jnp.abs(term), (high - raised) + term, (term - raised) + high)
-    return raised, low + jnp.where(jnp.isfinite(raised), lost, 0)
 
 
 def _expectation(model: Any, x: Any, weight: Array) -> tuple[Array, Statistics]:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from jaxem import chains, sums
-from jaxem.chains import dense, normalizer, recursion
-from jaxem.chains.recursion import Chain
+from jaxem.chains import dense, exact, normalizer
+from jaxem.chains.chain import Chain
 from jaxem.pytree import replace
 
 Rng = np.random.Generator
@@ -228,7 +228,7 @@ def test_ways_agree(states: int, rng: Rng, dtype: Any) -> None:
     )
     assert dense.is_dense(one)
     fine = {"rtol": 1e-11, "atol": 1e-11} if dtype == jnp.float64 else {"rtol": 2e-5, "atol": 2e-5}
-    ways = [jax.jit(lambda c, way=way: normalizer._posterior_by(way, c))(one) for way in (dense, recursion)]
+    ways = [jax.jit(lambda c, way=way: normalizer._posterior_by(way, c))(one) for way in (dense, exact)]
     for a, b in zip(*map(jax.tree.leaves, ways), strict=True):
         np.testing.assert_allclose(a, b, **fine)
 

@@ -94,7 +94,8 @@ def test_an_offset_moves_the_means_and_nothing_else(example: Example) -> None:
     far = jem.Mixture.start(jax.random.key(1), example.family, (x + offset).astype(np.float32), 2)
     here, here_log_likelihood = climbed(start, x.astype(np.float32))
     there, there_log_likelihood = climbed(far, (x + offset).astype(np.float32))
-    np.testing.assert_allclose(here_log_likelihood, there_log_likelihood, rtol=2e-4)
+    # A mean near 1e4 is known to 1/1024, at every step.
+    np.testing.assert_allclose(here_log_likelihood, there_log_likelihood, rtol=1e-3)
     name = "covariance" if hasattr(start.components, "covariance") else "variance"
     spread = [np.asarray(getattr(model.components, name)) for model in (here, there)]
     np.testing.assert_allclose(spread[1], spread[0], rtol=5e-3, atol=5e-3)

@@ -36,7 +36,7 @@ def test_mixture_is_the_sum_over_all_assignments(example: Example) -> None:
     np.testing.assert_allclose(statistics.counts, counts / joint, rtol=1e-9)
     np.testing.assert_array_equal(model.decode(x), np.argmax(np.log(model.weights)[:, None] + each, axis=0))
     np.testing.assert_array_equal(model.predict(x), posterior.argmax(1))
-    slope = jax.grad(lambda p: model.log_normalizer(p, jnp.asarray(each), log_sum).sum())
+    slope = jax.grad(lambda p: model.log_normalizer(p, jnp.asarray(each), log_sum, x).sum())
     np.testing.assert_allclose(slope(model.potentials()), statistics.counts, rtol=1e-9)
 
 

@@ -1,0 +1,134 @@
+"""What every recursion over a chain reads and returns: states lead, then time, and sequences last.
+
+Sequences are the innermost axis because the loops go over time, and a step must have something to do.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxem.pytree import module
+from jaxem.sums import two_sum
+
+LONG = 2_048
+"""Above so many steps expected transitions are summed with compensation."""
+
+
+@module
+class Chain:
+    """Log-potentials of S chains of K states over T steps.
+
+    Attributes:
+        log_initial: `[K, S]`, or `[K, 1]` for one that all sequences share.
+        log_transition: `[K, K, S]` or `[K, K, 1]`, from the first axis to the second; with a leading axis of T - 1,
+            one for each step.
+        log_likelihood: `[K, T, S]`: of what is seen at each step, zero if nothing is.
+        length: `[S]` steps that are there; the others are padding and may hold anything.
+        start: `[T, S]` bool: a new sequence starts at this step. The first step always does.
+    """
+
+    log_initial: Float[Array, "k s1"]
+    log_transition: Float[Array, "*t k k s2"]
+    log_likelihood: Float[Array, "k t s"]
+    length: Int[Array, "s"] | None = None
+    start: Bool[Array, "t s"] | None = None
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return self.log_likelihood.shape[1]
+
+    def evidence(self, t: Any) -> Float[Array, "k s"]:
+        """Log-likelihoods at step t."""
+        return jax.lax.dynamic_index_in_dim(self.log_likelihood, t, 1, keepdims=False)
+
+    def starts(self, t: Any) -> Bool[Array, "s"] | None:
+        """Which sequences start at step t, if any can."""
+        return None if self.start is None else jax.lax.dynamic_index_in_dim(self.start, t, 0, keepdims=False)
+
+    def ends(self, t: Any) -> Bool[Array, "s"] | None:
+        """Which sequences do not go on after step t, if any may not."""
+        padded = None if self.length is None else t + 1 >= self.length
+        starts = self.starts(t + 1)
+        return starts if padded is None else padded if starts is None else padded | starts
+
+    def log_move(self, t: Any) -> Float[Array, "k k s2"]:
+        """Potentials of the transition into step t."""
+        if self.log_transition.ndim == 3:
+            return self.log_transition
+        if self.steps == 1:  # no transition at all; loops look at one before they turn no times
+            return jnp.zeros(self.log_transition.shape[1:], self.log_transition.dtype)
+        return jax.lax.dynamic_index_in_dim(self.log_transition, t - 1, 0, keepdims=False)
+
+
+class Expected(NamedTuple):
+    """How often each potential is used, in expectation: the derivative of the log-normaliser, shaped like the chain.
+
+    Attributes:
+        initial: `[K, S]`.
+        transition: `[K, K, S]`, or `[T - 1, K, K, S]` if every step has its own.
+        marginals: `[K, T, S]`; zero at padding.
+    """
+
+    initial: Array
+    transition: Array
+    marginals: Array
+
+
+def where(condition: Bool[Array, "s"] | None, yes: Any, no: Any) -> Any:
+    """`yes` for the sequences where it holds; `no` if there is no condition at all."""
+    if condition is None:
+        return no
+    return jax.tree.map(lambda a, b: jnp.where(condition.reshape((1,) * (b.ndim - 1) + condition.shape), a, b), yes, no)
+
+
+def smoothed(chain: Chain, before: Any, last: Any, alone: Any, moved: Any, factor: Any = 1) -> Expected:
+    """The backward pass: posterior expectations, from filtered states.
+
+    Given the state at t + 1, that at t does not depend on what comes later, so conditional probabilities lead back, and
+    what is carried sums to one at every step (Rauch, Tung and Striebel 1965; Kim 1994): neither evidence nor a scale is
+    needed, and what is flushed to zero is zero to all digits of the answer.
+
+    Args:
+        chain: the chain.
+        before, last: filtered states at the steps before the last, and at the last.
+        alone: `states -> [K, S]`, them as probabilities.
+        moved: `(states at t, t + 1) -> (predicted, pull)`: what they predict for the next step, and
+            `pull(share [K, S]) -> (now [K, S], pairs [K, K, S])`, how much of a share of it comes from each state.
+        factor: what is left to multiply the sum of all pairs by.
+    """
+    steps = chain.steps
+    k, _, s = chain.log_likelihood.shape
+
+    def there(t: Any, marginal: Array) -> Array:
+        return marginal if chain.length is None else jnp.where((t < chain.length)[None], marginal, 0)
+
+    def step(carry: Any, now: tuple[Array, Any]) -> tuple[Any, Any]:
+        after, (used, lost) = carry
+        t, states = now
+        predicted, pull = moved(states, t + 1)
+        # Summing to one, within rounding, at every step: a million of them do not add up.
+        total, ends = jnp.sum(after, axis=0), chain.ends(t)
+        share = after / (jnp.where(predicted > 0, predicted, 1) * jnp.where(total > 0, total, 1)[None])
+        marginal, pairs = pull(where(ends, jnp.zeros_like(share), share))
+        # The last step of a sequence knows no later one.
+        marginal = where(ends, alone(states), marginal)
+        if chain.log_transition.ndim == 4:
+            return (marginal, (used, lost)), (there(t, marginal), pairs)
+        counted = two_sum(used, lost, pairs) if steps > LONG else (used + pairs, lost)
+        return (marginal, counted), (there(t, marginal), None)
+
+    used = jnp.zeros((k, k, s), chain.log_likelihood.dtype)
+    times = jnp.arange(steps - 1, dtype=jnp.int32)
+    end = alone(last)
+    carry = end, (used, jnp.zeros_like(used))
+    (_, (used, lost)), (marginals, each) = jax.lax.scan(step, carry, (times, before), reverse=True)
+    marginals = jnp.concatenate([marginals, there(steps - 1, end)[None]])
+    initial = marginals[0]
+    if chain.start is not None:
+        initial = initial + jnp.sum(jnp.where(chain.start[1:][:, None], marginals[1:], 0), axis=0)
+    return Expected(initial, (used + lost) * factor if each is None else each, jnp.moveaxis(marginals, 0, 1))

@@ -1,0 +1,143 @@
+"""Forward-backward for any chain, exact whatever underflows: each state keeps an exponent of its own (`Scaled`).
+
+With one scale for all states, one that is improbable now is lost, and with it the path that later evidence turns to.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxem.chains.chain import Chain, Expected, smoothed, where
+from jaxem.chains.scaled import Scaled, finite_or_zero, normalized, power, split
+from jaxem.sums import two_sum
+
+
+class Filtered(NamedTuple):
+    """The forward pass: the states at each step but the last, those at the last, and log2 of the scale taken off."""
+
+    before: Scaled
+    last: Scaled
+    scale: tuple[Array, Array]
+
+
+def _moves(chain: Chain) -> Any:
+    """`t -> the transition into step t`; split once if it is always the same."""
+    if chain.log_transition.ndim == 3:
+        fixed = split(chain.log_transition)
+        return lambda t: fixed
+    return lambda t: split(chain.log_move(t))
+
+
+def flows(states: Scaled, transition: Scaled) -> tuple[Float[Array, "k k s"], Float[Array, "k s"]]:
+    """What flows from each state i into each state j: mantissas, and the exponent of each j."""
+    exponents = states.exponent[:, None] + transition.exponent
+    largest = jnp.max(exponents, axis=0)
+    return states.mantissa[:, None] * transition.mantissa * power(exponents - finite_or_zero(largest)[None]), largest
+
+
+def _seen(mantissa: Array, exponent: Array, evidence: Array) -> Scaled:
+    """Predicted states, times the likelihood of what is seen."""
+    likelihood = split(evidence)
+    return normalized(mantissa * likelihood.mantissa, exponent + likelihood.exponent)
+
+
+def probabilities(states: Scaled) -> Float[Array, "k s"]:
+    """States, led by one of exponent zero, as probabilities; all zero where none is possible."""
+    mass = states.mantissa * power(states.exponent)
+    total = jnp.sum(mass, axis=0, keepdims=True)
+    return mass / jnp.where(total > 0, total, 1)
+
+
+def _log2_mass(states: Scaled) -> Float[Array, "s"]:
+    return jnp.log2(jnp.sum(states.mantissa * power(states.exponent), axis=0))
+
+
+def forward(chain: Chain) -> Filtered:
+    """Filtered states at every step. Their scale is summed apart, so a million steps lose no digits."""
+    transition = _moves(chain)
+    shape = chain.log_likelihood[:, 0].shape
+    initial = jax.tree.map(lambda part: jnp.broadcast_to(part, shape), split(chain.log_initial))
+
+    def led(states: Scaled) -> tuple[Scaled, Array]:
+        top = finite_or_zero(jnp.max(states.exponent, axis=0))
+        return Scaled(states.mantissa, states.exponent - top[None]), top
+
+    def step(carry: Any, t: Array) -> tuple[Any, Scaled]:
+        states, (high, low) = carry
+        mass, exponent = flows(states, transition(t))
+        evidence, starts = chain.evidence(t), chain.starts(t)
+        mass, exponent = where(starts, tuple(initial), (jnp.sum(mass, axis=0), exponent))
+        new, top = led(_seen(mass, exponent, evidence))
+        if starts is not None:
+            top = top + jnp.where(starts, _log2_mass(states), 0)
+        ended = None if chain.length is None else t >= chain.length
+        after = where(ended, (states, (high, low)), (new, two_sum(high, low, top)))
+        return after, states
+
+    first, top = led(_seen(initial.mantissa, initial.exponent, chain.evidence(0)))
+    times = jnp.arange(1, chain.steps, dtype=jnp.int32)
+    (last, scale), before = jax.lax.scan(step, (first, (top, jnp.zeros_like(top))), times)
+    return Filtered(before, last, scale)
+
+
+def log_mass(filtered: Filtered) -> Float[Array, "s"]:
+    """The log-normaliser, in nats."""
+    high, low = filtered.scale
+    return (high + (low + _log2_mass(filtered.last))) * math.log(2)
+
+
+def backward(chain: Chain, filtered: Filtered) -> Expected:
+    """Posterior expectations, from the filtered states."""
+    transition = _moves(chain)
+
+    def moved(states: Scaled, t: Array) -> Any:
+        mass, _ = flows(states, transition(t))
+
+        def pull(share: Array) -> tuple[Array, Array]:
+            pairs = mass * share[None]
+            return jnp.sum(pairs, axis=1), pairs
+
+        return jnp.sum(mass, axis=0), pull
+
+    return smoothed(chain, filtered.before, filtered.last, probabilities, moved)
+
+
+def marginals(chain: Chain, filtered: Filtered) -> Float[Array, "k t s"]:
+    """The filtered states as probabilities; zero at padding."""
+    before = jax.vmap(probabilities, out_axes=1)(filtered.before)
+    every = jnp.concatenate([before, probabilities(filtered.last)[:, None]], axis=1)
+    if chain.length is None:
+        return every
+    return jnp.where((jnp.arange(chain.steps, dtype=jnp.int32)[:, None] < chain.length[None])[None], every, 0)
+
+
+def draws(key: Array, chain: Chain, filtered: Filtered, n: int) -> Int[Array, "t s n"]:
+    """`n` paths for each sequence from their posterior, drawn from the last step backwards."""
+    transition = _moves(chain)
+    states = jnp.arange(len(chain.log_likelihood), dtype=jnp.int32)
+
+    def choose(key: Array, mass: Float[Array, "k s n"]) -> Int[Array, "s n"]:
+        reached = jnp.cumsum(mass, axis=0)
+        level = jax.random.uniform(key, mass.shape[1:], mass.dtype) * reached[-1]
+        return jnp.argmax(reached > level[None], axis=0).astype(jnp.int32)
+
+    def step(after: Array, before: tuple[Array, Array, Scaled]) -> tuple[Array, Array]:
+        t, key, now = before
+        mass, _ = flows(now, transition(t + 1))
+        into = jnp.sum(jnp.where(states[None, :, None, None] == after[None, None], mass[..., None], 0), axis=1)
+        alone = jnp.broadcast_to(probabilities(now)[..., None], into.shape)
+        ends = chain.ends(t)
+        drawn = choose(key, into if ends is None else jnp.where(ends[None, :, None], alone, into))
+        return drawn, drawn
+
+    keys = jax.random.split(key, chain.steps)
+    last = probabilities(filtered.last)[..., None]
+    end = choose(keys[-1], jnp.broadcast_to(last, (*last.shape[:-1], n)))
+    times = jnp.arange(chain.steps - 1, dtype=jnp.int32)
+    _, path = jax.lax.scan(step, end, (times, keys[:-1], filtered.before), reverse=True)
+    return jnp.concatenate([path, end[None]])
