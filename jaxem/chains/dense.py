@@ -1,7 +1,7 @@
 """Forward-backward where every state can be reached from every other: one scale for all states is exact there.
 
-What a common scale flushes to zero is less than 2^-126 (float32) of the largest state. If no transition is less
-probable than `LEAST`, every predicted state is at least that share of the largest, so that what was flushed is nothing
+What a common scale flushes to zero is less than 2^-126 (float32) of the largest state. If the transitions lie within
+`SPREAD` of each other, every predicted state is at least that share of the largest, so that what was flushed is nothing
 beside it: no digit is lost, whatever the evidence. A transition of zero, or close to it, takes `exact.py`.
 """
 
@@ -20,8 +20,8 @@ from jaxem.sums import two_sum
 UNROLLED = 8
 """Up to so many states the sums over them are written out."""
 
-LEAST = {4: -40.0, 8: -600.0}
-"""By bytes of a float: log of the least probable transition. With 16 digits to spare to the end of the type's range."""
+SPREAD = {4: 40.0, 8: 600.0}
+"""By bytes of a float, in nats: far enough from the end of the type's range to spare all its digits."""
 
 PRODUCT = 16
 """From so many sequences on, a matrix product is worth its call."""
@@ -36,8 +36,12 @@ class Filtered(NamedTuple):
 
 
 def is_dense(chain: Chain) -> Bool[Array, ""]:
-    """Is no transition so improbable that a state might be lost?"""
-    return jnp.all(chain.log_transition > LEAST[chain.log_transition.dtype.itemsize])
+    """Is no transition so much less probable than another that a state might be lost?"""
+    spread = SPREAD[chain.log_transition.dtype.itemsize]
+    # A chain of one step has none.
+    largest = jnp.max(chain.log_transition, initial=-jnp.inf)
+    smallest = jnp.min(chain.log_transition, initial=jnp.inf)
+    return (largest - smallest < spread) & (jnp.abs(largest) < spread)
 
 
 def _predicted(states: Float[Array, "k s"], transition: Float[Array, "k k s2"]) -> Float[Array, "k s"]:

@@ -233,6 +233,20 @@ def test_ways_agree(states: int, rng: Rng, dtype: Any) -> None:
         np.testing.assert_allclose(a, b, **fine)
 
 
+@pytest.mark.parametrize("shift", [-70.0, -30.0, 30.0, 70.0, 1e4])
+def test_potentials_need_not_be_normalised(shift: float, rng: Rng, dtype: Any) -> None:
+    """A constant more on every transition is that constant, once a step, more in the answer."""
+    initial, transition, seen = chain(rng, 20, 3)
+    transition[1, 2] = -35.0
+    potentials = [jnp.asarray(p, dtype) for p in (initial, transition, seen)]
+    shifted = chains.forward_backward(potentials[0], jnp.asarray(transition + shift, dtype), potentials[2])
+    plain = chains.forward_backward(*potentials)
+    fine = 1e-12 if dtype == jnp.float64 else 1e-6
+    wanted = float(plain.log_normalizer) + 19 * shift
+    np.testing.assert_allclose(shifted.log_normalizer, wanted, rtol=fine, atol=fine * 19 * abs(shift))
+    np.testing.assert_allclose(shifted.marginals, plain.marginals, atol=fine * max(10.0, abs(shift)))
+
+
 def test_blocks_of_sequences_are_all_of_them(rng: Rng, monkeypatch: pytest.MonkeyPatch) -> None:
     initial, transition, _ = chain(rng, 6, 3)
     one = Chain(
