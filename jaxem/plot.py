@@ -103,6 +103,8 @@ def _histogram(ax: Axes, model: Any, x: np.ndarray, name: str) -> None:
         ax.plot(at, line, color=PALETTE[k % len(PALETTE)], lw=1.6, marker="." if counts and len(at) < 40 else None)
     if len(density) > 1:
         ax.plot(at, density.sum(0), color=INK, lw=1, ls=":")
+    if counts:
+        ax.locator_params(axis="x", integer=True)
     ax.set_xlabel(name)
     ax.set_yticks([])
     _tidy(ax)
@@ -196,6 +198,6 @@ def _number_moments(family: Any) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(family, discrete.Categorical):
         number = np.arange(probs.shape[-1])
         mean = probs @ number
-        return mean, probs @ number**2 - mean**2
+        return mean, np.sum(probs * (number - mean[..., None]) ** 2, axis=-1)
     trials = getattr(family, "total_count", 1)
     return trials * probs, trials * probs * (1 - probs)

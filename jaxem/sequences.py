@@ -123,8 +123,12 @@ class Sequences:
         return [row[:length] for row, length in zip(array, np.asarray(self.length), strict=True)]
 
 
-def as_sequences(x: Any, event_shape: tuple[int, ...]) -> Sequences:
+def as_sequences(x: Any, event_shape: tuple[int, ...] | None = None) -> Sequences:
     """What a person passes as sequences: `Sequences`, a list of arrays, or one array, which is one sequence.
+
+    Args:
+        x: as said.
+        event_shape: that of a step, if it is known.
 
     Raises:
         ValueError: an array that cannot be one sequence.
@@ -134,9 +138,9 @@ def as_sequences(x: Any, event_shape: tuple[int, ...]) -> Sequences:
     if isinstance(x, (list, tuple)) and len(x) and np.ndim(x[0]):
         return Sequences.from_list(x)
     values = x if isinstance(x, jax.Array) else np.asarray(x)
-    if values.ndim == len(event_shape) and event_shape == (1,):
+    if event_shape == (1,) and values.ndim == 1:
         values = values[:, None]
-    if values.ndim != 1 + len(event_shape):
+    if values.ndim == 0 or (event_shape is not None and values.ndim != 1 + len(event_shape)):
         raise ValueError(f"x has shape {values.shape}; pass one sequence [T, ...], a list of them, or jem.Sequences")
     if isinstance(values, Tracer):
         return Sequences(values[None], jnp.full(1, len(values), jnp.int32))

@@ -7,7 +7,6 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxem import sums
@@ -124,7 +123,7 @@ class HMM(Latent):
         >>> jem.HMM.start(jax.random.key(0), jem.Poisson, x, 2).transition.shape
         (2, 2)
         """
-        x, weight, labels = ready(as_sequences(x, (1,) * (np.ndim(x) - 1)), weight, labels, states)
+        x, weight, labels = ready(as_sequences(x), weight, labels, states)
         there = jnp.arange(x.steps, dtype=jnp.int32)[None] < x.length[:, None]
         row_weight = jnp.where(there if x.mask is None else there & x.mask, weight[:, None], 0)
         rows = x.values.reshape(len(x) * x.steps, *x.values.shape[2:])
