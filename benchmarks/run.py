@@ -35,23 +35,37 @@ def machine() -> str:
     )
 
 
+def table(title: str, header: list[str], rows: list[list[str]], before: str = "") -> str:
+    """A section of Markdown: a title, a sentence, a table whose first column is a name."""
+    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
+    told = f"{before}\n\n" if before else ""
+    return f"### {title}\n\n{told}" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def seconds_or_nothing(value: float | None) -> str:
+    """Seconds of compilation, if there were any."""
+    return "" if value is None else f"{value:.1f}"
+
+
 def many_table(rows: list[dict[str, Any]]) -> str:
     """Seconds, ratios and steps of everybody who fitted the same problems."""
     ours = rows[0]["seconds"]
+    header = ["", "seconds", "ratio to jaxem", "compile, s", "mean steps", "most steps"]
+    header += ["short of the best, nats a row", "agree"]
     lines = [
-        f"### {rows[0]['case']}",
-        "",
-        "| | seconds | ratio to jaxem | compile, s | mean steps | most steps | short of the best, nats a row | agree |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        [
+            row["who"],
+            f"{row['seconds']:.2f}",
+            f"{row['seconds'] / ours:.1f}",
+            seconds_or_nothing(row["compile"]),
+            f"{row['mean steps']:.0f}",
+            str(row["max steps"]),
+            f"{row['short']:.0e}",
+            "" if row["agree"] is None else f"{row['agree']:.1%}",
+        ]
+        for row in rows
     ]
-    for row in rows:
-        compiled = "" if row["compile"] is None else f"{row['compile']:.1f}"
-        agree = "" if row["agree"] is None else f"{row['agree']:.1%}"
-        lines.append(
-            f"| {row['who']} | {row['seconds']:.2f} | {row['seconds'] / ours:.1f} | {compiled} | "
-            f"{row['mean steps']:.0f} | {row['max steps']} | {row['short']:.0e} | {agree} |"
-        )
-    return "\n".join(lines) + "\n"
+    return table(rows[0]["case"], header, lines)
 
 
 def alone(who: str) -> dict[str, Any]:
@@ -66,22 +80,23 @@ def large_table() -> str:
     off = abs(ours["log_likelihood"] / peer["log_likelihood"] - 1)
     if off > 1e-9 or ours["steps"] != peer["steps"]:
         raise SystemExit(f"large: log-likelihoods differ by {off:.1e}, steps {ours['steps']} and {peer['steps']}")
+    header = ["", "seconds", "ratio to jaxem", "compile, s", "peak beyond data, MB", "of that, by the fit, MB"]
     lines = [
-        "### 1,000,000 x 16, K = 32, full covariance, 20 steps",
-        "",
-        f"Same log-likelihood to {off:.0e} relative. Memory: the largest the process has been, less the data "
-        f"({ours['data']:.0f} MB); and less the data and what the process was before the fit.",
-        "",
-        "| | seconds | ratio to jaxem | compile, s | peak beyond data, MB | of that, by the fit, MB |",
-        "|---|--:|--:|--:|--:|--:|",
+        [
+            who,
+            f"{run['seconds']:.1f}",
+            f"{run['seconds'] / ours['seconds']:.1f}",
+            seconds_or_nothing(run["compile"]),
+            f"{run['peak'] - run['data']:.0f}",
+            f"{run['peak'] - run['before']:.0f}",
+        ]
+        for who, run in (("jaxem fit", ours), ("scikit-learn", peer))
     ]
-    for who, run in (("jaxem fit", ours), ("scikit-learn", peer)):
-        compiled = "" if run["compile"] is None else f"{run['compile']:.1f}"
-        lines.append(
-            f"| {who} | {run['seconds']:.1f} | {run['seconds'] / ours['seconds']:.1f} | {compiled} | "
-            f"{run['peak'] - run['data']:.0f} | {run['peak'] - run['before']:.0f} |"
-        )
-    return "\n".join(lines) + "\n"
+    told = (
+        f"Same log-likelihood to {off:.0e} relative. Memory: the largest the process has been, less the data "
+        f"({ours['data']:.0f} MB); and less the data and what the process was before the fit."
+    )
+    return table("1,000,000 x 16, K = 32, full covariance, 20 steps", header, lines, told)
 
 
 def limit_table() -> str:
@@ -99,19 +114,15 @@ def hmm_table() -> str:
     """Milliseconds and ratios of everybody who fitted the same hidden Markov models."""
     import hmm
 
-    tables = []
-    for rows in hmm.everything():
-        lines = [
-            f"### {rows[0]['case']}",
-            "",
-            "| | milliseconds | ratio to jaxem | compile, s |",
-            "|---|--:|--:|--:|",
+    header = ["", "milliseconds", "ratio to jaxem", "compile, s"]
+
+    def lines(rows: list[dict[str, Any]]) -> list[list[str]]:
+        return [
+            [row["who"], f"{row['ms']:.1f}", f"{row['ms'] / rows[0]['ms']:.1f}", seconds_or_nothing(row["compile"])]
+            for row in rows
         ]
-        for row in rows:
-            compiled = "" if row["compile"] is None else f"{row['compile']:.1f}"
-            lines.append(f"| {row['who']} | {row['ms']:.1f} | {row['ms'] / rows[0]['ms']:.1f} | {compiled} |")
-        tables.append("\n".join(lines) + "\n")
-    return "\n".join(tables)
+
+    return "\n".join(table(rows[0]["case"], header, lines(rows)) for rows in hmm.everything())
 
 
 def main(names: list[str]) -> None:

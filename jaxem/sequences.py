@@ -85,7 +85,8 @@ class Sequences:
         lengths = [len(array) for array in arrays]
         longest = max(lengths)
         values = stack([array.astype(np.result_type(*arrays)) for array in arrays], longest)
-        seen = presence(lengths, longest, bool)
+        there = presence(lengths, longest, bool)
+        seen = there.copy()
         if mask is not None:
             seen &= stack([np.asarray(m, bool) for m in mask], longest)
         if values.dtype.kind == "f":
@@ -93,8 +94,9 @@ class Sequences:
         if seen.any():
             # Harmless there, whatever the family: a step that was observed.
             values = np.where(seen.reshape(*seen.shape, *(1 for _ in values.shape[2:])), values, values[seen][0])
-        missing = (presence(lengths, longest, bool) & ~seen).any()
-        return cls(jnp.asarray(values), jnp.asarray(lengths, jnp.int32), jnp.asarray(seen) if missing else None)
+        return cls(
+            jnp.asarray(values), jnp.asarray(lengths, jnp.int32), None if (seen == there).all() else jnp.asarray(seen)
+        )
 
     def __len__(self) -> int:
         return self.values.shape[0]
@@ -103,6 +105,16 @@ class Sequences:
     def steps(self) -> int:
         """T: how many steps the longest has."""
         return self.values.shape[1]
+
+    @property
+    def there(self) -> Bool[Array, "s t"]:
+        """Which steps are within their sequence."""
+        return jnp.arange(self.steps, dtype=jnp.int32)[None] < self.length[:, None]
+
+    @property
+    def seen(self) -> Bool[Array, "s t"]:
+        """Which of them were observed."""
+        return self.there if self.mask is None else self.there & self.mask
 
     def padded(self, count: int, steps: int, masked: bool) -> Sequences:
         """The same sequences in a larger array, and others of one step beside them; of NumPy arrays."""

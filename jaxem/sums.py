@@ -7,6 +7,7 @@ the first of the largest.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,16 +59,45 @@ def _maximum_jvp(axis: int, primals: tuple[Array], tangents: tuple[Array]) -> tu
 
 
 BLOCK = 512
+SHORT = 4 * BLOCK
+"""Up to this many numbers are added as they come. Above it they are added in blocks of `BLOCK`, and then the blocks:
+rounding grows with the square root of their number, not with the number."""
 
 
 def total(values: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
-    """The sum over the last axis, in blocks: rounding grows with the square root of n, not with n."""
+    """The sum over the last axis."""
     n = values.shape[-1]
-    if n <= 4 * BLOCK:
+    if n <= SHORT:
         return jnp.sum(values, axis=-1)
     blocks = -(-n // BLOCK)
     padded = jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, blocks * BLOCK - n)])
     return jnp.sum(jnp.sum(padded.reshape(*values.shape[:-1], blocks, BLOCK), axis=-1), axis=-1)
+
+
+@jax.custom_jvp
+def totals(*values: Float[Array, "*batch n"]) -> tuple[Float[Array, "*batch"], ...]:
+    """The sum over the last axis of each of several arrays of one shape.
+
+    In one pass, because XLA reads (and computes) everything again for each sum by itself: a third of the time.
+    """
+    n = values[0].shape[-1]
+    if n <= SHORT:
+        return _one_pass(*values)
+    whole = n // BLOCK * BLOCK
+    blocks = [value[..., :whole].reshape(*value.shape[:-1], -1, BLOCK) for value in values]
+    rest = [value[..., whole:] for value in values]
+    each = zip(_one_pass(*blocks), _one_pass(*rest), strict=True)
+    return tuple(jnp.sum(block, axis=-1) + tail for block, tail in each)
+
+
+def _one_pass(*values: Array) -> tuple[Array, ...]:
+    zeros = tuple(jnp.zeros((), value.dtype) for value in values)
+    return jax.lax.reduce(values, zeros, lambda a, b: jax.tree.map(jnp.add, a, b), (values[0].ndim - 1,))
+
+
+@totals.defjvp
+def _totals_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Any, Any]:
+    return totals(*primals), tuple(jnp.sum(tangent, axis=-1) for tangent in tangents)
 
 
 def two_sum(high: Array, low: Array, term: Array) -> tuple[Array, Array]:

@@ -50,11 +50,14 @@ class Chain:
         """Which sequences start at step t, if any can."""
         return None if self.start is None else jax.lax.dynamic_index_in_dim(self.start, t, 0, keepdims=False)
 
+    def over(self, t: Any) -> Bool[Array, "s"] | None:
+        """Which sequences have ended before step t, if any may."""
+        return None if self.length is None else t >= self.length
+
     def ends(self, t: Any) -> Bool[Array, "s"] | None:
         """Which sequences do not go on after step t, if any may not."""
-        padded = None if self.length is None else t + 1 >= self.length
-        starts = self.starts(t + 1)
-        return starts if padded is None else padded if starts is None else padded | starts
+        over, starts = self.over(t + 1), self.starts(t + 1)
+        return starts if over is None else over if starts is None else over | starts
 
     def log_move(self, t: Any) -> Float[Array, "k k s2"]:
         """Potentials of the transition into step t."""
@@ -77,6 +80,15 @@ class Expected(NamedTuple):
     initial: Array
     transition: Array
     marginals: Array
+
+    def along(self, change: Chain) -> Float[Array, "s"]:
+        """The directional derivative: what a change of the potentials adds to the log-normaliser."""
+
+        def used(count: Array, potential: Array) -> Array:
+            return jnp.sum(count * potential, axis=tuple(range(count.ndim - 1)))
+
+        own = used(self.initial, change.log_initial) + used(self.transition, change.log_transition)
+        return own + used(self.marginals, change.log_likelihood)
 
 
 def where(condition: Bool[Array, "s"] | None, yes: Any, no: Any) -> Any:
@@ -105,7 +117,7 @@ def smoothed(chain: Chain, before: Any, last: Any, alone: Any, moved: Any, facto
     k, _, s = chain.log_likelihood.shape
 
     def there(t: Any, marginal: Array) -> Array:
-        return marginal if chain.length is None else jnp.where((t < chain.length)[None], marginal, 0)
+        return where(chain.over(t), jnp.zeros_like(marginal), marginal)
 
     def step(carry: Any, now: tuple[Array, Any]) -> tuple[Any, Any]:
         after, (used, lost) = carry

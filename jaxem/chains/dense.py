@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxem.chains.chain import Chain, Expected, smoothed, where
+from jaxem.chains.scaled import finite_or_zero
 from jaxem.linalg import HIGHEST
 from jaxem.sums import two_sum
 
@@ -63,8 +64,7 @@ def _backed(share: Float[Array, "k s"], transition: Float[Array, "k k s2"]) -> F
 
 def _scaled(log_weight: Float[Array, "k s"]) -> tuple[Float[Array, "k s"], Float[Array, "s"]]:
     """Weights whose largest is one, and the log of what they were divided by."""
-    top = jnp.max(log_weight, axis=0)
-    top = jnp.where(top == -jnp.inf, 0, top)
+    top = finite_or_zero(jnp.max(log_weight, axis=0))
     return jnp.exp(log_weight - top[None]), top
 
 
@@ -93,8 +93,7 @@ def forward(chain: Chain) -> Filtered:
         new = _normalized(_predicted(states, moves(t)) * likelihood, top)
         if starts is not None:
             new = where(starts, _normalized(*_scaled(initial + evidence)), new)
-        ended = None if chain.length is None else t >= chain.length
-        return where(ended, (states, (high, low)), (new[0], two_sum(high, low, new[1]))), states
+        return where(chain.over(t), (states, (high, low)), (new[0], two_sum(high, low, new[1]))), states
 
     first, scale = _normalized(*_scaled(initial + chain.evidence(0)))
     times = jnp.arange(1, chain.steps, dtype=jnp.int32)

@@ -75,8 +75,7 @@ def forward(chain: Chain) -> Filtered:
         new, top = led(_seen(mass, exponent, evidence))
         if starts is not None:
             top = top + jnp.where(starts, _log2_mass(states), 0)
-        ended = None if chain.length is None else t >= chain.length
-        after = where(ended, (states, (high, low)), (new, two_sum(high, low, top)))
+        after = where(chain.over(t), (states, (high, low)), (new, two_sum(high, low, top)))
         return after, states
 
     first, top = led(_seen(initial.mantissa, initial.exponent, chain.evidence(0)))

@@ -16,6 +16,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from jaxem.chains import normalizer
+from jaxem.chains.best import best_path
 from jaxem.chains.chain import Chain
 from jaxem.chains.exact import draws, forward, log_mass, marginals
 from jaxem.pytree import module
@@ -158,7 +159,7 @@ def viterbi(
     ([1, 1], 0.3069)
     """
     chain = _chain(log_initial, log_transition, log_likelihood, length, mask, reset)
-    score, path = normalizer.best_path(chain)
+    score, path = best_path(chain)
     return _within(path[:, 0], chain), score[0]
 
 

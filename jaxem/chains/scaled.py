@@ -64,6 +64,6 @@ def normalized(mantissa: Float[Array, ...], exponent: Float[Array, ...]) -> Scal
     return Scaled(jax.lax.bitcast_convert_type(one, mantissa.dtype), exponent + moved)
 
 
-def finite_or_zero(exponent: Float[Array, ...]) -> Float[Array, ...]:
-    """A common exponent to subtract: that of zero is no exponent."""
-    return jnp.where(exponent == -jnp.inf, 0, exponent)
+def finite_or_zero(largest: Float[Array, ...]) -> Float[Array, ...]:
+    """The largest of some exponents or logarithms, to be subtracted from them: if all are of zero, nothing is."""
+    return jnp.where(largest == -jnp.inf, 0, largest)

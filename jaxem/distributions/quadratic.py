@@ -11,7 +11,6 @@ No array of shape members x columns x rows is ever made.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ from jaxtyping import Array, Float
 from jaxem import linalg
 from jaxem.distributions.moments import Moments
 from jaxem.pytree import module
+from jaxem.sums import totals
 
 UNROLLED = 4
 """Up to this many columns the algebra is written out (benchmarks/RESULTS.md has the crossover)."""
@@ -65,39 +65,6 @@ def _rows_sum(values: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
     return jnp.sum(values, axis=-1)
 
 
-SHORT = 2_048
-"""Up to this many rows, sums that share their terms are taken in one pass, one row after the other."""
-BLOCK = 512
-"""Above, so many at a time."""
-
-
-@jax.custom_jvp
-def _rows_sums(*values: Float[Array, "*batch n"]) -> tuple[Float[Array, "*batch"], ...]:
-    """The sum over the rows of each of several arrays of one shape.
-
-    In one pass, because XLA reads (and computes) everything again for each sum by itself: a third of the time.
-    """
-    n = values[0].shape[-1]
-    if n > SHORT:
-        # In blocks, whose sums are then added pairwise: rounding grows with the square root of n, not with n.
-        whole = n // BLOCK * BLOCK
-        blocks = [value[..., :whole].reshape(*value.shape[:-1], -1, BLOCK) for value in values]
-        rest = [value[..., whole:] for value in values]
-        each = zip(_one_pass(*blocks), _one_pass(*rest), strict=True)
-        return tuple(_rows_sum(block) + tail for block, tail in each)
-    return _one_pass(*values)
-
-
-def _one_pass(*values: Array) -> tuple[Array, ...]:
-    zeros = tuple(jnp.zeros((), value.dtype) for value in values)
-    return jax.lax.reduce(values, zeros, lambda a, b: jax.tree.map(jnp.add, a, b), (values[0].ndim - 1,))
-
-
-@_rows_sums.defjvp
-def _rows_sums_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Any, Any]:
-    return _rows_sums(*primals), tuple(_rows_sum(tangent) for tangent in tangents)
-
-
 def _differences(columns: Array, mean: Array) -> list[Array]:
     return [linalg.lead(columns[d], mean.ndim) - mean[..., d, None] for d in range(len(columns))]
 
@@ -133,7 +100,7 @@ def moments(
     difference = _differences(columns, mean)
     weighted = [weight * d for d in difference]
     pairs = list(zip(*_pairs(size), strict=True))
-    rows, *sums = _rows_sums(weight, *weighted, *(weighted[i] * difference[j] for i, j in pairs))
+    rows, *sums = totals(weight, *weighted, *(weighted[i] * difference[j] for i, j in pairs))
     lower = dict(zip(pairs, sums[size:], strict=True))
     second = [jnp.stack([lower[max(i, j), min(i, j)] for j in range(size)], axis=-1) for i in range(size)]
     return Moments(rows, rows, jnp.stack(sums[:size], axis=-1), jnp.stack(second, axis=-2), mean)
@@ -226,7 +193,7 @@ def axial_moments(
         difference = _differences(columns, mean)
         weighted = [weight * d for d in difference]
         squares = [wd * d for wd, d in zip(weighted, difference, strict=True)]
-        rows, *sums = _rows_sums(weight, *weighted, *squares)
+        rows, *sums = totals(weight, *weighted, *squares)
         first, second = sums[: len(columns)], sums[len(columns) :]
         return Moments(rows, rows, jnp.stack(first, axis=-1), jnp.stack(second, axis=-1), mean)
     rows = _rows_sum(weight)
@@ -273,7 +240,7 @@ def quantiles(
     def halve(_: Array, limits: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = limits
         middle = (low & high) + ((low ^ high) >> 1)
-        mass = jnp.stack(_rows_sums(*(jnp.where(keys <= m[:, None], weight[None], 0) for m in middle)))
+        mass = jnp.stack(totals(*(jnp.where(keys <= m[:, None], weight[None], 0) for m in middle)))
         return jnp.where(mass < wanted, middle + 1, low), jnp.where(mass < wanted, high, middle)
 
     shape = (len(levels), len(columns))

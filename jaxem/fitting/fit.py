@@ -117,21 +117,21 @@ def _fit_one(solver: Any, model: Any, x: Any, weight: Array, prior: Any, limits:
     # A floor and a prior need the scale of the data, not every row of it.
     some = jax.tree.map(lambda leaf: leaf[:: -(-len(weight) // SCALE_ROWS)], (x, weight))
     floor = model.floor(*some)
-    pseudo = regulariser(floor, prior, model, *some)
+    pseudo, rows = regulariser(floor, prior, model, *some), model.observations(data, weight)
 
     def running(carry: tuple[Progress, Array]) -> Array:
         return carry[0].status == int(Status.running)
 
     def step(carry: tuple[Progress, Array]) -> tuple[Progress, Array]:
-        now = advance(solver, carry[0], data, weight, pseudo, limits)
+        now = advance(solver, carry[0], data, weight, rows, pseudo, limits)
         return now, carry[1].at[now.steps].set(now.objective)
 
     nothing = jnp.full(trace, jnp.nan, weight.dtype)
     end, objectives = jax.lax.while_loop(running, step, (begin(solver, model, data, weight, pseudo), nothing))
-    return conclude(end, objectives, floor, end.model.observations(data, weight))
+    return conclude(end, objectives, floor, weight)
 
 
-def conclude(end: Progress, trace: Array | None, floor: Statistics, rows: Array) -> Fit:
+def conclude(end: Progress, trace: Array | None, floor: Statistics, weight: Array) -> Fit:
     """The result of a fit that has ended."""
     return Fit(
         model=end.model,
@@ -139,7 +139,7 @@ def conclude(end: Progress, trace: Array | None, floor: Statistics, rows: Array)
         objective=end.objective,
         steps=end.steps,
         converged=end.status == int(Status.converged),
-        status=verdict(end.model, end.status, floor, rows),
+        status=verdict(end.model, end.status, floor, jnp.sum(weight)),
         trace=trace,
     )
 

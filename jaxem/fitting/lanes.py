@@ -200,10 +200,10 @@ def _turn(
 
     def climb(lane: tuple[Progress, _Problems]) -> Progress:
         progress, mine = lane
-        data = progress.model.expand(mine.data)
+        data, rows = progress.model.expand(mine.data), progress.model.observations(mine.data, mine.weight)
 
         def step(now: Progress) -> Progress:
-            return advance(solver, now, data, mine.weight, mine.prior, limits)
+            return advance(solver, now, data, mine.weight, rows, mine.prior, limits)
 
         if not one_by_one:
             return jax.lax.fori_loop(0, steps, lambda _, now: step(now), progress)
@@ -231,9 +231,7 @@ def _choose(results: Progress, problems: _Problems, floor: Statistics, *, restar
     results = jax.tree.map(lambda leaf: leaf.reshape(-1, restarts, *leaf.shape[1:]), results)
     chosen = best(results.objective)
     results = jax.vmap(lambda result, index: jax.tree.map(lambda leaf: leaf[index], result))(results, chosen)
-    rows = jax.vmap(lambda model, data, weight: model.observations(data, weight))(
-        results.model, problems.data, problems.weight
-    )
+    rows = jnp.sum(problems.weight, axis=-1)
     return Fit(
         model=results.model,
         log_likelihood=results.log_likelihood,

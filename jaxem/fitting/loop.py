@@ -67,10 +67,11 @@ def begin(solver: Any, model: Any, x: Any, weight: Float[Array, "n"], prior: Sta
 
 
 def advance(
-    solver: Any, now: Progress, x: Any, weight: Float[Array, "n"], prior: Statistics, limits: Limits
+    solver: Any, now: Progress, x: Any, weight: Float[Array, "n"], rows: Array, prior: Statistics, limits: Limits
 ) -> Progress:
     """Evaluate the model ahead, decide whether to stop there, and propose one after it.
 
+    `rows` is the weight of all observations (`Distribution.observations`): it never changes, so it comes from outside.
     A fit that has ended keeps everything but the model ahead, which nobody reads any more.
     """
     proposal, state, log_likelihood = solver.step(now.ahead, now.state, x, weight, prior)
@@ -78,7 +79,7 @@ def advance(
     gain = objective - now.objective
     rate = jnp.where((now.steps < 1) | (now.gain == 0), 1, gain / jnp.where(now.gain == 0, 1, now.gain))
     steps = now.steps + 1
-    columns, rows = max((1, *now.ahead.event_shape)), now.ahead.observations(x, weight)
+    columns = max((1, *now.ahead.event_shape))
     rounding = float(jnp.finfo(objective.dtype).eps) * columns * (jnp.abs(objective) + rows)
     evidence = Evidence(log_likelihood, objective, gain, jnp.maximum(rate, now.rate), steps, rows, rounding)
     status = judge(evidence, limits)

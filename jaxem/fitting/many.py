@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -175,10 +175,8 @@ def _batches(model: Any, xs: Any, weight: Any, labels: Any, problems: int) -> li
     lengths = np.array([len(array) for array in arrays])
     if not lengths.all():
         raise ValueError(f"xs[{int(np.argmin(lengths))}] has no rows; leave that problem out")
-    shapes = padded_lengths(lengths)
     batches = []
-    for length, shorter in zip(shapes, [0, *shapes[:-1]], strict=True):
-        index = np.flatnonzero((lengths <= length) & (lengths > shorter))
+    for length, index in _by_length(lengths):
         row_weight = presence(lengths[index], length, float)
         if weight is not None:
             row_weight = row_weight * stack([np.asarray(weight[i], float) for i in index], length)
@@ -188,26 +186,28 @@ def _batches(model: Any, xs: Any, weight: Any, labels: Any, problems: int) -> li
     return batches
 
 
+def _by_length(lengths: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Few lengths to pad to, each with the problems that it is for."""
+    shapes = padded_lengths(lengths)
+    for length, shorter in zip(shapes, [0, *shapes[:-1]], strict=True):
+        yield int(length), np.flatnonzero((lengths <= length) & (lengths > shorter))
+
+
 def _sequence_batches(xs: list[Sequences], weight: Any, labels: Any, states: int | None) -> list[_Batch]:
     """Problems whose longest sequences are of like length together, padded with steps and with sequences."""
-    lengths = np.array([x.steps for x in xs])
-    shapes = padded_lengths(lengths)
     batches = []
-    for steps, shorter in zip(shapes, [0, *shapes[:-1]], strict=True):
-        index = np.flatnonzero((lengths <= steps) & (lengths > shorter))
+    for steps, index in _by_length(np.array([x.steps for x in xs])):
         counts = [len(xs[i]) for i in index]
-        row_weight = presence(counts, max(counts), float)
+        most = max(counts)
+        row_weight = presence(counts, most, float)
         if weight is not None:
-            row_weight = row_weight * stack([np.asarray(weight[i], float) for i in index], max(counts))
+            row_weight = row_weight * stack([np.asarray(weight[i], float) for i in index], most)
         masked = any(xs[i].mask is not None for i in index)
-        padded = [xs[i].padded(max(counts), int(steps), masked) for i in index]
+        padded = [xs[i].padded(most, steps, masked) for i in index]
         x = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *padded)
         known = None
         if labels is not None:
-            known = np.full((len(index), max(counts), steps), -1)
-            for row, i in zip(known, index, strict=True):
-                for sequence, mine in zip(row, labels[i], strict=False):
-                    sequence[: len(mine)] = mine
+            known = stack([stack([np.asarray(one) for one in labels[i]], steps, fill=-1) for i in index], most, fill=-1)
         batches.append(_padded(index, x, row_weight, known, states))
     return batches
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxem import linalg, sums
 from jaxem.constraints import check_parameters
 from jaxem.distributions.base import Distribution, Labelled, Pullback, convert_parameters
+from jaxem.distributions.moments import enough
 from jaxem.pytree import module
 
 
@@ -35,7 +36,8 @@ class Latent(Distribution):
     - `log_normalizer(potentials, evidence [..., K, n], add, x)`: `[..., n]`, with `add(terms, axis)` as its sum;
     - `with_counts(counts, child)`: counts, shaped like the potentials, turned into parameters;
     - `sample(key, n)`;
-    - if a row of x is more than one row of the child (a sequence): `child_data`, `child_weight`, `evidence`, `per_row`.
+    - if a row of x is more than one row of the child (a sequence): `child_data`, `with_child_data`, `child_weight`,
+      `evidence`, `per_row`.
 
     What you get: `log_prob`; `e_step` (the derivative of the log-normaliser is the posterior expectation of how often
     each potential is used: Fisher's identity; Dempster, Laird and Rubin 1977); `posterior` (the derivative of
@@ -67,6 +69,10 @@ class Latent(Distribution):
         """Observed data as the child reads it."""
         return x
 
+    def with_child_data(self, x: Any, data: Any) -> Any:
+        """The same, with other data for the child."""
+        return data
+
     def child_weight(self, x: Any, weight: Array) -> Array:
         """The weight of each of the child's rows."""
         return weight
@@ -95,7 +101,9 @@ class Latent(Distribution):
 
     def expand(self, x: Any) -> Any:
         """What the child makes of it."""
-        return Labelled(self.child.expand(x.x), x.labels) if isinstance(x, Labelled) else self.child.expand(x)
+        data, labels = _split(x)
+        data = self.with_child_data(data, self.child.expand(self.child_data(data)))
+        return data if labels is None else Labelled(data, labels)
 
     def log_prob(self, x: Any) -> Float[Array, "*batch n"]:
         """log p(x_i), summed over what is hidden: `[*batch_shape, n]`, in nats.
@@ -186,6 +194,26 @@ def _derivative(model: Latent, x: Any, add: Any) -> Array:
 def _evidence(model: Latent, x: Any) -> Array:
     data, labels = _split(x)
     return _known(model.evidence(model.child.log_prob(model.child_data(data)), data), labels)
+
+
+def log_potential(probability: Array) -> Array:
+    """log probability; -inf, with zero gradient, where it is zero."""
+    possible = probability > 0
+    return jnp.where(possible, jnp.log(jnp.where(possible, probability, 1)), -jnp.inf)
+
+
+def shares(counts: Float[Array, "*batch k"], otherwise: Float[Array, "*batch k"]) -> Float[Array, "*batch k"]:
+    """Counts as shares of their sum; `otherwise` where there are none."""
+    total = jnp.sum(counts, axis=-1, keepdims=True)
+    some = enough(total)
+    return jnp.where(some, counts / jnp.where(some, total, 1), otherwise)
+
+
+def chosen(draws: Array, states: Array, members: int) -> Array:
+    """Of draws `[*members, K, n, ...]` from every state, those of the `states [*members, n]`."""
+    index = jnp.expand_dims(states, members)
+    index = index.reshape(*index.shape, *(1,) * (draws.ndim - index.ndim))
+    return jnp.take_along_axis(draws, index, axis=members).squeeze(members)
 
 
 def _split(x: Any) -> tuple[Any, Array | None]:

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxem import sums
+from jaxem.chains.best import best_score
 from jaxem.chains.chain import Chain
 from jaxem.chains.exact import forward, probabilities
-from jaxem.chains.normalizer import best_score, log_normalizer, plain
+from jaxem.chains.normalizer import log_normalizer, plain
 from jaxem.constraints import parameter, simplex
 from jaxem.data import ready
 from jaxem.distributions.base import Distribution, Labelled
-from jaxem.distributions.moments import enough
-from jaxem.latent.base import Latent, LatentStatistics
+from jaxem.latent.base import Latent, LatentStatistics, chosen, log_potential, shares
 from jaxem.latent.mixture import Mixture
 from jaxem.linalg import HIGHEST, matmul
 from jaxem.pytree import module, replace
@@ -124,8 +124,7 @@ class HMM(Latent):
         (2, 2)
         """
         x, weight, labels = ready(as_sequences(x), weight, labels, states)
-        there = jnp.arange(x.steps, dtype=jnp.int32)[None] < x.length[:, None]
-        row_weight = jnp.where(there if x.mask is None else there & x.mask, weight[:, None], 0)
+        row_weight = jnp.where(x.seen, weight[:, None], 0)
         rows = x.values.reshape(len(x) * x.steps, *x.values.shape[2:])
         known = None if labels is None else labels.ravel()
         mixture = Mixture.start(
@@ -133,13 +132,12 @@ class HMM(Latent):
         )
         each = mixture.posterior(rows if known is None else Labelled(rows, known))
         each = each.reshape(*each.shape[:-2], len(x), x.steps, states)
-        there = jnp.where(there, weight[:, None], 0)
-        follow = jnp.einsum(
-            "st,...sti,...stj->...ij", there[:, 1:], each[..., :-1, :], each[..., 1:, :], precision=HIGHEST
-        )
+        there = jnp.where(x.there, weight[:, None], 0)
+        pairs = there[:, 1:], each[..., :-1, :], each[..., 1:, :]
+        follow = jnp.einsum("st,...sti,...stj->...ij", *pairs, precision=HIGHEST)
         first = jnp.einsum("s,...si->...i", weight, each[..., 0, :], precision=HIGHEST)
         # One of each besides: a probability of zero is a place that EM cannot leave.
-        return cls(_shares(first + 1, first), _shares(follow + 1, follow), mixture.components)
+        return cls(shares(first + 1, first), shares(follow + 1, follow), mixture.components)
 
     def observe(self, x: Any) -> Any:
         """Sequences (see `Sequences.from_list`), a list of arrays, or one array, which is one sequence."""
@@ -149,22 +147,17 @@ class HMM(Latent):
         if isinstance(x, Steps):
             return x
         x = as_sequences(x, self.event_shape)
-        seen = jnp.arange(x.steps, dtype=jnp.int32)[:, None] < x.length[None]
-        seen = seen if x.mask is None else seen & x.mask.T
         flat = jnp.swapaxes(x.values, 0, 1).reshape(x.steps * len(x), *x.values.shape[2:])
-        return Steps(self.emission.observe(flat), x.length, seen)
-
-    def expand(self, x: Any) -> Any:
-        """What the emission makes of the steps."""
-        data = x.x if isinstance(x, Labelled) else x
-        data = replace(data, rows=self.emission.expand(data.rows))
-        return Labelled(data, x.labels) if isinstance(x, Labelled) else data
+        return Steps(self.emission.observe(flat), x.length, x.seen.T)
 
     def read(self, x: Any) -> Sequences:
         return as_sequences(x, self.event_shape)
 
     def child_data(self, x: Any) -> Any:
         return x.rows
+
+    def with_child_data(self, x: Any, data: Any) -> Any:
+        return replace(x, rows=data)
 
     def child_weight(self, x: Any, weight: Array) -> Array:
         return jnp.where(x.seen, weight[None], 0).ravel()
@@ -175,7 +168,7 @@ class HMM(Latent):
 
     def potentials(self) -> tuple[Float[Array, "*batch k"], Float[Array, "*batch k k"]]:
         """log initial and log transition; -inf, with zero gradient, where a probability is zero."""
-        return _log(self.initial), _log(self.transition)
+        return log_potential(self.initial), log_potential(self.transition)
 
     def log_normalizer(self, potentials: tuple[Array, Array], evidence: Array, add: Any, x: Any) -> Array:
         """The sum over all paths, by forward-backward; with `maximum` for `add`, the best path (Viterbi 1967)."""
@@ -191,9 +184,7 @@ class HMM(Latent):
 
     def with_counts(self, counts: tuple[Array, Array], child: Distribution) -> Self:
         """Each row as the shares of its counts; a state that was never left keeps its row."""
-        initial, transition = (
-            _shares(count, now) for count, now in zip(counts, (self.initial, self.transition), strict=True)
-        )
+        initial, transition = shares(counts[0], self.initial), shares(counts[1], self.transition)
         return replace(self, initial=initial, transition=transition, emission=child)
 
     def per_row(self, values: Array, x: Any) -> Array:
@@ -204,7 +195,7 @@ class HMM(Latent):
         """The share of time spent in each state in the long run, setting out from `initial`."""
         lazy = (self.transition + jnp.eye(self.initial.shape[-1], dtype=self.initial.dtype)) / 2
         # Staying put half of the time changes no stationary distribution, and no cycle survives it.
-        squared = jax.lax.fori_loop(0, 64, lambda _, a: _shares(matmul(a, a), a), lazy)
+        squared = jax.lax.fori_loop(0, 64, lambda _, a: shares(matmul(a, a), a), lazy)
         return matmul(self.initial[..., None, :], squared)[..., 0, :]
 
     def forecast(self, x: Any, steps: int) -> tuple[Float[Array, "s h k"], Mixture]:
@@ -264,19 +255,6 @@ def _sample(model: HMM, key: Array, n: int, steps: int) -> Array:
         return jax.random.categorical(key, rows), state
 
     _, states = jax.lax.scan(step, state, jax.random.split(then, steps))
-    path = jnp.moveaxis(states, 0, -1).reshape(*members, 1, n * steps)
-    draws = model.emission.sample(what, n * steps)
-    index = path.reshape(*path.shape, *(1,) * (draws.ndim - path.ndim))
-    drawn = jnp.take_along_axis(draws, index, axis=len(members)).squeeze(len(members))
+    path = jnp.moveaxis(states, 0, -1).reshape(*members, n * steps)
+    drawn = chosen(model.emission.sample(what, n * steps), path, len(members))
     return drawn.reshape(*members, n, steps, *drawn.shape[len(members) + 1 :])
-
-
-def _log(probability: Array) -> Array:
-    possible = probability > 0
-    return jnp.where(possible, jnp.log(jnp.where(possible, probability, 1)), -jnp.inf)
-
-
-def _shares(counts: Array, otherwise: Array) -> Array:
-    total = jnp.sum(counts, axis=-1, keepdims=True)
-    some = enough(total)
-    return jnp.where(some, counts / jnp.where(some, total, 1), otherwise)

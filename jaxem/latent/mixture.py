@@ -14,9 +14,8 @@ from jaxem import start
 from jaxem.constraints import parameter, simplex
 from jaxem.data import as_floats, presence, ready, stack
 from jaxem.distributions.base import Distribution
-from jaxem.distributions.moments import enough
 from jaxem.distributions.product import sized
-from jaxem.latent.base import Latent, LatentStatistics
+from jaxem.latent.base import Latent, LatentStatistics, chosen, log_potential, shares
 from jaxem.pytree import module, replace
 
 
@@ -125,8 +124,7 @@ class Mixture(Latent):
 
     def potentials(self) -> Float[Array, "*batch k"]:
         """log weights; -inf, with zero gradient, where a weight is zero."""
-        possible = self.weights > 0
-        return jnp.where(possible, jnp.log(jnp.where(possible, self.weights, 1)), -jnp.inf)
+        return log_potential(self.weights)
 
     def log_normalizer(self, potentials: Array, evidence: Array, add: Any, x: Any) -> Float[Array, "*batch n"]:
         """log sum_k exp(potential_k + log p(x | k)) for each row."""
@@ -134,10 +132,7 @@ class Mixture(Latent):
 
     def with_counts(self, counts: Float[Array, "*batch k"], child: Distribution) -> Self:
         """Weights as the shares of the counts."""
-        total = jnp.sum(counts, axis=-1, keepdims=True)
-        some = enough(total)
-        weights = jnp.where(some, counts / jnp.where(some, total, 1), self.weights)
-        return replace(self, weights=weights, components=child)
+        return replace(self, weights=shares(counts, self.weights), components=child)
 
     def collapsed(self, floor: LatentStatistics) -> Array:
         """Has any component with a weight collapsed?"""
@@ -155,11 +150,8 @@ class Mixture(Latent):
 @partial(jax.jit, static_argnums=2)
 def _sample(model: Mixture, key: Array, n: int) -> Array:
     which, what = jax.random.split(key)
-    members = model.batch_shape
-    component = jax.random.categorical(which, model.potentials()[..., None, :], shape=(*members, n))
-    draws = model.components.sample(what, n)
-    index = component[..., None, :].reshape(*members, 1, n, *(1,) * (draws.ndim - len(members) - 2))
-    return jnp.take_along_axis(draws, index, axis=len(members)).squeeze(len(members))
+    component = jax.random.categorical(which, model.potentials()[..., None, :], shape=(*model.batch_shape, n))
+    return chosen(model.components.sample(what, n), component, len(model.batch_shape))
 
 
 def start_many(

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from jaxem import chains, sums
-from jaxem.chains import dense, exact, normalizer
+from jaxem.chains import dense, exact, fold, normalizer
+from jaxem.chains.best import best_score
 from jaxem.chains.chain import Chain
 from jaxem.pytree import replace
 
@@ -256,7 +257,7 @@ def test_blocks_of_sequences_are_all_of_them(rng: Rng, monkeypatch: pytest.Monke
         jnp.asarray(rng.integers(1, 7, 7), jnp.int32),
     )
     together = normalizer.expectations(one)
-    monkeypatch.setattr(normalizer, "BLOCK", 3)
+    monkeypatch.setattr(fold, "BLOCK", 3)
     for a, b in zip(*map(jax.tree.leaves, (together, normalizer.expectations(one))), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12)
 
@@ -273,8 +274,8 @@ def test_any_sum_may_be_taken(rng: Rng) -> None:
     """The recursion with `maximum` for its sum is the best path, and that is what the rule says too."""
     initial, transition, seen = chain(rng, 6, 3)
     one = Chain(jnp.asarray(initial)[:, None], jnp.asarray(transition)[..., None], jnp.asarray(seen).T[..., None])
-    np.testing.assert_allclose(normalizer.plain(one, sums.maximum), normalizer.best_score(one), rtol=1e-12)
-    used = jax.grad(lambda seen: normalizer.best_score(replace(one, log_likelihood=seen))[0])(one.log_likelihood)
+    np.testing.assert_allclose(normalizer.plain(one, sums.maximum), best_score(one), rtol=1e-12)
+    used = jax.grad(lambda seen: best_score(replace(one, log_likelihood=seen))[0])(one.log_likelihood)
     np.testing.assert_array_equal(jnp.argmax(used[..., 0], axis=0), chains.viterbi(initial, transition, seen)[0])
 
 

@@ -236,15 +236,8 @@ def test_a_start_finds_well_separated_states(rng: np.random.Generator) -> None:
 def test_a_labelled_start_knows_the_states() -> None:
     parts = [np.array([0.0, 1.0, 9.0, 8.0]), np.array([9.0, 0.0])]
     labels = [np.array([1, -1, 0, -1]), np.array([-1, -1])]
-    start = jem.HMM.start(jax.random.key(0), jem.Poisson, jem.Sequences.from_list(parts), 2, labels=labels_of(labels))
+    start = jem.HMM.start(jax.random.key(0), jem.Poisson, jem.Sequences.from_list(parts), 2, labels=labels)
     assert start.emission.rate[0] > start.emission.rate[1]
-
-
-def labels_of(labels: list[np.ndarray]) -> np.ndarray:
-    out = np.full((len(labels), max(map(len, labels))), -1)
-    for row, known in zip(out, labels, strict=True):
-        row[: len(known)] = known
-    return out
 
 
 def test_a_forecast_is_the_chain_run_on() -> None:
