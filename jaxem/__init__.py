@@ -27,7 +27,7 @@ from jaxem.fitting.status import Status as Status
 from jaxem.latent.base import Latent as Latent
 from jaxem.latent.hmm import HMM as HMM
 from jaxem.latent.mixture import Mixture as Mixture
-from jaxem.latent.mixture import start_many as start_many
+from jaxem.latent.start_many import start_many as start_many
 from jaxem.selection import aic as aic
 from jaxem.selection import bic as bic
 from jaxem.selection import entropy as entropy

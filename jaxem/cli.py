@@ -1,4 +1,4 @@
-"""The command line: `jaxem fit TABLE ...`.
+"""The command line: `jaxem fit TABLE ...`, `jaxem hmm TABLE ...`.
 
 Nothing heavy is imported before a command runs, so that `--help` answers at once. Bad input is one line on stderr and
 exit status 2; an interruption is 130.
@@ -45,7 +45,7 @@ class OneLine(TyperGroup):
             # With neither command nor argument, the message is the help.
             if type(error).__name__ == "NoArgsIsHelpError":
                 sys.exit(2)
-            code = complain(f"{error.format_message().rstrip('.')}; see jaxem fit --help")  # type: ignore[attr-defined]
+            code = complain(f"{error.format_message().rstrip('.')}; see jaxem --help")  # type: ignore[attr-defined]
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -65,76 +65,120 @@ def _jaxem(
         bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_tell_version)
     ] = False,
 ) -> None:
-    """Thousands of mixture models from one table, by expectation-maximisation."""
+    """Thousands of mixtures or hidden Markov models from one table, by expectation-maximisation."""
+
+
+def _option(panel: str, text: str, *names: str, **limits: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, **limits)
+
+
+Table = Annotated[str, typer.Argument(help="CSV, Parquet or Arrow IPC file; or flights, which is shipped.")]
+Columns = Annotated[str, _option("Data", "Columns to fit, with commas between.")]
+Out = Annotated[Path, _option("Data", "Folder for the results.")]
+By = Annotated[str, _option("Data", "Columns that name the group; without it the table is one.")]
+MinRows = Annotated[int, _option("Data", "Groups with fewer complete rows are not fitted.", min=1)]
+Missing = Annotated[str, _option("Data", "Texts that stand for a missing number, as empty does.")]
+Assign = Annotated[bool, _option("Data", "Write where every row belongs, too.", "--assign")]
+Family = Annotated[
+    str,
+    _option(
+        "Model",
+        "gaussian, diagonal, spherical, tied, bernoulli, binomial, categorical or poisson; "
+        "one for all columns, or one for each, with commas between.",
+    ),
+]
+Trials = Annotated[str, _option("Model", "For binomial: how many trials are behind each count.")]
+Select = Annotated[str, _option("Model", "What chooses among them: bic, aic or icl.")]
+Prior = Annotated[
+    str,
+    _option(
+        "Model",
+        "weak: worth about one row a component, scaled to the group's own spread; "
+        "none: maximum likelihood with a floor under the spread.",
+    ),
+]
+Restarts = Annotated[int, _option("Fitting", "Starts for each number of them.", min=1)]
+Method = Annotated[str, _option("Fitting", "Of starting: kmeans++ or random.")]
+Tol = Annotated[float, _option("Fitting", "Stop when the gain still to come is below this, in nats a row.")]
+MaxSteps = Annotated[int, _option("Fitting", "EM steps at most.", min=1)]
+Seed = Annotated[int, _option("Fitting", "Of all random draws.", min=0)]
+Dtype = Annotated[str, _option("Fitting", "float64 or float32.")]
+Workers = Annotated[int, _option("Fitting", "Slabs of groups worked on at once.", min=1, max=64)]
+Components = Annotated[str, _option("Model", "Numbers of components to try: 1:6, or 2, or 1,2,4.")]
+States = Annotated[str, _option("Model", "Numbers of states to try: 1:4, or 2, or 1,2,4.")]
+Order = Annotated[
+    str, _option("Data", "Column that must grow along each sequence; without it the order of the table is taken.")
+]
+Sequence = Annotated[str, _option("Data", "Columns that tell the sequences of a group apart.")]
 
 
 @app.command(no_args_is_help=True)
 def fit(
-    table: Annotated[str, typer.Argument(help="CSV, Parquet or Arrow IPC file; or flights, which is shipped.")],
-    columns: Annotated[str, typer.Option(help="Columns to fit, with commas between.", rich_help_panel="Data")],
-    out: Annotated[Path, typer.Option(help="Folder for the results.", rich_help_panel="Data")],
-    by: Annotated[
-        str, typer.Option(help="Columns that name the group; without it the table is one.", rich_help_panel="Data")
-    ] = "",
-    min_rows: Annotated[
-        int, typer.Option(help="Groups with fewer complete rows are not fitted.", min=1, rich_help_panel="Data")
-    ] = 5,
-    missing: Annotated[
-        str, typer.Option(help="Texts that stand for a missing number, as empty does.", rich_help_panel="Data")
-    ] = "NA",
-    family: Annotated[
-        str,
-        typer.Option(
-            help="gaussian, diagonal, spherical, tied, bernoulli, binomial, categorical or poisson; "
-            "one for all columns, or one for each, with commas between.",
-            rich_help_panel="Model",
-        ),
-    ] = "gaussian",
-    trials: Annotated[
-        str, typer.Option(help="For binomial: how many trials are behind each count.", rich_help_panel="Model")
-    ] = "",
-    components: Annotated[
-        str, typer.Option(help="Numbers of components to try: 1:6, or 2, or 1,2,4.", rich_help_panel="Model")
-    ] = "1:6",
-    select: Annotated[
-        str, typer.Option(help="What chooses among them: bic, aic or icl.", rich_help_panel="Model")
-    ] = "bic",
-    prior: Annotated[
-        str,
-        typer.Option(
-            help="weak: worth about one row a component, scaled to the group's own spread; "
-            "none: maximum likelihood with a floor under the spread.",
-            rich_help_panel="Model",
-        ),
-    ] = "weak",
-    restarts: Annotated[
-        int, typer.Option(help="Starts for each number of components.", min=1, rich_help_panel="Fitting")
-    ] = 4,
-    method: Annotated[
-        str, typer.Option(help="Of starting: kmeans++ or random.", rich_help_panel="Fitting")
-    ] = "kmeans++",
-    tol: Annotated[
-        float,
-        typer.Option(help="Stop when the gain still to come is below this, in nats a row.", rich_help_panel="Fitting"),
-    ] = 1e-6,
-    max_steps: Annotated[int, typer.Option(help="EM steps at most.", min=1, rich_help_panel="Fitting")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of all random draws.", min=0, rich_help_panel="Fitting")] = 0,
-    dtype: Annotated[str, typer.Option(help="float64 or float32.", rich_help_panel="Fitting")] = "float64",
-    workers: Annotated[
-        int, typer.Option(help="Slabs of groups worked on at once.", min=1, max=64, rich_help_panel="Fitting")
-    ] = 2,
-    assign: Annotated[
-        bool, typer.Option("--assign", help="Write the component of every row, too.", rich_help_panel="Data")
-    ] = False,
+    table: Table,
+    columns: Columns,
+    out: Out,
+    by: By = "",
+    min_rows: MinRows = 5,
+    missing: Missing = "NA",
+    family: Family = "gaussian",
+    trials: Trials = "",
+    components: Components = "1:6",
+    select: Select = "bic",
+    prior: Prior = "weak",
+    restarts: Restarts = 4,
+    method: Method = "kmeans++",
+    tol: Tol = 1e-6,
+    max_steps: MaxSteps = 1000,
+    seed: Seed = 0,
+    dtype: Dtype = "float64",
+    workers: Workers = 2,
+    assign: Assign = False,
 ) -> None:
     """Fit mixtures to every group of a table, and choose the number of components of each.
 
     Writes into the folder --out: models.parquet (a row for each group), selection.parquet (a row for each group and
     number of components), report.html, and with --assign assignments.parquet (a row for each row of the table).
     """
+    _run("fit", dict(locals()))
+
+
+@app.command(no_args_is_help=True)
+def hmm(
+    table: Table,
+    columns: Columns,
+    out: Out,
+    by: By = "",
+    order: Order = "",
+    sequence: Sequence = "",
+    min_rows: MinRows = 20,
+    missing: Missing = "NA",
+    family: Family = "gaussian",
+    trials: Trials = "",
+    states: States = "1:4",
+    select: Select = "bic",
+    prior: Prior = "weak",
+    restarts: Restarts = 4,
+    method: Method = "kmeans++",
+    tol: Tol = 1e-6,
+    max_steps: MaxSteps = 1000,
+    seed: Seed = 0,
+    dtype: Dtype = "float64",
+    workers: Workers = 2,
+    assign: Assign = False,
+) -> None:
+    """Fit hidden Markov models to the sequences of every group of a table, and choose the number of states of each.
+
+    A row with a null is a step that was not seen. Writes into the folder --out: models.parquet (a row for each group),
+    selection.parquet (a row for each group and number of states), report.html, and with --assign assignments.parquet (a
+    row for each row of the table: its state on the most probable path, and the probability of that).
+    """
+    _run("hmm", dict(locals()))
+
+
+def _run(command: str, options: dict[str, Any]) -> None:
+    """Do what a command is for, and exit with its status."""
     try:
-        options = dict(locals())
-        raise typer.Exit(_fit(options))
+        raise typer.Exit(_fit(command, options))
     except InputError as error:
         raise typer.Exit(complain(str(error))) from None
     except KeyboardInterrupt:
@@ -148,29 +192,31 @@ def complain(message: str) -> int:
     return 2
 
 
-def _fit(options: dict[str, Any]) -> int:
-    """The work of `jaxem fit`; returns the exit status."""
+def _fit(command: str, options: dict[str, Any]) -> int:
+    """The work of `jaxem fit` and `jaxem hmm`; returns the exit status."""
     from jaxem import job, results, tables
     from jaxem.kinds import Kind
 
     columns, by = split(options["columns"]), split(options["by"])
+    order, sequence = (options["order"].strip(), split(options["sequence"])) if command == "hmm" else (None, [])
     _check_names(columns, by, {*results.OWN, *results.PARAMETERS, *_prefixed(columns, results.PARAMETERS)})
     kind = Kind.parse(split(options["family"]), columns, [whole("--trials", t) for t in split(options["trials"])])
-    settings = _settings(options)
+    hidden = "components" if command == "fit" else "states"
+    settings = _settings(options, hidden)
     began = time.perf_counter()
-    frame = tables.read(options["table"], columns, by)
-    grouped = tables.group(frame, kind, by, split(options["missing"]))
-    _check_sizes(grouped, settings)
+    frame = tables.read(options["table"], columns, {"--by": by, "--order": [order or ""], "--sequence": sequence})
+    grouped = tables.group(frame, kind, by, split(options["missing"]), order, sequence)
+    _check_sizes(grouped, settings, hidden)
     _check_range(grouped, settings.dtype)
     results.check_folder(options["out"])
     reading = time.perf_counter() - began
     with _bar(*job.expected(grouped, settings)) as progress:
         outcome = job.run(grouped, settings, progress)
-    _write(outcome, options, reading)
+    _write(outcome, options, _command(command, options), reading)
     return _conclude(outcome, options["out"])
 
 
-def _settings(options: dict[str, Any]) -> Settings:
+def _settings(options: dict[str, Any], hidden: str) -> Settings:
     from jaxem.job import Settings
     from jaxem.outcome import CRITERIA
     from jaxem.start import METHODS
@@ -182,29 +228,29 @@ def _settings(options: dict[str, Any]) -> Settings:
     if not 0 <= options["tol"] < float("inf"):
         raise InputError(f"--tol {options['tol']}: it must be a number, zero or above")
     names = ("restarts", "min_rows", "seed", "tol", "max_steps", "assign", "workers", *words)
-    return Settings(components=numbers_of_components(options["components"]), **{name: options[name] for name in names})
+    return Settings(components=numbers(hidden, options[hidden]), **{name: options[name] for name in names})
 
 
-def numbers_of_components(text: str) -> tuple[int, ...]:
-    """The numbers that `1:6`, `2` or `1,2,4` stand for, ascending.
+def numbers(hidden: str, text: str) -> tuple[int, ...]:
+    """The numbers (of components, of states) that `1:6`, `2` or `1,2,4` stand for, ascending.
 
     Raises:
         InputError: anything else, or a number below one.
 
-    >>> numbers_of_components("1:3,6")
+    >>> numbers("components", "1:3,6")
     (1, 2, 3, 6)
     """
     found: set[int] = set()
     for part in split(text):
-        ends = [whole("--components", end) for end in part.split(":")]
+        ends = [whole(f"--{hidden}", end) for end in part.split(":")]
         if len(ends) > 2 or min(ends) < 1 or max(ends) > MOST_COMPONENTS or ends[0] > ends[-1]:
             raise InputError(
-                f"--components {text}: numbers of components go from 1 to {MOST_COMPONENTS}, the smaller first; "
+                f"--{hidden} {text}: numbers of {hidden} go from 1 to {MOST_COMPONENTS}, the smaller first; "
                 "write for example 1:6"
             )
         found |= set(range(ends[0], ends[-1] + 1))
     if not found:
-        raise InputError("--components is empty; write for example 1:6")
+        raise InputError(f"--{hidden} is empty; write for example 1:6")
     return tuple(sorted(found))
 
 
@@ -241,18 +287,18 @@ def _check_names(columns: list[str], by: list[str], own: set[str]) -> None:
             raise InputError(f"--by {name}: the results have a column of that name; rename it in the table")
 
 
-def _check_sizes(grouped: Grouped, settings: Settings) -> None:
+def _check_sizes(grouped: Grouped, settings: Settings, hidden: str) -> None:
     largest, most = int(grouped.n.max()), max(settings.components)
     if most > largest:
         where = "the largest group has" if len(grouped.n) > 1 else "the table has"
         rows = f"{largest:,} complete row" + ("s" if largest != 1 else "")
-        raise InputError(f"--components up to {most}: {where} only {rows}; ask for at most {largest}")
+        raise InputError(f"--{hidden} up to {most}: {where} only {rows}; ask for at most {largest}")
 
 
 def _check_range(grouped: Grouped, dtype: str) -> None:
     import numpy as np
 
-    beyond = np.abs(grouped.x) > np.finfo(dtype).max
+    beyond = np.abs(grouped.x) > np.finfo(dtype).max  # a step that was not seen is NaN, and above nothing
     if beyond.any():
         at, column = np.argwhere(beyond)[0]
         value, name = grouped.x[at, column], grouped.kind.columns[column]
@@ -286,7 +332,7 @@ def _bar(groups: int, fits: int) -> Iterator[Callable[[int, int], None] | None]:
         yield tell
 
 
-def _write(outcome: Outcome, options: dict[str, Any], reading: float) -> None:
+def _write(outcome: Outcome, options: dict[str, Any], command: str, reading: float) -> None:
     from jaxem import report, results
 
     out, began = options["out"], time.perf_counter()
@@ -297,15 +343,15 @@ def _write(outcome: Outcome, options: dict[str, Any], reading: float) -> None:
             if outcome.settings.assign:
                 results.assignments(outcome).write_parquet(place("assignments.parquet"))
             seconds = {"reading": reading, "writing tables": time.perf_counter() - began}
-            html = report.page(outcome, Path(options["table"]).name, _command(options), seconds)
+            html = report.page(outcome, Path(options["table"]).name, command, seconds)
             place("report.html").write_text(html, encoding="utf-8")
     except OSError as error:
         raise InputError(f"--out {out}: cannot write there ({error.strerror or error}); name another folder") from error
 
 
-def _command(options: dict[str, Any]) -> str:
+def _command(command: str, options: dict[str, Any]) -> str:
     """The command that does the same again."""
-    words = ["jaxem", "fit", options["table"]]
+    words = ["jaxem", command, options["table"]]
     for name, value in options.items():
         option = f"--{name.replace('_', '-')}"
         if name == "table" or value == "" or value is False:

@@ -1,4 +1,4 @@
-"""The main job: for every group of a table, mixtures of several sizes from several starts, and the best of them.
+"""The main job: for every group of a table, models of several sizes from several starts, and the best of them.
 
 Groups of like size are padded to one length and fitted together, a slab at a time; slabs are few in shape, because
 every shape is a compilation, and small enough that an interruption loses little.
@@ -20,8 +20,10 @@ import numpy as np
 
 import jaxem as jem
 from jaxem import priors
+from jaxem.fitting.lanes import member
 from jaxem.kinds import Kind
-from jaxem.outcome import Outcome, Scores, narrow, summarise, widen
+from jaxem.outcome import Outcome, Scores, narrow, summarise
+from jaxem.sequences import Sequences
 from jaxem.slabs import Plan, Slab, plan, stack
 from jaxem.tables import Grouped
 
@@ -33,7 +35,7 @@ class Settings:
     """How to fit and choose.
 
     Attributes:
-        components: the numbers of components to try, ascending.
+        components: the numbers of components (of states) to try, ascending.
         restarts: starts for each.
         min_rows: a group with fewer complete rows is not fitted.
         select: the criterion, `bic`, `aic` or `icl`; the smallest is chosen.
@@ -43,7 +45,7 @@ class Settings:
         tol: stop when the predicted remaining gain is below this many nats a row.
         max_steps: EM steps at most.
         method: of starting, `kmeans++` or `random`.
-        assign: find the component of every row.
+        assign: find the component (the state) of every row.
         workers: slabs that are worked on at once.
     """
 
@@ -106,32 +108,32 @@ def _fit_slab(
     # Both are settings of this thread only.
     with jax.enable_x64(settings.dtype == "float64"), jax.default_device(jax.devices("cpu")[0]):
         x, weight = stack(grouped, slab, settings.dtype)
-        x = grouped.kind.rows(x)
         starts = _starts(grouped.kind, settings, slab, x, weight)
         results = []
         for capacity, counts in shapes.capacities:
             fit = _climb(settings, stop, tally, slab, [starts[k] for k in counts], x, weight, capacity)
             if stop.is_set():
                 return None
-            models = widen(fit.model, max(settings.components))
             for i in range(len(counts)):
                 part = slice(i * slab.size, (i + 1) * slab.size)
-                members = jax.tree.map(lambda leaf, part=part: leaf[part], models)
+                members = jax.tree.map(lambda leaf, part=part: leaf[part], fit.model)
                 results.append((members, fit.log_likelihood[part], fit.steps[part], fit.status[part]))
         chosen = summarise(results, x, weight, settings, len(slab.groups), grouped.n[slab.groups])
         tally.finished(len(slab.groups))
         return chosen
 
 
-def _starts(kind: Kind, settings: Settings, slab: Slab, x: np.ndarray, weight: np.ndarray) -> dict[int, Any]:
-    """Mixtures `[size, restarts]` to start from, for each number of components; all in the shape of the largest."""
+def _starts(kind: Kind, settings: Settings, slab: Slab, x: Any, weight: np.ndarray) -> dict[int, Any]:
+    """Models `[size, restarts]` to start from, for each number of components; mixtures in the shape of the largest."""
     key = jax.random.fold_in(jax.random.key(settings.seed), slab.index)
-    starts = {}
+    begin = partial(jem.start_many, weight=weight, restarts=settings.restarts, method=settings.method)
+    starts, most = {}, max(settings.components)
     for k in settings.components:
-        starts[k] = jem.start_many(
-            jax.random.fold_in(key, k), kind.family, x, max(settings.components), weight=weight,
-            restarts=settings.restarts, method=settings.method, active=np.full(slab.size, k, np.int32),
-        )  # fmt: skip
+        mine = jax.random.fold_in(key, k)
+        if isinstance(x, Sequences):
+            starts[k] = begin(mine, kind.family, x, k)
+        else:
+            starts[k] = begin(mine, kind.family, x, most, active=np.full(slab.size, k, np.int32))
     return jax.tree.map(np.asarray, starts)
 
 
@@ -141,7 +143,7 @@ def _climb(
     tally: _Tally,
     slab: Slab,
     starts: Sequence[Any],
-    x: np.ndarray,
+    x: Any,
     weight: np.ndarray,
     capacity: int,
 ) -> jem.Fit:
@@ -149,8 +151,9 @@ def _climb(
     many = len(starts)
     models = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(narrow(start, capacity) for start in starts))
     share = settings.restarts * len(slab.groups) / slab.size
+    xs = np.concatenate([x] * many) if isinstance(x, np.ndarray) else [member(x, i) for i in range(slab.size)] * many
     fit = jem.fit_many(
-        models, np.concatenate([x] * many), jem.EM(), weight=np.concatenate([weight] * many),
+        models, xs, jem.EM(), weight=np.concatenate([weight] * many),
         prior=priors.Weak() if settings.prior == "weak" else None,
         tol=settings.tol, max_steps=settings.max_steps, stop=stop.is_set,
         progress=lambda done, total: tally.running(slab.index, done * share),
@@ -163,7 +166,7 @@ def _collect(outcome: Outcome, futures: dict[Any, Slab]) -> None:
     for future in as_completed(futures):
         with contextlib.suppress(CancelledError):
             if (result := future.result()) is not None:
-                outcome.store(futures[future].groups, *result)
+                outcome.store(futures[future], *result)
 
 
 class _Tally:

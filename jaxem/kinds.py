@@ -38,17 +38,17 @@ NORMAL = ("gaussian", "diagonal", "spherical", "tied")
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """One parameter of many fitted mixtures, as a table holds it.
+    """One parameter of many fitted models, as a table holds it.
 
     Attributes:
         name: of the column in the table.
-        values: `[G, K, ...]`, or `[G, ...]` if the components share it.
-        per_component: is the second axis the components?
+        values: `[G, ...]`.
+        states: how many of the axes after the first count hidden states: 1, 0 if they share it, 2 for transitions.
     """
 
     name: str
     values: np.ndarray
-    per_component: bool
+    states: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,19 +118,20 @@ class Kind:
         """`[..., n, D]` as the family reads it: a single column of numbers loses its axis."""
         return x[..., 0] if len(self.columns) == 1 and FAMILIES[self.words[0]].scalar else x
 
-    def parameters(self, mixtures: Any) -> list[Parameter]:
-        """The parameters of `mixtures`, a `Mixture` with one leading axis, apart from the weights."""
-        found = []
-        for path, constraint, values in leaves(mixtures)[1:]:
+    def parameters(self, models: Any) -> list[Parameter]:
+        """The parameters of stacked models, which have one leading axis: their own, then those of their members."""
+        own, members = _own_and_members(models)
+        found = [Parameter(path[-1].name, np.asarray(values), values.ndim - 1) for path, _, values in own]
+        for path, constraint, values in members:
             values = np.asarray(values)
-            name, per_component = path[-1].name, is_per_component(constraint, values)
+            name, states = path[-1].name, int(is_per_component(constraint, values))
             if self._product:
                 part = next(key.idx for key in path if hasattr(key, "idx"))
                 name = f"{self.columns[part]}_{'variance' if name == 'covariance' else name}"
                 if self.words[part] in NORMAL:
                     # A Gaussian of one column: its vectors and matrices are numbers.
-                    values = values.reshape(values.shape[: 2 if per_component else 1])
-            found.append(Parameter(name, values, per_component))
+                    values = values.reshape(values.shape[: 1 + states])
+            found.append(Parameter(name, values, states))
         return found
 
     def categories(self) -> dict[str, tuple[str, ...]]:
@@ -175,14 +176,36 @@ def leaves(model: Any) -> list[tuple[tuple[Any, ...], Constraint, Any]]:
 
 
 def is_per_component(constraint: Constraint, values: Any) -> bool:
-    """Has this parameter of stacked mixtures, `[G, ...]`, an axis of components after the first?"""
+    """Has this parameter of the members of stacked models, `[G, ...]`, an axis of hidden states after the first?"""
     return values.ndim - constraint.event_ndim >= 2
 
 
-def map_components(change: Any, mixtures: Any) -> Any:
-    """`change` applied to every array of stacked mixtures that has components on its second axis, weights included."""
-    weights, *rest = leaves(mixtures)
-    flags = [True] + [is_per_component(constraint, values) for _, constraint, values in rest]
-    arrays = [weights[2]] + [values for _, _, values in rest]
-    changed = [change(a) if per_component else a for a, per_component in zip(arrays, flags, strict=True)]
-    return jax.tree.unflatten(jax.tree.structure(mixtures), changed)
+def map_states(change: Any, models: Any) -> Any:
+    """`change(array, axis)` applied to every axis of stacked models that counts hidden states.
+
+    All axes of a model's own parameters do (weights, transitions), and the second of its members' parameters.
+    """
+
+    def along(values: Any, axes: Sequence[int]) -> Any:
+        for axis in axes:
+            values = change(values, axis)
+        return values
+
+    own, members = _own_and_members(models)
+    changed = [along(values, range(1, values.ndim)) for _, _, values in own]
+    changed += [along(values, [1] if is_per_component(limit, values) else []) for _, limit, values in members]
+    return jax.tree.unflatten(jax.tree.structure(models), changed)
+
+
+def map_own(change: Any, models: Any) -> Any:
+    """`change(array)` applied to a model's own parameters, and not to its members'."""
+    own, members = _own_and_members(models)
+    changed = [change(values) for _, _, values in own] + [values for _, _, values in members]
+    return jax.tree.unflatten(jax.tree.structure(models), changed)
+
+
+def _own_and_members(models: Any) -> tuple[list[Any], list[Any]]:
+    """The leaves of a latent structure (its child is its last field), and those of its child."""
+    flat = leaves(models)
+    own = len(flat) - len(jax.tree.leaves(models.child))
+    return flat[:own], flat[own:]

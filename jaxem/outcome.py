@@ -1,4 +1,4 @@
-"""What the main job found: a score for every group and number of components, and the chosen mixtures."""
+"""What the main job found: a score for every group and number of components (or states), and the chosen models."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 from jaxem import selection
 from jaxem.constraints import free_parameters
 from jaxem.fitting.status import Status
-from jaxem.kinds import map_components
-from jaxem.pytree import replace
+from jaxem.kinds import map_own, map_states
+from jaxem.slabs import Slab, places
 from jaxem.tables import Grouped
 
 if TYPE_CHECKING:
@@ -51,9 +51,10 @@ class Outcome:
         grouped, settings: what was asked.
         scores: `[G, C]`.
         choice: `[G]` index into `settings.components`, -1 for none.
-        models: the chosen mixtures as a `Mixture` of NumPy arrays `[G, K, ...]`, components by falling weight, padded
-            with components of weight zero; None if nothing was fitted.
-        component, probability: `[N]` for each complete row, if asked for; -1 and NaN where the group has no model.
+        models: the chosen models as one of NumPy arrays `[G, K, ...]`, components by falling weight (states by the time
+            that is spent in them), padded with some of weight zero; None if nothing was fitted.
+        component, probability: `[N]` for each row, if asked for: its most probable component (its state on the most
+            probable path), and the probability of that; -1 and NaN where the group has no model.
         seconds, compile_seconds: on the wall; and of compilation, summed over workers.
         fits: how many were made.
         interrupted: was it ended early?
@@ -106,22 +107,23 @@ class Outcome:
         return self._of_choice(getattr(self.scores, name))
 
     def model(self, group: int) -> Any:
-        """The chosen mixture of one group.
+        """The chosen model of one group.
 
         Raises:
             ValueError: the group has none.
         """
         if self.choice[group] < 0:
             raise ValueError(f"group {group} has no model: {Status(int(self.status[group])).sentence}")
-        mixture = _one(jax.tree.map(lambda leaf: leaf[[group]], self.models), int(self.components[group]))
+        model = _one(jax.tree.map(lambda leaf: leaf[[group]], self.models), int(self.components[group]))
         with jax.enable_x64(self.settings.dtype == "float64"):
-            return jax.tree.map(jnp.asarray, mixture)
+            return jax.tree.map(jnp.asarray, model)
 
     def _of_choice(self, scores: np.ndarray) -> np.ndarray:
         return scores[np.arange(len(scores)), np.maximum(self.choice, 0)]
 
-    def store(self, groups: np.ndarray, scores: Scores, choice: np.ndarray, models: Any, rows: Any) -> None:
+    def store(self, slab: Slab, scores: Scores, choice: np.ndarray, models: Any, belonging: Any) -> None:
         """Put the result of a slab in its place."""
+        groups = slab.groups
         possible = self.grouped.n[groups, None] >= np.array(self.settings.components)
         for field in dataclasses.fields(Scores):
             kept, new = getattr(self.scores, field.name), getattr(scores, field.name)
@@ -132,28 +134,31 @@ class Outcome:
             self.models = jax.tree.map(lambda leaf: np.full((total, *leaf.shape[1:]), np.nan, leaf.dtype), models)
         for all_models, some in zip(jax.tree.leaves(self.models), jax.tree.leaves(models), strict=True):
             all_models[groups] = some
-        if rows is not None and self.component is not None and self.probability is not None:
-            for group, component, probability in zip(groups, *rows, strict=True):
-                start, n = self.grouped.start[group], self.grouped.n[group]
-                self.component[start : start + n] = component[:n]
-                self.probability[start : start + n] = probability[:n]
+        if belonging is not None and self.component is not None and self.probability is not None:
+            rows, index = places(self.grouped, slab)
+            self.component[rows], self.probability[rows] = (unstacked(part, index) for part in belonging)
+
+
+def unstacked(values: np.ndarray, index: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
+    """Of something for each row of a slab, `[size, length]` or `[size, sequences, length]`, that at some places."""
+    return values[index if values.ndim == 3 else (index[0], index[2])]
 
 
 def summarise(
-    results: list[tuple[Any, ...]], x: np.ndarray, weight: np.ndarray, settings: Settings, groups: int, n: np.ndarray
+    results: list[tuple[Any, ...]], x: Any, weight: np.ndarray, settings: Settings, groups: int, n: np.ndarray
 ) -> tuple[Scores, np.ndarray, Any, Any]:
     """Scores of a slab, the choice, the chosen models and where each row belongs.
 
     Args:
         results: for each number of components, in order: models `[size, K, ...]`, log-likelihood, steps, status.
-        x: `[size, length, D]`.
-        weight: `[size, length]`, one for rows, zero for padding.
+        x, weight: what was fitted, `[size, ...]` (see `slabs.stack`).
         settings: how to choose.
         groups: how many of `size` are not padding.
-        n: `[groups]` rows.
+        n: `[groups]` rows that were seen.
     """
     counts = settings.components
-    entropy = np.stack([np.asarray(posterior(models, x, weight)[0]) for models, *_ in results], axis=1)[:groups]
+    entropy = np.stack([np.asarray(entropies(models, x, weight)) for models, *_ in results], axis=1)[:groups]
+    results = [(widen(models, max(counts)), *rest) for models, *rest in results]
     log_likelihood, steps, status = (np.stack(part, axis=1)[:groups] for part in list(zip(*results, strict=True))[1:])
     log_likelihood, entropy = log_likelihood.astype(float), entropy.astype(float)
     free = np.array([free_parameters(_one(models, k)) for k, (models, *_) in zip(counts, results, strict=True)])
@@ -175,13 +180,13 @@ def summarise(
     models = jax.tree.map(
         lambda *leaves: np.stack(leaves)[picked, np.arange(len(picked))], *[models for models, *_ in results]
     )
-    models = _by_weight(models)
-    belonging = None
+    models = _by_share(models)
+    found = None
     if settings.assign:
-        _, component, probability = (np.asarray(part) for part in posterior(models, x, weight))
-        none = choice[:, None] < 0
-        belonging = np.where(none, -1, component[:groups]), np.where(none, np.nan, probability[:groups])
-    return scores, choice, jax.tree.map(lambda leaf: leaf[:groups], models), belonging
+        component, probability = (np.asarray(part) for part in belonging(models, x))
+        none = (picked < 0).reshape(-1, *(1 for _ in component.shape[1:]))
+        found = np.where(none, -1, component), np.where(none, np.nan, probability)
+    return scores, choice, jax.tree.map(lambda leaf: leaf[:groups], models), found
 
 
 def choose(criterion: np.ndarray, status: np.ndarray) -> np.ndarray:
@@ -197,32 +202,44 @@ def choose(criterion: np.ndarray, status: np.ndarray) -> np.ndarray:
 
 
 def widen(models: Any, capacity: int) -> Any:
-    """The same mixtures with components of weight zero added, up to `capacity`."""
-    k = models.weights.shape[1]
+    """The same models with components (states) added up to `capacity` that no row can be in."""
+    k = models.child.batch_shape[-1]
     if k == capacity:
         return models
-    repeated = map_components(lambda a: np.concatenate([a, np.repeat(a[:, -1:], capacity - k, axis=1)], axis=1), models)
-    weights = np.where(np.arange(capacity) < k, repeated.weights, 0)
-    return replace(repeated, weights=weights)
+
+    def longer(a: np.ndarray, axis: int) -> np.ndarray:
+        return np.concatenate([a, np.repeat(np.take(a, [-1], axis), capacity - k, axis)], axis)
+
+    def unused(own: np.ndarray) -> np.ndarray:
+        # Weights and transitions are distributions along their last axis.
+        return np.where(np.arange(capacity) < k, own, 0)
+
+    return map_own(unused, map_states(longer, models))
 
 
 def narrow(starts: Any, capacity: int) -> Any:
-    """Mixtures `[G, R, K, ...]` cut to their first components, of which the others are not in use."""
-    groups, restarts, _ = starts.weights.shape
+    """Models `[G, R, K, ...]` cut to their first components, of which the others are not in use."""
+    groups, restarts = starts.batch_shape
     flat = jax.tree.map(lambda leaf: leaf.reshape(groups * restarts, *leaf.shape[2:]), starts)
-    cut = map_components(lambda a: a[:, :capacity], flat)
+    cut = map_states(lambda a, axis: np.take(a, np.arange(capacity), axis), flat)
     return jax.tree.map(lambda leaf: leaf.reshape(groups, restarts, *leaf.shape[1:]), cut)
 
 
-def _by_weight(models: Any) -> Any:
-    """Components in the order of falling weight, so that unused ones come last."""
-    order = np.argsort(-models.weights, axis=1, kind="stable")
-    return map_components(lambda a: np.take_along_axis(a, order.reshape(*order.shape, *(1,) * (a.ndim - 2)), 1), models)
+def _by_share(models: Any) -> Any:
+    """Components in the order of falling weight, states of time spent in them, so that unused ones come last."""
+    order = np.argsort(-np.asarray(models.occupancy()), axis=1, kind="stable")
+
+    def sort(a: np.ndarray, axis: int) -> np.ndarray:
+        shape = [1] * a.ndim
+        shape[0], shape[axis] = order.shape
+        return np.take_along_axis(a, order.reshape(shape), axis)
+
+    return map_states(sort, models)
 
 
 def _one(models: Any, k: int) -> Any:
-    """The first of stacked mixtures, with its first k components."""
-    first = map_components(lambda a: a[:, :k], models)
+    """The first of stacked models, with its first k components."""
+    first = map_states(lambda a, axis: np.take(a, np.arange(k), axis), models)
     return jax.tree.map(lambda leaf: leaf[0], first)
 
 
@@ -234,13 +251,17 @@ def _failures_are_nan(scores: Scores) -> Scores:
 
 
 @jax.jit
-def posterior(models: Any, x: Any, weight: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The entropy of the posterior `[size]`; each row's most probable component and its probability."""
+def entropies(models: Any, x: Any, weight: Any) -> jax.Array:
+    """`[size]` how undecided each model is about what is hidden, in nats."""
+    return jax.vmap(selection.entropy)(models, x, weight)
 
-    def one(model: Any, x: Any, weight: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-        posterior = model.posterior(x)
-        terms = jax.scipy.special.entr(posterior).sum(-1)
-        entropy = jnp.sum(jnp.where(weight > 0, weight * terms, 0))
-        return entropy, jnp.argmax(posterior, axis=-1), jnp.max(posterior, axis=-1)
 
-    return jax.vmap(one)(models, x, weight)
+@jax.jit
+def belonging(models: Any, x: Any) -> tuple[jax.Array, jax.Array]:
+    """For each row its most probable component (its state on the most probable path), and the probability of that."""
+
+    def one(model: Any, x: Any) -> tuple[jax.Array, jax.Array]:
+        chosen = model.decode(x)
+        return chosen, jnp.take_along_axis(model.posterior(x), chosen[..., None], axis=-1)[..., 0]
+
+    return jax.vmap(one)(models, x)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -13,10 +13,18 @@ import numpy as np
 from jaxem import plot
 from jaxem._version import version
 from jaxem.fitting.status import Status
-from jaxem.outcome import Outcome, posterior
-from jaxem.slabs import Slab, stack
+from jaxem.outcome import Outcome, belonging, unstacked
+from jaxem.slabs import Slab, places, stack
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 EXAMPLES = 12
+CHAINS = 6
+"""Examples of sequences: each takes a row of the page."""
+SHOWN = 400
+"""Steps of them that are drawn."""
 WORST = 10
 NAMED = 60
 """Failed groups that are named, of each reason."""
@@ -60,6 +68,9 @@ def page(outcome: Outcome, source: str, command: str, seconds: dict[str, float])
         command=command,
         version=version,
         kind=grouped.kind,
+        noun=grouped.noun,
+        sequences=int(grouped.sequences.sum()),
+        shown=SHOWN,
         by=[] if grouped.keys.columns == ["group"] and len(grouped.n) == 1 else grouped.keys.columns,
         rows=len(grouped.group_of),
         used=int(grouped.n[outcome.choice >= 0].sum()),
@@ -70,7 +81,9 @@ def page(outcome: Outcome, source: str, command: str, seconds: dict[str, float])
         statuses=_statuses(outcome),
         components=_components(outcome),
         examples=_examples(outcome) if fitted else None,
-        ellipses=len(grouped.kind.columns) > 1 and not set(grouped.kind.words) <= {"bernoulli", "categorical"},
+        ellipses=grouped.first is None
+        and len(grouped.kind.columns) > 1
+        and not set(grouped.kind.words) <= {"bernoulli", "categorical"},
         worst=_worst(outcome),
         failures=_failures(outcome),
     )
@@ -113,48 +126,78 @@ def _components(outcome: Outcome) -> list[Bar]:
 
 
 def _examples(outcome: Outcome) -> str:
-    """Small multiples, as the source of an image: groups of many sizes of mixture, in the order of that size."""
-    from matplotlib.figure import Figure
-
-    groups, kind = _typical(outcome), outcome.grouped.kind
-    columns = min(4, len(groups))
-    rows = -(-len(groups) // columns)
-    figure = Figure(figsize=(3 * columns, 2.7 * rows), layout="constrained")
+    """Small multiples, as the source of an image: groups of many sizes of model, in the order of that size."""
+    draw, most = (_mixtures, EXAMPLES) if outcome.grouped.first is None else (_chains, CHAINS)
+    groups = _typical(outcome, most)
     with jax.enable_x64(outcome.settings.dtype == "float64"), jax.default_device(jax.devices("cpu")[0]):
-        belonging = _belonging(outcome, groups)
-        for i, group in enumerate(groups):
-            ax = figure.add_subplot(rows, columns, i + 1)
-            x, components = outcome.grouped.rows_of(group), int(outcome.components[group])
-            plot.mixture(outcome.model(group), kind.rows(x), ax, kind.columns, kind.levels, belonging[i])
-            title = f"{outcome.grouped.label(group)}  ·  {len(x):,} rows  ·  {components} component"
-            ax.set_title(title + ("" if components == 1 else "s"), fontsize=8.5, color=plot.INK, loc="left")
+        figure = draw(outcome, groups, _belonging(outcome, groups))
     picture = io.BytesIO()
     figure.savefig(picture, format="svg", dpi=160, transparent=True, metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(picture.getvalue()).decode()
 
 
-def _typical(outcome: Outcome) -> list[int]:
+def _mixtures(outcome: Outcome, groups: list[int], belonging: list[np.ndarray]) -> Figure:
+    from matplotlib.figure import Figure
+
+    kind, columns = outcome.grouped.kind, min(4, len(groups))
+    rows = -(-len(groups) // columns)
+    figure = Figure(figsize=(3 * columns, 2.7 * rows), layout="constrained")
+    for i, group in enumerate(groups):
+        ax = figure.add_subplot(rows, columns, i + 1)
+        x = kind.rows(outcome.grouped.rows_of(group))
+        plot.mixture(outcome.model(group), x, ax, kind.columns, kind.levels, belonging[i])
+        _title(ax, outcome, group, f"{len(x):,} rows")
+    return figure
+
+
+def _chains(outcome: Outcome, groups: list[int], states: list[np.ndarray]) -> Figure:
+    from matplotlib.figure import Figure
+
+    grouped, kind = outcome.grouped, outcome.grouped.kind
+    height = 2.1 + 0.35 * max(len(kind.columns) - 2, 0)
+    figure = Figure(figsize=(12, height * len(groups)), layout="constrained")
+    grid = figure.add_gridspec(len(groups), 2, width_ratios=(5, 1))
+    for i, group in enumerate(groups):
+        x, model = grouped.rows_of(group), outcome.model(group)
+        breaks = np.flatnonzero(grouped.place[1][grouped.start[group] :][: min(len(x), SHOWN)] == 0)[1:]
+        ax = figure.add_subplot(grid[i, 0])
+        plot.sequence(model, x[:SHOWN], ax, kind.columns, states[i][:SHOWN], breaks)
+        many = f" in {grouped.sequences[group]:,} sequences" if grouped.sequences[group] > 1 else ""
+        _title(ax, outcome, group, f"{len(x):,} steps{many}")
+        plot.transitions(model, figure.add_subplot(grid[i, 1]))
+    return figure
+
+
+def _title(ax: Axes, outcome: Outcome, group: int, size: str) -> None:
+    count = int(outcome.components[group])
+    noun = outcome.grouped.noun + ("" if count == 1 else "s")
+    title = f"{outcome.grouped.label(group)}  ·  {size}  ·  {count} {noun}"
+    ax.set_title(title, fontsize=8.5, color=plot.INK, loc="left")
+
+
+def _typical(outcome: Outcome, most: int) -> list[int]:
     """Groups to show: in turn from each number of components, the rather large ones among its groups."""
     queues = []
     for k in outcome.settings.components:
         mine = np.flatnonzero(outcome.components == k)
         # Not the largest and the smallest of each first: those at four fifths of the order, and on from there.
-        spread = mine[np.argsort(outcome.grouped.n[mine], kind="stable")][:: max(len(mine) // EXAMPLES, 1)]
+        spread = mine[np.argsort(outcome.grouped.n[mine], kind="stable")][:: max(len(mine) // most, 1)]
         rank = np.abs(np.arange(len(spread)) - 0.8 * (len(spread) - 1))
         queues.append(spread[np.argsort(rank, kind="stable")].tolist())
     turns = [(turn, i, group) for i, queue in enumerate(queues) for turn, group in enumerate(queue)]
-    chosen = sorted(sorted(turns)[:EXAMPLES], key=lambda item: (item[1], outcome.grouped.n[item[2]]))
+    chosen = sorted(sorted(turns)[:most], key=lambda item: (item[1], outcome.grouped.n[item[2]]))
     return [group for _, _, group in chosen]
 
 
 def _belonging(outcome: Outcome, groups: list[int]) -> list[np.ndarray]:
-    """The component of each row of some groups, in one compiled call."""
+    """The component (the state) of each row of some groups, in one compiled call."""
     grouped = outcome.grouped
-    slab = Slab(0, np.array(groups), int(grouped.n[groups].max()), len(groups))
-    x, weight = stack(grouped, slab, outcome.settings.dtype)
+    shape = int(grouped.longest[groups].max()), int(grouped.sequences[groups].max())
+    slab = Slab(0, np.array(groups), *shape, len(groups))
     models: Any = jax.tree.map(lambda leaf: leaf[groups], outcome.models)
-    component = np.asarray(posterior(models, grouped.kind.rows(x), weight)[1])
-    return [row[: grouped.n[group]] for row, group in zip(component, groups, strict=True)]
+    component = np.asarray(belonging(models, stack(grouped, slab, outcome.settings.dtype)[0])[0])
+    _, index = places(grouped, slab)
+    return np.split(unstacked(component, index), np.cumsum(grouped.size[groups])[:-1])
 
 
 def _worst(outcome: Outcome) -> list[dict[str, Any]]:

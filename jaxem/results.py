@@ -17,40 +17,58 @@ from jaxem.fitting.status import Status
 from jaxem.outcome import CRITERIA, FAILED, Outcome
 
 PARAMETERS = ("mean", "covariance", "variance", "probs", "rate", "categories")
-OWN = ("n", "dropped", "components", "log_likelihood", *CRITERIA, "steps", "status", "weights", "entropy", "parameters")
-OWN += ("chosen", "reason", "row", "component", "probability")
+OWN = ("n", "dropped", "sequences", "components", "states", "log_likelihood", *CRITERIA, "steps", "status", "entropy")
+OWN += (
+    "weights",
+    "initial",
+    "transition",
+    "parameters",
+    "chosen",
+    "reason",
+    "row",
+    "component",
+    "state",
+    "probability",
+)
 WORDS = np.array([status.name for status in Status])
 
 
 def models(outcome: Outcome) -> pl.DataFrame:
-    """One row for each group: the chosen mixture, with nulls where there is none.
+    """One row for each group: the chosen model, with nulls where there is none.
 
-    Columns: the group's key, `n`, `dropped`, `components`, `log_likelihood`, `bic`, `aic`, `icl`, `steps`, `status`,
-    `weights` (a number for each component, falling), and a nested list for each parameter of the family.
+    Columns: the group's key, `n`, `dropped` (for sequences `missing`, and `sequences`), `components` (`states`),
+    `log_likelihood`, `bic`, `aic`, `icl`, `steps`, `status`, and a nested list for each parameter: `weights` (a number
+    for each component, falling), or `initial` and `transition` (states by falling time spent in them), and those of the
+    family.
     """
     grouped, has = outcome.grouped, outcome.choice >= 0
+    if grouped.first is None:
+        rows = {"dropped": grouped.dropped}
+    else:
+        rows = {"missing": grouped.dropped, "sequences": grouped.sequences}
     frame = grouped.keys.with_columns(
         n=grouped.n,
-        dropped=grouped.dropped,
-        components=_nullable(outcome.components, has),
+        **rows,
+        **{f"{grouped.noun}s": _nullable(outcome.components, has)},
         **{name: _nullable(outcome.chosen(name), has) for name in ("log_likelihood", *CRITERIA)},
         steps=_nullable(outcome.chosen("steps"), has),
         status=pl.Series(WORDS[outcome.status]),
     )
     if outcome.models is None:
-        return frame.with_columns(weights=pl.lit(None, pl.List(pl.Float64)))
-    columns = {"weights": nested(np.asarray(outcome.models.weights), outcome.components)}
+        own = ("weights",) if grouped.first is None else ("initial", "transition")
+        return frame.with_columns(**{name: pl.lit(None, pl.List(pl.Float64)) for name in own})
+    columns = {}
     for parameter in grouped.kind.parameters(outcome.models):
         shared = parameter.values.shape[1] if parameter.values.ndim > 1 else 0
-        counts = outcome.components if parameter.per_component else np.where(has, shared, 0)
-        columns[parameter.name] = nested(parameter.values, counts)
+        counts = outcome.components if parameter.states else np.where(has, shared, 0)
+        columns[parameter.name] = nested(parameter.values, counts, square=parameter.states == 2)
     for name, levels in grouped.kind.categories().items():
         columns[name] = pl.Series([list(levels)] * len(has), dtype=pl.List(pl.String))
     return frame.with_columns(**columns)
 
 
 def selection(outcome: Outcome) -> pl.DataFrame:
-    """One row for each group and number of components: its scores, its status and why, whether it was chosen."""
+    """One row for each group and number of components (states): its scores, its status and why, was it chosen."""
     grouped, scores, counts = outcome.grouped, outcome.scores, np.array(outcome.settings.components)
     groups, tried = scores.status.shape
     group, tries = np.repeat(np.arange(groups), tried), np.tile(np.arange(tried), groups)
@@ -60,10 +78,11 @@ def selection(outcome: Outcome) -> pl.DataFrame:
     reason = np.array([status.sentence for status in Status], dtype=object)[status]
     reason[status == int(Status.converged)] = None
     fewer = (status == int(Status.too_few_rows)) & (n < k)
-    reason[fewer] = [f"{a} components for {b} rows: more components than rows." for a, b in zip(k[fewer], n[fewer])]  # noqa: B905
+    nouns = f"{grouped.noun}s"
+    reason[fewer] = [f"{a} {nouns} for {b} rows: more {nouns} than rows." for a, b in zip(k[fewer], n[fewer])]  # noqa: B905
     floats = {name: getattr(scores, name).ravel() for name in ("log_likelihood", *CRITERIA, "entropy")}
     return grouped.keys[group].with_columns(
-        components=k,
+        **{nouns: k},
         n=n,
         parameters=_nullable(scores.parameters.ravel(), fitted),
         **{name: _nullable(values, fitted) for name, values in floats.items()},
@@ -77,7 +96,8 @@ def selection(outcome: Outcome) -> pl.DataFrame:
 def assignments(outcome: Outcome) -> pl.DataFrame:
     """Every row of the table, in its order: `row` (from 1), the group's key, `component` (from 0), `probability`.
 
-    Component and probability are null for rows with nulls and for groups without a model.
+    Component and probability are null for rows with nulls and for groups without a model. In a sequence it is `state`,
+    that on the most probable path, and a step that was not seen has one, too.
     """
     if outcome.component is None or outcome.probability is None:
         raise ValueError("the job was not asked for assignments; set assign=True in its Settings")
@@ -88,24 +108,34 @@ def assignments(outcome: Outcome) -> pl.DataFrame:
     row = pl.DataFrame({"row": np.arange(1, len(component) + 1)})
     assigned = component >= 0
     return row.hstack(grouped.keys[grouped.group_of]).with_columns(
-        component=_nullable(component, assigned), probability=_nullable(probability, assigned)
+        **{grouped.noun: _nullable(component, assigned)}, probability=_nullable(probability, assigned)
     )
 
 
-def nested(values: np.ndarray, counts: np.ndarray) -> pl.Series:
+def nested(values: np.ndarray, counts: np.ndarray, square: bool = False) -> pl.Series:
     """`[G, K, ...]` as a column of nested lists, of the first `counts` entries each; null where that is zero.
 
-    Numbers `[G]` are a column of numbers.
+    Numbers `[G]` are a column of numbers. Of a `square`, `[G, K, K]`, the inner lists have so many entries, too.
     """
     values = np.asarray(values)
     if values.ndim == 1:
         return _nullable(values, ~np.isnan(values))
-    kept = values[np.arange(values.shape[1]) < counts[:, None]]
-    array: Any = pa.array(kept.ravel())
-    for size in reversed(kept.shape[1:]):
-        array = pa.LargeListArray.from_arrays(np.arange(0, len(array) + 1, size, dtype=np.int64), array)
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return pl.Series(pl.from_arrow(pa.LargeListArray.from_arrays(offsets, array, mask=pa.array(counts == 0))))
+    there = np.arange(values.shape[1]) < counts[:, None]
+    if square:
+        array: Any = pa.array(values[there[:, :, None] & there[:, None, :]])
+        array = _lists(np.repeat(counts, counts), array)
+    else:
+        kept = values[there]
+        array = pa.array(kept.ravel())
+        for outer, size in zip(np.cumprod(kept.shape)[-2::-1], reversed(kept.shape[1:]), strict=True):
+            array = _lists(np.full(outer, size), array)
+    return pl.Series(pl.from_arrow(_lists(counts, array, mask=pa.array(counts == 0))))
+
+
+def _lists(sizes: np.ndarray, array: Any, mask: Any = None) -> Any:
+    """An array cut into lists of these sizes."""
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    return pa.LargeListArray.from_arrays(offsets, array, mask=mask)
 
 
 def _nullable(values: np.ndarray, present: np.ndarray) -> pl.Series:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import xlogy
 from jaxtyping import Array
 
 
@@ -51,12 +49,15 @@ def icl(log_likelihood: Any, parameters: Any, rows: Any, entropy: Any) -> Any:
 
 
 def entropy(model: Any, x: Any, weight: Any = None) -> Array:
-    """-sum_i w_i sum_k r_ik log r_ik: how undecided the posteriors of a mixture are, in nats.
+    """How undecided a model is about what is hidden: sum_i w_i H(hidden | x_i), in nats.
+
+    For a mixture that is -sum_i w_i sum_k r_ik log r_ik; for a hidden Markov model the entropy of whole paths. It is
+    log Z less the expected sum of the potentials.
 
     Args:
-        model: a mixture.
-        x: `[n]` or `[n, D]` rows.
-        weight: `[n]` row weights; one each if left out.
+        model: a mixture or another latent structure.
+        x: `[n]` or `[n, D]` rows, or sequences.
+        weight: `[n]` weights of rows (of sequences); one each if left out.
 
     Returns:
         `[*batch_shape]`.
@@ -66,6 +67,4 @@ def entropy(model: Any, x: Any, weight: Any = None) -> Array:
     >>> entropy(model, [0.0, 1.0]).round(4).item()
     1.3863
     """
-    posterior = model.posterior(x)
-    each = -jnp.sum(xlogy(posterior, posterior), axis=-1)
-    return jnp.sum(each if weight is None else jnp.where(weight > 0, weight * each, 0), axis=-1)
+    return model.entropy(x, weight)

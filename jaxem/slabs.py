@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from jaxem.fitting.ragged import padded_lengths
+from jaxem.fitting.ragged import SHAPE, padded_lengths
+from jaxem.sequences import Sequences
 from jaxem.tables import Grouped
 
 SLAB = 512
@@ -16,17 +18,16 @@ ENTRIES = 1 << 23
 """Numbers in the stacked rows of a slab at most (64 MiB): a few large groups make a small slab."""
 LENGTHS = 4
 """Padded lengths at most."""
-SHAPE = 6_000_000
-"""What one more compiled shape costs, in rows x components (of all fits, through all their steps)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Slab:
-    """Groups that are fitted together: their numbers, the rows and groups that they are padded to."""
+    """Groups that are fitted together: their numbers, and the rows, sequences and groups that they are padded to."""
 
     index: int
     groups: np.ndarray
     length: int
+    sequences: int
     size: int
 
 
@@ -49,15 +50,19 @@ def plan(grouped: Grouped, fittable: np.ndarray, components: Sequence[int], rest
     groups = np.flatnonzero(fittable)
     if not len(groups):
         return Plan([], [])
-    n, options = grouped.n[groups], []
+    n, options = grouped.longest[groups], []
+    # A chain with states that are not in use would have structural zeros.
+    most = len(components) if grouped.first is None else 1
     for lengths in (padded_lengths(n, shapes) for shapes in range(1, LENGTHS + 1)):
         rows = int(lengths[np.searchsorted(lengths, n)].sum())
-        for together in range(1, len(components) + 1):
+        for together in range(1, most + 1):
             shared = capacities(components, together)
             work = rows * restarts * sum(capacity * len(counts) for capacity, counts in shared)
             options.append((work + SHAPE * len(lengths) * (1 + len(shared)), len(options), lengths, shared))
     _, _, lengths, shared = min(options, key=lambda option: option[:2])
-    return Plan(_slabs(grouped, groups, lengths), shared)
+    price = SHAPE * (1 + len(shared)) / (restarts * sum(components) * float(n.mean()))
+    widths = padded_lengths(grouped.sequences[groups], price=price, multiple=1)
+    return Plan(_slabs(grouped, groups, lengths, widths), shared)
 
 
 def capacities(components: Sequence[int], together: int) -> list[tuple[int, tuple[int, ...]]]:
@@ -71,26 +76,50 @@ def capacities(components: Sequence[int], together: int) -> list[tuple[int, tupl
     return [(counts[-1], counts) for counts in reversed(sets)]
 
 
-def _slabs(grouped: Grouped, groups: np.ndarray, lengths: np.ndarray) -> list[Slab]:
-    n, columns, turns = grouped.n[groups], grouped.x.shape[1], []
-    for length in lengths.tolist():
-        mine = groups[lengths[np.searchsorted(lengths, n)] == length]
-        most = int(np.clip(ENTRIES // (length * columns), 1, SLAB))
-        pieces = np.array_split(mine[np.argsort(-grouped.n[mine], kind="stable")], -(-len(mine) // most))
-        turns += [(turn, -length, piece, _padded_size(len(pieces[0]))) for turn, piece in enumerate(pieces)]
-    turns.sort(key=lambda item: item[:2])
-    return [Slab(index, piece, -length, size) for index, (_, length, piece, size) in enumerate(turns)]
+def _slabs(grouped: Grouped, groups: np.ndarray, lengths: np.ndarray, widths: np.ndarray) -> list[Slab]:
+    n, columns, turns = grouped.longest, grouped.x.shape[1], []
+    padded = zip((lengths, widths), (n[groups], grouped.sequences[groups]), strict=True)
+    shapes = np.stack([sizes[np.searchsorted(sizes, mine)] for sizes, mine in padded], axis=1)
+    for length, sequences in np.unique(shapes, axis=0).tolist():
+        mine = groups[(shapes == (length, sequences)).all(axis=1)]
+        most = int(np.clip(ENTRIES // (length * sequences * columns), 1, SLAB))
+        pieces = np.array_split(mine[np.argsort(-n[mine], kind="stable")], -(-len(mine) // most))
+        size = _padded_size(len(pieces[0]))
+        turns += [(turn, -length, sequences, piece, size) for turn, piece in enumerate(pieces)]
+    turns.sort(key=lambda item: item[:3])
+    return [Slab(i, piece, -length, sequences, size) for i, (_, length, sequences, piece, size) in enumerate(turns)]
 
 
 def _padded_size(groups: int) -> int:
     return 1 << (groups - 1).bit_length() if groups <= 16 else -(-groups // 16) * 16
 
 
-def stack(grouped: Grouped, slab: Slab, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """Rows `[size, length, D]` and weights `[size, length]`; a group that only pads has a single row."""
-    groups = np.resize(slab.groups, slab.size)
-    row = np.arange(slab.length)
-    n = np.where(np.arange(slab.size) < len(slab.groups), grouped.n[groups], 1)
-    present = row < n[:, None]
-    x = grouped.x[np.where(present, grouped.start[groups][:, None] + row, grouped.start[groups][:, None])]
-    return x.astype(dtype), present.astype(dtype)
+def stack(grouped: Grouped, slab: Slab, dtype: str) -> tuple[Any, np.ndarray]:
+    """What is fitted, and its weights: rows `[size, length, D]`, or `Sequences` of `[size, sequences, length, D]`.
+
+    A group that only pads has a single row.
+    """
+    rows, index = places(grouped, slab)
+    shape = slab.size, slab.sequences, slab.length
+    there, seen = np.zeros((2, *shape), bool)
+    there[index], seen[index] = True, grouped.seen[rows]
+    there[len(slab.groups) :, 0, 0] = seen[len(slab.groups) :, 0, 0] = True
+    # What is not there, or was not seen, holds something harmless: a row of the group that was.
+    some = grouped.some[np.resize(slab.groups, slab.size)]
+    x = np.broadcast_to(grouped.x[some][:, None, None], (*shape, grouped.x.shape[1])).astype(dtype)
+    known = grouped.seen[rows]
+    x[tuple(part[known] for part in index)] = grouped.x[rows[known]]
+    x = grouped.kind.rows(x)
+    if grouped.first is None:
+        return x[:, 0], there[:, 0].astype(dtype)
+    length = np.maximum(there.sum(axis=2), 1).astype(np.int32)
+    return Sequences.batch(x, length, seen), there.any(axis=2).astype(dtype)
+
+
+def places(grouped: Grouped, slab: Slab) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """All rows of a slab's groups, and where each stands in `[size, sequences, length]`."""
+    size = grouped.size[slab.groups]
+    within = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
+    rows = np.repeat(grouped.start[slab.groups], size) + within
+    sequence, step = grouped.place
+    return rows, (np.repeat(np.arange(len(size)), size), sequence[rows], step[rows])

@@ -5,10 +5,13 @@ Row numbers in messages and results count the rows of data from 1, as a person d
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import polars as pl
@@ -25,66 +28,114 @@ ARROW = (".arrow", ".ipc", ".feather")
 
 @dataclasses.dataclass(frozen=True)
 class Grouped:
-    """Complete rows, group after group.
+    """Rows, group after group: the complete ones; of sequences all, because a step that was not seen is a step.
 
     Attributes:
         kind: what the columns are.
         keys: `[G]` one row for each group, with the by-columns (or `group`).
-        x: `[N, D]` float64, the rows without nulls.
-        n: `[G]` how many of them each group has.
-        dropped: `[G]` rows left out for nulls.
+        x: `[N, D]` float64.
+        size: `[G]` how many of these rows each group has.
+        n: `[G]` how many of them are complete.
+        dropped: `[G]` rows of the table with nulls: left out, or, in a sequence, not seen.
         row: `[N]` their numbers in the table, from 1.
         group_of: `[total]` the group of every row of the table, in the table's order.
+        first: `[N]` bool, where a sequence starts; None if the rows have no order.
     """
 
     kind: Kind
     keys: pl.DataFrame
     x: np.ndarray
+    size: np.ndarray
     n: np.ndarray
     dropped: np.ndarray
     row: np.ndarray
     group_of: np.ndarray
+    first: np.ndarray | None = None
 
     @property
+    def noun(self) -> str:
+        """What is hidden, in a word."""
+        return "component" if self.first is None else "state"
+
+    @cached_property
     def start(self) -> np.ndarray:
         """`[G]` where the rows of each group begin."""
-        return np.cumsum(self.n) - self.n
+        return np.cumsum(self.size) - self.size
+
+    @cached_property
+    def seen(self) -> np.ndarray:
+        """`[N]` bool: is the row complete?"""
+        return np.isfinite(self.x).all(axis=1)  # type: ignore[return-value]
+
+    @property
+    def some(self) -> np.ndarray:
+        """`[G]` a complete row of each group; of one that has none, of another."""
+        complete = np.flatnonzero(self.seen)
+        return complete[np.minimum(np.searchsorted(complete, self.start), len(complete) - 1)]
+
+    @cached_property
+    def place(self) -> tuple[np.ndarray, np.ndarray]:
+        """`[N]` of each row: which sequence of its group it is in (always 0 for rows without order), which step."""
+        count = np.arange(len(self.x))
+        if self.first is None:
+            return np.zeros_like(count), count - np.repeat(self.start, self.size)
+        number = np.cumsum(self.first) - 1
+        return number - np.repeat(number[self.start], self.size), count - np.flatnonzero(self.first)[number]
+
+    @cached_property
+    def sequences(self) -> np.ndarray:
+        """`[G]` how many sequences each group has."""
+        return np.maximum.reduceat(self.place[0], self.start) + 1 if self.first is not None else np.ones_like(self.n)
+
+    @cached_property
+    def longest(self) -> np.ndarray:
+        """`[G]` how many steps its longest sequence has; its rows, if they have no order."""
+        return np.maximum.reduceat(self.place[1], self.start) + 1 if self.first is not None else self.n
 
     @property
     def varies(self) -> np.ndarray:
-        """`[G]` bool: are there two rows that differ?"""
-        some = self.n > 0
+        """`[G]` bool: are there two complete rows that differ?"""
+        some = self.size > 0
         result = np.zeros(len(self.n), bool)
         if some.any():
-            at = self.start[some]
-            low, high = (f.reduceat(self.x, at, axis=0) for f in (np.minimum, np.maximum))
+            rows, at = np.where(self.seen[:, None], self.x, np.nan), self.start[some]
+            # Of a group that was never seen both are NaN, and NaN is not below NaN.
+            low, high = (f.reduceat(rows, at, axis=0) for f in (np.fmin, np.fmax))
             result[some] = (low < high).any(axis=1)
         return result
 
     def rows_of(self, group: int) -> np.ndarray:
-        """`[n, D]` the complete rows of one group."""
-        return self.x[self.start[group] : self.start[group] + self.n[group]]
+        """`[size, D]` the rows of one group."""
+        return self.x[self.start[group] : self.start[group] + self.size[group]]
 
     def label(self, group: int) -> str:
         """The group's key, as text."""
         return ", ".join("(none)" if value is None else str(value) for value in self.keys.row(group))
 
 
-def read(source: str | Path, columns: Sequence[str], by: Sequence[str] = ()) -> pl.DataFrame:
+def read(
+    source: str | Path, columns: Sequence[str], others: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> pl.DataFrame:
     """The named columns of a CSV, Parquet or Arrow IPC file, or of a shipped table (`"flights"`).
 
     Columns of a CSV come as text; `group` makes numbers of them, and can so name the row that holds none.
+
+    Args:
+        source: the file, or the name of a shipped table.
+        columns: what is to be fitted.
+        others: other columns, by the name of the option that names them; empty names are none.
 
     Raises:
         InputError: no such file, not a table of a known kind, a missing column, no rows.
     """
     path = datasets.path(str(source)) if str(source) in datasets.NAMES and not Path(source).exists() else Path(source)
-    wanted = list(dict.fromkeys([*by, *columns]))
+    named = {"--columns": columns} | {option: [name for name in names if name] for option, names in others.items()}
+    wanted = list(dict.fromkeys(name for names in named.values() for name in names))
     scan = _scanner(path)
     try:
         present = scan(path).collect_schema().names()
-        _require(path, present, columns, "--columns")
-        _require(path, present, by, "--by")
+        for option, names in named.items():
+            _require(path, present, names, option)
         frame = scan(path).select(wanted).collect()
     except pl.exceptions.NoDataError as error:
         raise InputError(f"{path}: the file is empty; it needs a line of column names and rows") from error
@@ -134,17 +185,28 @@ def _require(path: Path, present: Sequence[str], wanted: Sequence[str], argument
             raise InputError(f"{argument} {name}: {path} has no such column; {hint}")
 
 
-def group(frame: pl.DataFrame, kind: Kind, by: Sequence[str] = (), missing: Sequence[str] = ("NA",)) -> Grouped:
+def group(
+    frame: pl.DataFrame,
+    kind: Kind,
+    by: Sequence[str] = (),
+    missing: Sequence[str] = ("NA",),
+    order: str | None = None,
+    sequence: Sequence[str] = (),
+) -> Grouped:
     """The rows of a table as numbers, in groups; rows with a null in any of the columns are left out and counted.
 
     Args:
-        frame: holds `kind.columns` and `by`.
+        frame: holds `kind.columns`, `by`, `order` and `sequence`.
         kind: which family reads which columns.
         by: columns that name the group; none makes the whole table one group. A null is a group of its own.
         missing: texts that stand for a null in columns of numbers, as an empty field does.
+        order: None for rows without order. Else each group is sequences, in the order of the table, along which this
+            column must grow (`""` for no such column); a row with a null is a step that was not seen.
+        sequence: columns that tell the sequences of a group apart.
 
     Raises:
-        InputError: a value that the column's family cannot hold, with the first row that has it.
+        InputError: a value that the column's family cannot hold, with the first row that has it; an order that does
+            not grow.
     """
     each = zip(kind.columns, kind.words, kind.trials, strict=True)
     read = [_column(frame[name], word, trials, missing) for name, word, trials in each]
@@ -154,15 +216,67 @@ def group(frame: pl.DataFrame, kind: Kind, by: Sequence[str] = (), missing: Sequ
         empty = [name for name, column in zip(kind.columns, table.T, strict=True) if np.isnan(column).all()]
         where = f"column {empty[0]} is null throughout" if empty else "every row has a null in one of the columns"
         raise InputError(f"--columns {','.join(kind.columns)}: {where}; choose others")
-    keys, order, size = _groups(frame, by)
-    group_of = np.repeat(np.arange(len(size)), size)
-    kept = complete[order]
-    n = np.bincount(group_of[kept], minlength=len(size))
+    keys, rows, total = _groups(frame, by)
+    group_of = np.repeat(np.arange(len(total)), total)
     back = np.empty_like(group_of)
-    back[order] = group_of
-    rows = order[kept]
+    back[rows] = group_of
+    first = None
+    if order is None:
+        rows = rows[complete[rows]]
+    else:
+        rows, first = _sequences(frame, by, sequence, rows, back)
+        if order:
+            _check_order(frame, order, rows, first)
+    n = np.bincount(back[complete], minlength=len(total))
     kind = kind.with_levels([levels for _, levels in read])
-    return Grouped(kind, keys, table[rows], n, size - n, rows + 1, back)
+    size = n if order is None else total
+    return Grouped(kind, keys, table[rows], size, n, total - n, rows + 1, back, first)
+
+
+def _sequences(
+    frame: pl.DataFrame, by: Sequence[str], sequence: Sequence[str], rows: np.ndarray, group_of: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows by group, then by sequence, and where each sequence starts."""
+    part = np.zeros(len(rows), int)
+    if sequence:
+        _, ordered, size = _groups(frame, [*by, *(name for name in sequence if name not in by)])
+        part[ordered] = np.repeat(np.arange(len(size)), size)
+    rows = rows[np.lexsort((rows, part[rows], group_of[rows]))]
+    both = np.stack([group_of[rows], part[rows]])
+    return rows, np.concatenate([[True], (both[:, 1:] != both[:, :-1]).any(axis=0)])
+
+
+def _check_order(frame: pl.DataFrame, order: str, rows: np.ndarray, first: np.ndarray) -> None:
+    """Raise InputError unless the column grows along every sequence."""
+    column = frame[order]
+    if column.dtype == pl.String:
+        numbers = column.str.strip_chars().cast(pl.Float64, strict=False)
+        column = numbers if numbers.null_count() == column.null_count() else _dates(column)
+    if column.dtype.is_nested() or column.dtype in (pl.Categorical, pl.Enum):
+        raise InputError(f"--order {order}: the column holds {column.dtype}; order by numbers, dates or times")
+    if column.null_count():
+        row = column.is_null().arg_max()
+        raise InputError(f"--order {order}, row {(row or 0) + 1}: it is null; every step needs its place")
+    values = column.to_numpy()[rows]
+    wrong = ~first[1:] & ~(values[1:] > values[:-1])
+    if wrong.any():
+        at = int(np.argmax(wrong)) + 1
+        here, before = (frame[order][int(rows[i])] for i in (at, at - 1))
+        place = f"--order {order}, row {rows[at] + 1}"
+        if values[at] == values[at - 1]:
+            raise InputError(
+                f"{place}: {here} is there twice in one sequence (the other is row {rows[at - 1] + 1}); remove one, or "
+                "tell the sequences apart with --sequence"
+            )
+        raise InputError(f"{place}: {here} comes after {before} (row {rows[at - 1] + 1}); sort the table by {order}")
+
+
+def _dates(column: pl.Series) -> pl.Series:
+    """Text as dates and times."""
+    for kind in (pl.Datetime, pl.Date, pl.Time):
+        with contextlib.suppress(pl.exceptions.PolarsError):
+            return column.str.strip_chars().str.strptime(kind)
+    raise InputError(f"--order {column.name}: it holds text; order by numbers, or by dates such as 2026-01-31")
 
 
 def _groups(frame: pl.DataFrame, by: Sequence[str]) -> tuple[pl.DataFrame, np.ndarray, np.ndarray]:

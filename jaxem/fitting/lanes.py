@@ -11,7 +11,7 @@ import contextlib
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,24 +24,44 @@ from jaxem.fitting.loop import Limits, Progress, advance, begin, verdict
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
 from jaxem.pytree import module, replace, select
+from jaxem.sequences import Sequences
 
-STEPS = 16
-"""Steps in one call: a lane that ends early idles for the rest of them."""
-TAIL_STEPS = 64
-"""The same, once there is nothing left to load into a lane and few are left: a call costs more than idling."""
-NARROWER = (4, 16, 64)
-"""Once the queue is empty, go on with a fourth of the lanes when that is enough, then with a 32nd: a straggler costs
-little. Each is compiled when it is first needed, so fewer than `MANY` lanes stay as they are."""
 MANY = 64
-ONE_BY_ONE = 16
-"""Lanes, when they run one after the other."""
+"""Fewer lanes than this never get narrower."""
 LARGE = 6_000
 """Rows x hidden states above which lanes run one after the other, each in its own cache, instead of side by side."""
 
 
-def one_by_one(model: Any, rows: int) -> bool:
-    """Do lanes of this model and so many rows run one after the other?"""
-    return rows * (hidden_states(model) or 1) > LARGE
+class Pace(NamedTuple):
+    """How lanes run.
+
+    Attributes:
+        lanes: at most.
+        steps: in one call; a lane that ends early idles for the rest of them.
+        tail: the same, once there is nothing left to load into a lane and few are left: a call costs more than idling.
+        narrower: once the queue is empty, go on with such a part of the lanes when that is enough: a straggler costs
+            little. Each is compiled when it is first needed.
+        threads: does one run of lanes leave cores of the CPU idle, so that several pay?
+    """
+
+    lanes: int
+    steps: int
+    tail: int
+    narrower: tuple[int, ...]
+    threads: bool
+
+
+SIDE_BY_SIDE = Pace(256, 16, 64, (4, 16, 64), threads=False)
+ONE_BY_ONE = Pace(16, 16, 16, (), threads=True)
+SEQUENCES = Pace(64, 4, 16, (4, 32), threads=True)
+"""Every step of every sequence is a turn of a loop, on one core: a call is long, and more lanes leave the cache."""
+
+
+def pace(model: Any, x: Any, rows: int) -> Pace:
+    """How lanes of this model run, on data like x with so many rows."""
+    if isinstance(x, Sequences):
+        return SEQUENCES
+    return ONE_BY_ONE if rows * (hidden_states(model) or 1) > LARGE else SIDE_BY_SIDE
 
 
 def member(models: Any, index: int) -> Any:
@@ -90,12 +110,9 @@ class Queue:
         self.solver, self.starts, self.limits, self.restarts = solver, starts, limits, restarts
         self.problems, self.floor = _prepare(starts, x, weight, labels, prior, restarts=restarts)
         self.jobs = len(weight) * restarts
-        self.width = min(lanes, 1 << (self.jobs - 1).bit_length())
-        # One after the other, an idle lane costs nothing, so a few are enough and there is no need to narrow.
-        self.one_by_one = one_by_one(member(starts, 0), weight.shape[1])
-        if self.one_by_one:
-            self.width = min(self.width, ONE_BY_ONE)
-        self.narrower = [self.width // part for part in NARROWER] if self.width >= MANY and not self.one_by_one else []
+        self.pace = pace(member(starts, 0), x, weight.shape[1])
+        self.width = min(lanes, self.pace.lanes, 1 << (self.jobs - 1).bit_length())
+        self.narrower = [self.width // part for part in self.pace.narrower] if self.width >= MANY else []
         # On a device the flags are read one call late, so that it never waits for the host.
         self.late = 0 if jax.default_backend() == "cpu" else 1
 
@@ -137,8 +154,8 @@ class Queue:
     def _turn(self, lanes: _Lanes, results: Progress, refill: np.ndarray, jobs: np.ndarray) -> Any:
         # Copies: the device may still read what the host is about to change.
         given = jnp.array(refill), jnp.array(jobs)
-        steps = STEPS if len(jobs) == self.width else TAIL_STEPS
-        sizes = {"restarts": self.restarts, "one_by_one": self.one_by_one, "steps": steps}
+        steps = self.pace.steps if len(jobs) == self.width else self.pace.tail
+        sizes = {"restarts": self.restarts, "one_by_one": self.pace is ONE_BY_ONE, "steps": steps}
         return _turn(self.solver, lanes, results, self.problems, self.starts, *given, self.limits, **sizes)
 
 

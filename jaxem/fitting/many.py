@@ -16,9 +16,9 @@ from jaxtyping import Array
 
 from jaxem.data import as_floats, check_labels, check_weight, presence, ready, stack
 from jaxem.fitting.fit import check_limits, hidden_states
-from jaxem.fitting.lanes import COMPILING, Queue, member, one_by_one
+from jaxem.fitting.lanes import COMPILING, Queue, member, pace
 from jaxem.fitting.loop import Limits
-from jaxem.fitting.ragged import padded_lengths
+from jaxem.fitting.ragged import SHAPE, padded_lengths
 from jaxem.fitting.result import Fit
 from jaxem.sequences import Sequences
 from jaxem.solvers.em import EM
@@ -53,7 +53,7 @@ def fit_many(
         max_steps: M-steps at most, for each.
         progress: True for a bar, or a function that is called with (problems done, problems in all).
         stop: called between compiled calls; once it returns True, unfinished problems end as `interrupted`.
-        lanes: how many fits advance together.
+        lanes: how many fits advance together, at most.
 
     Returns:
         A `Fit` whose fields have a leading axis B, in the order given; each entry is what `fit` returns for that
@@ -73,15 +73,16 @@ def fit_many(
     check_limits(tol, max_steps)
     problems, restarts = _batch_shape(models)
     leading = len(models.batch_shape)
-    models = jax.tree.map(lambda leaf: leaf.reshape(problems * restarts, *leaf.shape[leading:]), models)
-    model = member(models, 0)
+    # On the host: what is cut out there is not a program to compile.
+    models = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(problems * restarts, *leaf.shape[leading:]), models)
+    model = jax.tree.map(jnp.asarray, member(models, 0))
     threads, queues, indices = 1, [], []
-    for batch in _batches(model, xs, weight, labels, problems):
+    for batch in _batches(model, xs, weight, labels, problems, restarts):
         limits = Limits(jnp.asarray(tol, batch.weight.dtype), jnp.asarray(max_steps, jnp.int32))
-        parts = min(_workers(model, batch.weight.shape[1]), len(batch.index))
+        parts = min(_workers(model, batch), len(batch.index))
         threads = max(threads, parts)
         for part in np.array_split(np.arange(len(batch.index)), parts):
-            mine = jax.tree.map(lambda leaf, part=part: leaf[part], batch)
+            mine = batch if parts == 1 else jax.tree.map(lambda leaf, part=part: leaf[part], batch)
             jobs = (mine.index[:, None] * restarts + np.arange(restarts)).ravel()
             starts = jax.tree.map(lambda leaf, jobs=jobs: leaf[jobs], models)
             queues.append(partial(_run, solver, starts, mine, prior, limits, restarts, lanes))
@@ -101,9 +102,10 @@ class _Batch(NamedTuple):
     labels: Array | None
 
 
-def _workers(model: Any, rows: int) -> int:
-    """Threads that pay: side by side, XLA spreads the lanes over the cores; one after the other, it cannot."""
-    return (os.cpu_count() or 1) if jax.default_backend() == "cpu" and one_by_one(model, rows) else 1
+def _workers(model: Any, batch: _Batch) -> int:
+    """Threads that pay: side by side, XLA spreads the lanes over the cores; else it cannot."""
+    alone = jax.default_backend() == "cpu" and pace(model, batch.x, batch.weight.shape[1]).threads
+    return (os.cpu_count() or 1) if alone else 1
 
 
 def _run(
@@ -156,13 +158,13 @@ def _batch_shape(models: Any) -> tuple[int, int]:
     return shape[0], shape[1] if len(shape) == 2 else 1
 
 
-def _batches(model: Any, xs: Any, weight: Any, labels: Any, problems: int) -> list[_Batch]:
+def _batches(model: Any, xs: Any, weight: Any, labels: Any, problems: int, restarts: int) -> list[_Batch]:
     """Problems of like length together, padded with rows of weight zero."""
     if len(xs) != problems:
         raise ValueError(f"xs holds {len(xs)} problems and models {problems}; they must be as many")
     states, first = hidden_states(model), model.read(xs[0])
     if isinstance(first, Sequences):
-        return _sequence_batches([first, *(model.read(x) for x in xs[1:])], weight, labels, states)
+        return _sequence_batches([first, *(model.read(x) for x in xs[1:])], weight, labels, states, restarts)
     if not isinstance(xs, (list, tuple)):
         x = as_floats(xs)
         if x.ndim < 2:
@@ -176,7 +178,7 @@ def _batches(model: Any, xs: Any, weight: Any, labels: Any, problems: int) -> li
     if not lengths.all():
         raise ValueError(f"xs[{int(np.argmin(lengths))}] has no rows; leave that problem out")
     batches = []
-    for length, index in _by_length(lengths):
+    for length, index in _by_length(lengths, restarts * (states or 1)):
         row_weight = presence(lengths[index], length, float)
         if weight is not None:
             row_weight = row_weight * stack([np.asarray(weight[i], float) for i in index], length)
@@ -186,17 +188,18 @@ def _batches(model: Any, xs: Any, weight: Any, labels: Any, problems: int) -> li
     return batches
 
 
-def _by_length(lengths: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Few lengths to pad to, each with the problems that it is for."""
-    shapes = padded_lengths(lengths)
+def _by_length(lengths: np.ndarray, work: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Few lengths to pad to, each with the problems that it is for; `work` is what a row stands for."""
+    shapes = padded_lengths(lengths, price=SHAPE / work)
     for length, shorter in zip(shapes, [0, *shapes[:-1]], strict=True):
         yield int(length), np.flatnonzero((lengths <= length) & (lengths > shorter))
 
 
-def _sequence_batches(xs: list[Sequences], weight: Any, labels: Any, states: int | None) -> list[_Batch]:
+def _sequence_batches(xs: list[Sequences], weight: Any, labels: Any, states: int | None, restarts: int) -> list[_Batch]:
     """Problems whose longest sequences are of like length together, padded with steps and with sequences."""
     batches = []
-    for steps, index in _by_length(np.array([x.steps for x in xs])):
+    work = restarts * (states or 1) * max(len(x) for x in xs)
+    for steps, index in _by_length(np.array([x.steps for x in xs]), work):
         counts = [len(xs[i]) for i in index]
         most = max(counts)
         row_weight = presence(counts, most, float)
@@ -216,9 +219,13 @@ def _padded(index: np.ndarray, x: Any, weight: Any, labels: Any, states: int | N
     check_weight(weight)
     if labels is not None:
         check_labels(labels, states)
-    axes = (0, 0, None if labels is None else 0)
-    known = None if labels is None else jnp.asarray(labels)
-    return _Batch(index, *jax.vmap(ready, in_axes=axes)(x, jnp.asarray(weight, getattr(x, "values", x).dtype), known))
+    weight = np.asarray(weight, getattr(x, "values", x).dtype)
+    return _Batch(index, *_ready(x, weight, labels))
+
+
+@jax.jit
+def _ready(x: Any, weight: Any, labels: Any) -> Any:
+    return jax.vmap(ready, in_axes=(0, 0, None if labels is None else 0))(x, weight, labels)
 
 
 def _shaped(value: Any, shape: tuple[int, ...], name: str) -> Any:

@@ -135,14 +135,9 @@ class Latent(Distribution):
     def expected_log_prob(self, statistics: LatentStatistics) -> Float[Array, "*batch"]:
         """<counts, potentials> + the child's, summed over its states; a count of zero is worth zero."""
         members = len(self.batch_shape)
-
-        def used(count: Array, potential: Array) -> Array:
-            value = jnp.where(count == 0, 0, count * jnp.where(count == 0, 0, potential))
-            return value.reshape(*value.shape[:members], -1).sum(-1)
-
-        own = jax.tree.map(used, statistics.counts, self.potentials())
         child = self.child.expected_log_prob(statistics.child)
-        return sum(jax.tree.leaves(own)) + child.reshape(*child.shape[:members], -1).sum(-1)
+        own = _used(statistics.counts, self.potentials(), members)
+        return own + child.reshape(*child.shape[:members], -1).sum(-1)
 
     def posterior(self, x: Any) -> Float[Array, "*batch n k"]:
         """The probability of each hidden state given each row, `[*batch_shape, n, K]`.
@@ -158,6 +153,10 @@ class Latent(Distribution):
     def predict(self, x: Any) -> Array:
         """The most probable hidden state of each row by itself: `[*batch_shape, n]` integers."""
         return jnp.argmax(self.posterior(x), axis=-1)
+
+    def entropy(self, x: Any, weight: Any = None) -> Float[Array, "*batch"]:
+        """sum_i w_i H(hidden | x_i), in nats: how undecided the model is. See `jaxem.entropy`."""
+        return _entropy(self, self.observe(x), weight)
 
     def floor(self, x: Any, weight: Array) -> LatentStatistics:
         """Nothing of its own, and the child's floor."""
@@ -189,6 +188,30 @@ def _derivative(model: Latent, x: Any, add: Any) -> Array:
     data, _ = _split(x)
     log_prob, backward = jax.vjp(lambda e: model.log_normalizer(model.potentials(), e, add, data), _evidence(model, x))
     return backward(jnp.ones_like(log_prob))[0]
+
+
+@jax.jit
+def _entropy(model: Latent, x: Any, weight: Array | None) -> Array:
+    data, _ = _split(x)
+    evidence = _evidence(model, x)
+    # What all states have in common says nothing of them, and would cost digits.
+    common = jnp.max(evidence, axis=-2, keepdims=True)
+    evidence = evidence - jnp.where(jnp.isfinite(common), common, 0)
+    own = model.potentials()
+    log_prob, backward = jax.vjp(lambda own, e: model.log_normalizer(own, e, sums.log_sum, data), own, evidence)
+    counted = jnp.where(jnp.isfinite(log_prob), 1 if weight is None else weight, 0).astype(log_prob.dtype)
+    expected = _used(backward(counted), (own, evidence), len(model.batch_shape))
+    return jnp.sum(jnp.where(counted > 0, counted * log_prob, 0), axis=-1) - expected
+
+
+def _used(counts: Any, potentials: Any, members: int) -> Array:
+    """<counts, potentials> for each member; a count of zero is worth zero."""
+
+    def used(count: Array, potential: Array) -> Array:
+        value = jnp.where(count == 0, 0, count * jnp.where(count == 0, 0, potential))
+        return value.reshape(*value.shape[:members], -1).sum(-1)
+
+    return sum(jax.tree.leaves(jax.tree.map(used, counts, potentials)))  # type: ignore[return-value]
 
 
 def _evidence(model: Latent, x: Any) -> Array:

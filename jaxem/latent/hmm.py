@@ -19,7 +19,7 @@ from jaxem.data import ready
 from jaxem.distributions.base import Distribution, Labelled
 from jaxem.latent.base import Latent, LatentStatistics, chosen, log_potential, shares
 from jaxem.latent.mixture import Mixture
-from jaxem.linalg import HIGHEST, matmul
+from jaxem.linalg import HIGHEST, lead, matmul
 from jaxem.pytree import module, replace
 from jaxem.sequences import Sequences, as_sequences
 
@@ -191,9 +191,14 @@ class HMM(Latent):
         """`[..., T x S]` as `[..., S, T]`."""
         return jnp.swapaxes(values.reshape(*values.shape[:-1], *x.seen.shape), -1, -2)
 
+    def occupancy(self) -> Float[Array, "*batch k"]:
+        """The share of steps spent in each state in the long run: the stationary distribution."""
+        return self.stationary()
+
     def stationary(self) -> Float[Array, "*batch k"]:
         """The share of time spent in each state in the long run, setting out from `initial`."""
-        lazy = (self.transition + jnp.eye(self.initial.shape[-1], dtype=self.initial.dtype)) / 2
+        stay = jnp.eye(self.initial.shape[-1], dtype=self.initial.dtype)
+        lazy = (self.transition + lead(stay, self.transition.ndim)) / 2
         # Staying put half of the time changes no stationary distribution, and no cycle survives it.
         squared = jax.lax.fori_loop(0, 64, lambda _, a: shares(matmul(a, a), a), lazy)
         return matmul(self.initial[..., None, :], squared)[..., 0, :]

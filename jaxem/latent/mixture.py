@@ -7,12 +7,11 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from jaxem import start
 from jaxem.constraints import parameter, simplex
-from jaxem.data import as_floats, presence, ready, stack
+from jaxem.data import as_floats, ready
 from jaxem.distributions.base import Distribution
 from jaxem.distributions.product import sized
 from jaxem.latent.base import Latent, LatentStatistics, chosen, log_potential, shares
@@ -142,6 +141,10 @@ class Mixture(Latent):
         """Does any component that has a weight at all hold less than a hundredth of a row of `rows`?"""
         return jnp.any((self.weights > 0) & (self.weights * rows[..., None] < 0.01), axis=-1)
 
+    def occupancy(self) -> Float[Array, "*batch k"]:
+        """The share of rows that each component takes: its weight."""
+        return jnp.asarray(self.weights)
+
     def sample(self, key: Array, n: int) -> Array:
         """`n` rows from each member, `[*batch_shape, n, *event_shape]`."""
         return _sample(self, key, n)
@@ -152,50 +155,3 @@ def _sample(model: Mixture, key: Array, n: int) -> Array:
     which, what = jax.random.split(key)
     component = jax.random.categorical(which, model.potentials()[..., None, :], shape=(*model.batch_shape, n))
     return chosen(model.components.sample(what, n), component, len(model.batch_shape))
-
-
-def start_many(
-    key: Array,
-    family: Any,
-    xs: Any,
-    components: int,
-    *,
-    weight: Any = None,
-    labels: Any = None,
-    restarts: int | None = None,
-    method: str = "kmeans++",
-    active: Any = None,
-) -> Mixture:
-    """`Mixture.start` for B problems: a mixture with leading axis B, or B, R with restarts.
-
-    Args:
-        key: a JAX random key; each problem takes one of its own from it.
-        family, components, restarts, method: as in `Mixture.start`.
-        xs: `[B, n, ...]`, or a list of B arrays of any lengths.
-        weight, labels: shaped like the rows of xs.
-        active: `[B]` how many of the components each problem uses, or None for all.
-
-    Raises:
-        ValueError: as `Mixture.start`.
-
-    >>> import jax, jaxem as jem
-    >>> xs = jax.numpy.array([[[0.0], [0.1], [5.0], [5.1]], [[1.0], [1.1], [7.0], [7.1]]])
-    >>> jem.start_many(jax.random.key(0), jem.SphericalGaussian, xs, 2).weights.tolist()
-    [[0.5, 0.5], [0.5, 0.5]]
-    """
-    if isinstance(xs, (list, tuple)):
-        lengths = [len(x) for x in xs]
-        there = presence(lengths, max(lengths), as_floats(xs[0]).dtype)
-        weight = there if weight is None else there * stack([np.asarray(w) for w in weight], max(lengths))
-        labels = None if labels is None else stack([np.asarray(known) for known in labels], max(lengths), fill=-1)
-        xs = stack([np.asarray(x) for x in xs], max(lengths))
-    xs = as_floats(xs)
-    every = [None if given is None else jnp.asarray(given) for given in (weight, labels, active)]
-
-    def one(key: Array, x: Array, weight: Any, labels: Any, active: Any) -> Mixture:
-        return Mixture.start(
-            key, family, x, components, weight=weight, labels=labels, restarts=restarts, method=method, active=active
-        )
-
-    axes = (0, 0, *(None if given is None else 0 for given in every))
-    return jax.vmap(one, in_axes=axes)(jax.random.split(key, len(xs)), xs, *every)

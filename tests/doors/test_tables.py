@@ -37,7 +37,7 @@ def write(frame: pl.DataFrame, path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.csv.gz", "t.parquet", "t.arrow", "stream.arrow", "t.feather"])
 def test_every_format_gives_the_same_groups(name: str, tmp_path: Path) -> None:
-    frame = tables.read(write(FRAME, tmp_path / name), ["x"], ["g"])
+    frame = tables.read(write(FRAME, tmp_path / name), ["x"], {"--by": ["g"]})
     grouped = tables.group(frame, GAUSSIAN, ["g"])
     assert grouped.keys["g"].to_list() == ["a", "b", None]
     assert grouped.n.tolist() == [1, 1, 1]
@@ -57,7 +57,7 @@ def test_without_by_the_table_is_one_group() -> None:
 def test_groups_of_several_columns_are_sorted_as_numbers(tmp_path: Path) -> None:
     frame = pl.DataFrame({"a": [10, 9, 9, 10], "b": ["x", "y", "x", "x"], "x": [1.0, 2.0, 3.0, 4.0]})
     path = write(frame, tmp_path / "t.csv")
-    grouped = tables.group(tables.read(path, ["x"], ["a", "b"]), GAUSSIAN, ["a", "b"])
+    grouped = tables.group(tables.read(path, ["x"], {"--by": ["a", "b"]}), GAUSSIAN, ["a", "b"])
     assert grouped.keys.rows() == [(9, "x"), (9, "y"), (10, "x")]
 
 
@@ -112,7 +112,7 @@ def test_groups_without_variation_are_known() -> None:
 
 def test_flights_are_shipped() -> None:
     kind = Kind.parse(["gaussian"], ["dep_delay", "arr_delay"])
-    grouped = tables.group(tables.read("flights", kind.columns, ["tailnum"]), kind, ["tailnum"])
+    grouped = tables.group(tables.read("flights", kind.columns, {"--by": ["tailnum"]}), kind, ["tailnum"])
     assert datasets.flights().height == 334_264 == len(grouped.group_of)
     enough = grouped.n >= 30
     assert (enough.sum(), grouped.n[enough].sum()) == (2724, 310_579)
