@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxem.pytree import module
+from jaxem.pytree import module, static
 from jaxem.sums import two_sum
 
 LONG = 2_048
@@ -29,6 +29,7 @@ class Chain:
         log_likelihood: `[K, T, S]`: of what is seen at each step, zero if nothing is.
         length: `[S]` steps that are there; the others are padding and may hold anything.
         start: `[T, S]` bool: a new sequence starts at this step. The first step always does.
+        method: how to go through the steps, see `chains.methods`.
     """
 
     log_initial: Float[Array, "k s1"]
@@ -36,11 +37,17 @@ class Chain:
     log_likelihood: Float[Array, "k t s"]
     length: Int[Array, "s"] | None = None
     start: Bool[Array, "t s"] | None = None
+    method: str = static(default="auto")
 
     @property
     def steps(self) -> int:
         """T."""
         return self.log_likelihood.shape[1]
+
+    @property
+    def initial(self) -> Float[Array, "k s"]:
+        """Potentials of the first state, for every sequence."""
+        return jnp.broadcast_to(self.log_initial, self.log_likelihood[:, 0].shape)
 
     def evidence(self, t: Any) -> Float[Array, "k s"]:
         """Log-likelihoods at step t."""
@@ -98,8 +105,8 @@ def where(condition: Bool[Array, "s"] | None, yes: Any, no: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition.reshape((1,) * (b.ndim - 1) + condition.shape), a, b), yes, no)
 
 
-def smoothed(chain: Chain, before: Any, last: Any, alone: Any, moved: Any, factor: Any = 1) -> Expected:
-    """The backward pass: posterior expectations, from filtered states.
+def passed_back(chain: Chain, before: Any, end: Array, alone: Any, moved: Any, count: bool) -> tuple[Array, Any]:
+    """The backward pass: posterior marginals, from filtered states.
 
     Given the state at t + 1, that at t does not depend on what comes later, so conditional probabilities lead back, and
     what is carried sums to one at every step (Rauch, Tung and Striebel 1965; Kim 1994): neither evidence nor a scale is
@@ -107,20 +114,22 @@ def smoothed(chain: Chain, before: Any, last: Any, alone: Any, moved: Any, facto
 
     Args:
         chain: the chain.
-        before, last: filtered states at the steps before the last, and at the last.
+        before: filtered states at the steps before the last.
+        end: `[K, S]` what is known of the last step.
         alone: `states -> [K, S]`, them as probabilities.
         moved: `(states at t, t + 1) -> (predicted, pull)`: what they predict for the next step, and
             `pull(share [K, S]) -> (now [K, S], pairs [K, K, S])`, how much of a share of it comes from each state.
-        factor: what is left to multiply the sum of all pairs by.
+        count: are pairs wanted?
+
+    Returns:
+        `(marginals [T, K, S], pairs)`, their sum, or, if every step has its own transition, each. Padding holds copies.
     """
     steps = chain.steps
     k, _, s = chain.log_likelihood.shape
-
-    def there(t: Any, marginal: Array) -> Array:
-        return where(chain.over(t), jnp.zeros_like(marginal), marginal)
+    each = chain.log_transition.ndim == 4
 
     def step(carry: Any, now: tuple[Array, Any]) -> tuple[Any, Any]:
-        after, (used, lost) = carry
+        after, counted = carry
         t, states = now
         predicted, pull = moved(states, t + 1)
         # Summing to one, within rounding, at every step: a million of them do not add up.
@@ -129,18 +138,30 @@ def smoothed(chain: Chain, before: Any, last: Any, alone: Any, moved: Any, facto
         marginal, pairs = pull(where(ends, jnp.zeros_like(share), share))
         # The last step of a sequence knows no later one.
         marginal = where(ends, alone(states), marginal)
-        if chain.log_transition.ndim == 4:
-            return (marginal, (used, lost)), (there(t, marginal), pairs)
-        counted = two_sum(used, lost, pairs) if steps > LONG else (used + pairs, lost)
-        return (marginal, counted), (there(t, marginal), None)
+        if count and not each:
+            used, lost = counted
+            counted = two_sum(used, lost, pairs) if steps > LONG else (used + pairs, lost)
+        return (marginal, counted), (marginal, pairs if count and each else None)
 
-    used = jnp.zeros((k, k, s), chain.log_likelihood.dtype)
+    none = jnp.zeros((k, k, s), chain.log_likelihood.dtype)
+    counted = (none, none) if count and not each else None
     times = jnp.arange(steps - 1, dtype=jnp.int32)
-    end = alone(last)
-    carry = end, (used, jnp.zeros_like(used))
-    (_, (used, lost)), (marginals, each) = jax.lax.scan(step, carry, (times, before), reverse=True)
-    marginals = jnp.concatenate([marginals, there(steps - 1, end)[None]])
+    (_, counted), (marginals, pairs) = jax.lax.scan(step, (end, counted), (times, before), reverse=True)
+    return jnp.concatenate([marginals, end[None]]), pairs if counted is None else counted[0] + counted[1]
+
+
+def expected(
+    chain: Chain, log_mass: Float[Array, "s"], marginals: Float[Array, "t k s"], transition: Array
+) -> Expected:
+    """What a backward pass found, as the derivative of the log-normaliser: zero at padding, and where that is -inf."""
+    if chain.length is not None:
+        there = jnp.arange(chain.steps, dtype=jnp.int32)[:, None] < chain.length[None]
+        marginals = jnp.where(there[:, None], marginals, 0)
     initial = marginals[0]
     if chain.start is not None:
+        # One of several sequences in a row may be impossible.
+        possible = log_mass > -jnp.inf
+        marginals, transition = (jnp.where(possible, part, 0) for part in (marginals, transition))
+        initial = marginals[0]
         initial = initial + jnp.sum(jnp.where(chain.start[1:][:, None], marginals[1:], 0), axis=0)
-    return Expected(initial, (used + lost) * factor if each is None else each, jnp.moveaxis(marginals, 0, 1))
+    return Expected(initial, transition, jnp.moveaxis(marginals, 0, 1))

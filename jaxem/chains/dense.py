@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxem.chains.chain import Chain, Expected, smoothed, where
+from jaxem.chains.chain import Chain, passed_back, where
 from jaxem.chains.scaled import finite_or_zero
 from jaxem.linalg import HIGHEST
 from jaxem.sums import two_sum
@@ -81,10 +81,24 @@ def _moves(chain: Chain) -> Any:
     return lambda t: jnp.exp(chain.log_move(t))
 
 
-def forward(chain: Chain) -> Filtered:
-    """Filtered states at every step."""
+def first(chain: Chain) -> tuple[Array, Array]:
+    """The states at the first step, and the log of their mass."""
+    return _normalized(*_scaled(chain.initial + chain.evidence(0)))
+
+
+def from_logs(log_states: Float[Array, "k s"]) -> Float[Array, "k s"]:
+    """States from the logarithms of their probabilities."""
+    return jnp.exp(log_states)
+
+
+def log_probabilities(states: Float[Array, "k s"]) -> Float[Array, "k s"]:
+    """Their logarithms."""
+    return jnp.log(states)
+
+
+def forward(chain: Chain, begin: tuple[Array, Array] | None = None) -> Filtered:
+    """Filtered states at every step, setting out from those at the first."""
     moves = _moves(chain)
-    initial = jnp.broadcast_to(chain.log_initial, chain.log_likelihood[:, 0].shape)
 
     def step(carry: Any, t: Array) -> tuple[Any, Array]:
         states, (high, low) = carry
@@ -92,12 +106,12 @@ def forward(chain: Chain) -> Filtered:
         likelihood, top = _scaled(evidence)
         new = _normalized(_predicted(states, moves(t)) * likelihood, top)
         if starts is not None:
-            new = where(starts, _normalized(*_scaled(initial + evidence)), new)
+            new = where(starts, _normalized(*_scaled(chain.initial + evidence)), new)
         return where(chain.over(t), (states, (high, low)), (new[0], two_sum(high, low, new[1]))), states
 
-    first, scale = _normalized(*_scaled(initial + chain.evidence(0)))
+    states, scale = first(chain) if begin is None else begin
     times = jnp.arange(1, chain.steps, dtype=jnp.int32)
-    (last, total), before = jax.lax.scan(step, (first, (scale, jnp.zeros_like(scale))), times)
+    (last, total), before = jax.lax.scan(step, (states, (scale, jnp.zeros_like(scale))), times)
     return Filtered(before, last, total)
 
 
@@ -106,8 +120,13 @@ def log_mass(filtered: Filtered) -> Float[Array, "s"]:
     return filtered.scale[0] + filtered.scale[1]
 
 
-def backward(chain: Chain, filtered: Filtered) -> Expected:
-    """Posterior expectations, from the filtered states."""
+def probabilities(states: Float[Array, "k s"]) -> Float[Array, "k s"]:
+    """They are that."""
+    return states
+
+
+def smoothed(chain: Chain, filtered: Any, end: Array | None = None, count: bool = True) -> tuple[Array, Any]:
+    """The backward pass, see `chain.passed_back`; `end`: what else is known of the last step."""
     moves = _moves(chain)
     always_same = chain.log_transition.ndim == 3
 
@@ -120,6 +139,12 @@ def backward(chain: Chain, filtered: Filtered) -> Expected:
 
         return _predicted(states, move), pull
 
+    end = probabilities(filtered.last) if end is None else end
+    marginals, pairs = passed_back(chain, filtered.before, end, probabilities, moved, count)
     # A transition that is always the same is multiplied in once, at the end.
-    factor = moves(1) if always_same else 1
-    return smoothed(chain, filtered.before, filtered.last, lambda states: states, moved, factor)
+    return marginals, pairs * moves(1) if always_same and count else pairs
+
+
+def filtered(chain: Chain, filtered: Filtered) -> Float[Array, "t k s"]:
+    """The probabilities of the filtered states."""
+    return jnp.concatenate([filtered.before, filtered.last[None]])

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxem.chains.chain import Chain, Expected, smoothed, where
+from jaxem.chains.chain import Chain, passed_back, where
 from jaxem.chains.scaled import Scaled, finite_or_zero, normalized, power, split
 from jaxem.sums import two_sum
 
@@ -57,30 +57,50 @@ def _log2_mass(states: Scaled) -> Float[Array, "s"]:
     return jnp.log2(jnp.sum(states.mantissa * power(states.exponent), axis=0))
 
 
-def forward(chain: Chain) -> Filtered:
-    """Filtered states at every step. Their scale is summed apart, so a million steps lose no digits."""
-    transition = _moves(chain)
-    shape = chain.log_likelihood[:, 0].shape
-    initial = jax.tree.map(lambda part: jnp.broadcast_to(part, shape), split(chain.log_initial))
+def first(chain: Chain) -> tuple[Scaled, Array]:
+    """The states at the first step, and log2 of the scale taken off."""
+    initial = split(chain.initial)
+    return _led(_seen(initial.mantissa, initial.exponent, chain.evidence(0)))
 
-    def led(states: Scaled) -> tuple[Scaled, Array]:
-        top = finite_or_zero(jnp.max(states.exponent, axis=0))
-        return Scaled(states.mantissa, states.exponent - top[None]), top
+
+def from_logs(log_states: Float[Array, "k s"]) -> Scaled:
+    """States from the logarithms of their probabilities."""
+    return split(log_states)
+
+
+def log_probabilities(states: Scaled) -> Float[Array, "k s"]:
+    """Their logarithms."""
+    mass = jnp.log2(states.mantissa) + states.exponent
+    return (mass - finite_or_zero(_log2_mass(states))[None]) * math.log(2)
+
+
+def _led(states: Scaled) -> tuple[Scaled, Array]:
+    """The same, led by an exponent of zero, and what was taken off."""
+    top = finite_or_zero(jnp.max(states.exponent, axis=0))
+    return Scaled(states.mantissa, states.exponent - top[None]), top
+
+
+def forward(chain: Chain, begin: tuple[Scaled, Array] | None = None) -> Filtered:
+    """Filtered states at every step, setting out from those at the first.
+
+    Their scale is summed apart, so a million steps lose no digits.
+    """
+    transition, initial = _moves(chain), split(chain.initial)
 
     def step(carry: Any, t: Array) -> tuple[Any, Scaled]:
         states, (high, low) = carry
         mass, exponent = flows(states, transition(t))
         evidence, starts = chain.evidence(t), chain.starts(t)
         mass, exponent = where(starts, tuple(initial), (jnp.sum(mass, axis=0), exponent))
-        new, top = led(_seen(mass, exponent, evidence))
+        new, top = _led(_seen(mass, exponent, evidence))
         if starts is not None:
             top = top + jnp.where(starts, _log2_mass(states), 0)
         after = where(chain.over(t), (states, (high, low)), (new, two_sum(high, low, top)))
         return after, states
 
-    first, top = led(_seen(initial.mantissa, initial.exponent, chain.evidence(0)))
+    states, top = first(chain) if begin is None else begin
     times = jnp.arange(1, chain.steps, dtype=jnp.int32)
-    (last, scale), before = jax.lax.scan(step, (first, (top, jnp.zeros_like(top))), times)
+    (last, scale), before = jax.lax.scan(step, (states, (top, jnp.zeros_like(top))), times)
     return Filtered(before, last, scale)
 
 
@@ -90,8 +110,8 @@ def log_mass(filtered: Filtered) -> Float[Array, "s"]:
     return (high + (low + _log2_mass(filtered.last))) * math.log(2)
 
 
-def backward(chain: Chain, filtered: Filtered) -> Expected:
-    """Posterior expectations, from the filtered states."""
+def smoothed(chain: Chain, filtered: Any, end: Array | None = None, count: bool = True) -> tuple[Array, Any]:
+    """The backward pass, see `chain.passed_back`; `end`: what else is known of the last step."""
     transition = _moves(chain)
 
     def moved(states: Scaled, t: Array) -> Any:
@@ -103,16 +123,13 @@ def backward(chain: Chain, filtered: Filtered) -> Expected:
 
         return jnp.sum(mass, axis=0), pull
 
-    return smoothed(chain, filtered.before, filtered.last, probabilities, moved)
+    end = probabilities(filtered.last) if end is None else end
+    return passed_back(chain, filtered.before, end, probabilities, moved, count)
 
 
-def marginals(chain: Chain, filtered: Filtered) -> Float[Array, "k t s"]:
-    """The filtered states as probabilities; zero at padding."""
-    before = jax.vmap(probabilities, out_axes=1)(filtered.before)
-    every = jnp.concatenate([before, probabilities(filtered.last)[:, None]], axis=1)
-    if chain.length is None:
-        return every
-    return jnp.where((jnp.arange(chain.steps, dtype=jnp.int32)[:, None] < chain.length[None])[None], every, 0)
+def filtered(chain: Chain, filtered: Filtered) -> Float[Array, "t k s"]:
+    """The probabilities of the filtered states."""
+    return jnp.concatenate([jax.vmap(probabilities)(filtered.before), probabilities(filtered.last)[None]])
 
 
 def draws(key: Array, chain: Chain, filtered: Filtered, n: int) -> Int[Array, "t s n"]:

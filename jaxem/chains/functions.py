@@ -18,7 +18,8 @@ from jaxtyping import Array, Float, Int
 from jaxem.chains import normalizer
 from jaxem.chains.best import best_path
 from jaxem.chains.chain import Chain
-from jaxem.chains.exact import draws, forward, log_mass, marginals
+from jaxem.chains.exact import draws, forward
+from jaxem.chains.methods import METHODS
 from jaxem.pytree import module
 
 
@@ -45,6 +46,7 @@ def log_normalizer(
     *,
     mask: Any = None,
     reset: Any = None,
+    method: str = "auto",
 ) -> Float[Array, ""]:
     """log of the sum over all K^T paths of exp(the potentials on the path).
 
@@ -58,19 +60,22 @@ def log_normalizer(
         length: how many steps are there; the others are ignored, whatever they hold.
         mask: `[T]` bool, False where nothing was observed.
         reset: `[T]` bool, True where a new sequence starts: concatenated sequences give the sum of their normalisers.
+        method: how to go through the steps: `"scan"`, `"blocked"`, `"associative"`, or `"auto"`, which chooses by their
+            number, that of states and sequences, and the machine. The answer is the same.
 
     Returns:
         A number; -inf, with zero gradient, if no path is possible.
 
     Raises:
-        ValueError: shapes that do not match; the axis is named.
+        ValueError: shapes that do not match (the axis is named), or an unknown method.
 
     >>> import jax.numpy as jnp
     >>> half = jnp.log(jnp.full((2, 2), 0.5))
     >>> log_normalizer(half[0], half, jnp.zeros((3, 2))).round(6).item()
     0.0
     """
-    return normalizer.log_normalizer(_chain(log_initial, log_transition, log_likelihood, length, mask, reset))[0]
+    chain = _chain(log_initial, log_transition, log_likelihood, length, mask, reset, method)
+    return normalizer.log_normalizer(chain)[0]
 
 
 def forward_backward(
@@ -81,12 +86,13 @@ def forward_backward(
     *,
     mask: Any = None,
     reset: Any = None,
+    method: str = "auto",
     per_step: bool = False,
 ) -> Posterior:
     """Posterior marginals and expected transitions (Baum et al. 1970; Rauch, Tung and Striebel 1965).
 
     Args:
-        log_initial, log_transition, log_likelihood, length, mask, reset: as in `log_normalizer`.
+        log_initial, log_transition, log_likelihood, length, mask, reset, method: as in `log_normalizer`.
         per_step: transitions into each step, `[T - 1, K, K]`, instead of their sum.
 
     Raises:
@@ -98,7 +104,7 @@ def forward_backward(
     >>> forward_backward(jnp.log(jnp.full(2, 0.5)), stay, seen).marginals.round(2).tolist()
     [[0.88, 0.12], [0.88, 0.12]]
     """
-    chain = _chain(log_initial, log_transition, log_likelihood, length, mask, reset, per_step)
+    chain = _chain(log_initial, log_transition, log_likelihood, length, mask, reset, method, per_step)
     value, expected = normalizer.expectations(chain)
     transitions = expected.transition[..., 0]
     if not per_step and transitions.ndim == 3:
@@ -114,11 +120,12 @@ def filter(
     *,
     mask: Any = None,
     reset: Any = None,
+    method: str = "auto",
 ) -> tuple[Float[Array, ""], Float[Array, "t k"]]:
     """The log-normaliser, and the probability of each state at each step given what was seen up to that step.
 
     Args:
-        log_initial, log_transition, log_likelihood, length, mask, reset: as in `log_normalizer`.
+        log_initial, log_transition, log_likelihood, length, mask, reset, method: as in `log_normalizer`.
 
     Raises:
         ValueError: shapes that do not match; the axis is named.
@@ -128,9 +135,12 @@ def filter(
     >>> filtered.round(3).tolist()
     [[0.731, 0.269], [0.5, 0.5]]
     """
-    chain = _chain(log_initial, log_transition, log_likelihood, length, mask, reset)
-    filtered = forward(chain)
-    return log_mass(filtered)[0], marginals(chain, filtered)[..., 0].T
+    chain = _chain(log_initial, log_transition, log_likelihood, length, mask, reset, method)
+    value, filtered = normalizer.filtered(chain)
+    there = (
+        jnp.full((chain.steps, 1), True) if chain.length is None else jnp.arange(chain.steps)[:, None] < chain.length
+    )
+    return value[0], jnp.where(there, filtered[..., 0].T, 0)
 
 
 def viterbi(
@@ -210,13 +220,16 @@ def _chain(
     length: Any,
     mask: Any,
     reset: Any,
+    method: str = "auto",
     per_step: bool = False,
 ) -> Chain:
     """What a person passed, as a chain of one sequence.
 
     Raises:
-        ValueError: shapes that do not match; the axis is named.
+        ValueError: shapes that do not match (the axis is named), or an unknown method.
     """
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
     given = [value if isinstance(value, jax.Array) else np.asarray(value) for value in (log_initial, log_transition)]
     seen = log_likelihood if isinstance(log_likelihood, jax.Array) else np.asarray(log_likelihood)
     if seen.ndim != 2 or 0 in seen.shape:
@@ -246,4 +259,4 @@ def _chain(
     if mask is not None:
         seen = jnp.where(jnp.asarray(mask, bool)[:, None], seen, 0)
     start = None if reset is None else jnp.asarray(reset, bool)[:, None]
-    return Chain(initial, transition, seen.T[..., None], length, start)
+    return Chain(initial, transition, seen.T[..., None], length, start, method)

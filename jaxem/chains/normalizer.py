@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxem import sums
-from jaxem.chains import dense, exact
-from jaxem.chains.chain import Chain, Expected, where
+from jaxem.chains import associative, dense, exact, methods
+from jaxem.chains.blocked import Blocked
+from jaxem.chains.chain import Chain, Expected, expected, where
 from jaxem.chains.fold import folded, in_blocks
 from jaxem.pytree import replace
 
@@ -20,27 +21,44 @@ def _value_by(way: Any, chain: Chain) -> Array:
     return way.log_mass(way.forward(chain))
 
 
+def _filtered_by(way: Any, chain: Chain) -> tuple[Array, Array]:
+    filtered = way.forward(chain)
+    return way.log_mass(filtered), jnp.moveaxis(way.filtered(chain, filtered), 0, 1)
+
+
 def _posterior_by(way: Any, chain: Chain) -> tuple[Array, Expected]:
     filtered = way.forward(chain)
-    return way.log_mass(filtered), way.backward(chain, filtered)
+    log_mass = way.log_mass(filtered)
+    return log_mass, expected(chain, log_mass, *way.smoothed(chain, filtered))
 
 
-def _by_either(function: Any, chain: Chain) -> Any:
+def _run(function: Any, chain: Chain) -> Any:
+    """`function(way, chain)` by the chain's method, and in the way that its transitions ask for."""
+    method = methods.choose(chain)
+    if method == "associative":
+        return function(associative, chain)
+    ways = dense, exact
+    if method == "blocked":
+        ways = (Blocked(way, methods.blocks(chain)) for way in ways)
+    quick, sure = (partial(function, way) for way in ways)
     # Sequences have been folded, so this is a branch, and not both ways and a selection.
-    def run(chain: Chain) -> Any:
-        return jax.lax.cond(dense.is_dense(chain), partial(function, dense), partial(function, exact), chain)
-
-    return in_blocks(run, chain)
+    return in_blocks(lambda chain: jax.lax.cond(dense.is_dense(chain), quick, sure, chain), chain)
 
 
 @folded
 def _value(chain: Chain) -> Array:
-    return _by_either(_value_by, chain)
+    return _run(_value_by, chain)
+
+
+@folded
+def filtered(chain: Chain) -> tuple[Float[Array, "s"], Float[Array, "k t s"]]:
+    """The log-normaliser, and the probability of each state given what was seen up to each step."""
+    return _run(_filtered_by, chain)
 
 
 @folded
 def _posterior(chain: Chain) -> tuple[Array, Expected]:
-    return _by_either(_posterior_by, chain)
+    return _run(_posterior_by, chain)
 
 
 @jax.custom_jvp
@@ -57,8 +75,8 @@ def expectations(chain: Chain) -> tuple[Float[Array, "s"], Expected]:
 
 @log_normalizer.defjvp
 def _log_normalizer_jvp(primals: tuple[Chain], tangents: tuple[Chain]) -> tuple[Array, Array]:
-    value, expected = expectations(*primals)
-    return value, expected.along(tangents[0])
+    value, used = expectations(*primals)
+    return value, used.along(tangents[0])
 
 
 @expectations.defjvp

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import Any
 
 import jax
@@ -45,6 +46,7 @@ def log_sum(values: np.ndarray) -> float:
 
 
 shapes = pytest.mark.parametrize(("steps", "states"), [(1, 3), (6, 1), (5, 3), (3, 9)])
+methods = pytest.mark.parametrize("method", ["scan", "blocked", "associative"])
 each_or_one = pytest.mark.parametrize("each", [False, True])
 
 
@@ -169,12 +171,13 @@ HOSTILE = {
 }
 
 
+@methods
 @pytest.mark.parametrize("name", HOSTILE)
-def test_what_underflows_is_not_lost(name: str, dtype: Any) -> None:
+def test_what_underflows_is_not_lost(name: str, method: str, dtype: Any) -> None:
     initial, transition, seen, truth = HOSTILE[name]
     with np.errstate(divide="ignore"):
         potentials = [jnp.asarray(p, dtype) for p in (np.log(initial), np.log(transition), np.asarray(seen, float))]
-    value, gradient = jax.value_and_grad(chains.log_normalizer, 2)(*potentials)
+    value, gradient = jax.jit(jax.value_and_grad(partial(chains.log_normalizer, method=method), 2))(*potentials)
     np.testing.assert_allclose(value, truth, rtol=2e-7 if dtype == jnp.float32 else 1e-12)
     assert np.isfinite(gradient).all()
     np.testing.assert_allclose(gradient.sum(1), np.isfinite(truth), atol=1e-5)
@@ -234,6 +237,46 @@ def test_ways_agree(states: int, rng: Rng, dtype: Any) -> None:
         np.testing.assert_allclose(a, b, **fine)
 
 
+@methods
+@each_or_one
+@pytest.mark.parametrize("steps", [2, 3, 50])
+def test_methods_agree(steps: int, each: bool, method: str, rng: Rng, dtype: Any) -> None:
+    """With padding, resets and a structural zero; sequences of all lengths, one of them impossible."""
+    initial, transition, _ = chain(rng, steps, 3, each)
+    transition[..., 0, 2] = -INF
+    seen = rng.normal(size=(3, steps, 5)) * 4
+    seen[:, 0, 3] = -INF
+    start = jnp.asarray(rng.random((steps, 5)) < 0.2).at[0].set(False)
+    length = jnp.asarray([1, 2, steps, steps, steps - 1], jnp.int32)
+    parts = (jnp.asarray(p, dtype) for p in (initial[:, None], transition[..., None], seen))
+    one = Chain(*parts, length, start, "scan")
+    wanted = jax.jit(normalizer.expectations)(one)
+    found = jax.jit(normalizer.expectations)(replace(one, method=method))
+    fine = {"rtol": 1e-11, "atol": 1e-11} if dtype == jnp.float64 else {"rtol": 2e-5, "atol": 2e-5}
+    for a, b in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
+        np.testing.assert_allclose(a, b, **fine)
+    ahead = [jax.jit(normalizer.filtered)(replace(one, method=m)) for m in (method, "scan")]
+    there = (np.arange(steps)[:, None] < np.asarray(length)) & np.isfinite(wanted[0])
+    np.testing.assert_allclose(ahead[0][0], ahead[1][0], **fine)
+    np.testing.assert_allclose(*(np.where(there, states, 0) for _, states in ahead), **fine)
+
+
+@methods
+def test_a_thousand_steps_far_below_every_float(method: str, rng: Rng, dtype: Any) -> None:
+    """Against the recursion in log space, with transitions that are dense and that are not."""
+    for rare in (1e-3, 1e-60):
+        transition = np.log(np.array([[1 - rare, rare], [rare, 1 - rare]]))
+        seen = np.where(rng.random((1_000, 1)) < 0.5, [[-50.0, 0.0]], [[0.0, -50.0]])
+        exact = np.log([0.5, 0.5]) + seen[0]
+        for t in range(1, len(seen)):
+            exact = np.array([log_sum(exact + transition[:, j]) for j in range(2)]) + seen[t]
+        run = jax.jit(partial(chains.forward_backward, method=method))
+        found = run(*(jnp.asarray(p, dtype) for p in (np.log([0.5, 0.5]), transition, seen)))
+        fine = 1e-12 if dtype == jnp.float64 else 3e-6
+        np.testing.assert_allclose(found.log_normalizer, log_sum(exact), rtol=fine)
+        np.testing.assert_allclose(found.marginals.sum(1), 1, atol=1e-5)
+
+
 @pytest.mark.parametrize("shift", [-70.0, -30.0, 30.0, 70.0, 1e4])
 def test_potentials_need_not_be_normalised(shift: float, rng: Rng, dtype: Any) -> None:
     """A constant more on every transition is that constant, once a step, more in the answer."""
@@ -262,12 +305,14 @@ def test_blocks_of_sequences_are_all_of_them(rng: Rng, monkeypatch: pytest.Monke
         np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
-def test_not_a_number_is_not_a_number(rng: Rng) -> None:
+@methods
+def test_not_a_number_is_not_a_number(method: str, rng: Rng) -> None:
     initial, transition, seen = chain(rng, 5, 3)
+    value = jax.jit(partial(chains.log_normalizer, method=method))
     for bad in (np.nan, np.inf):
         spoilt = seen.copy()
         spoilt[2, 1] = bad
-        assert np.isnan(chains.log_normalizer(initial, transition, spoilt))
+        assert np.isnan(value(initial, transition, spoilt))
 
 
 def test_any_sum_may_be_taken(rng: Rng) -> None:
@@ -286,6 +331,7 @@ def test_any_sum_may_be_taken(rng: Rng) -> None:
         ({"log_initial": np.zeros(3)}, r"log_initial has shape \(3,\); with 2 states"),
         ({"log_transition": np.zeros((2, 3))}, r"log_transition has shape \(2, 3\); with 2 states and 4 steps"),
         ({"length": 5}, "length is 5; with 4 steps"),
+        ({"method": "fast"}, "method is 'fast'; it must be one of auto, scan, blocked, associative"),
         ({"mask": np.ones(3)}, r"mask has shape \(3,\)"),
         ({"reset": np.ones(3)}, r"reset has shape \(3,\)"),
     ],
