@@ -78,8 +78,8 @@ def baum_welch(model: jem.HMM, data: Any, *, steps: int) -> tuple[jem.HMM, jax.A
     return jax.lax.fori_loop(0, steps, step, (model, jnp.zeros((), model.initial.dtype)))
 
 
-def steps_of(sequences: int, steps: int, states: int, dtype: str) -> list[Row]:
-    """Milliseconds of one whole Baum-Welch step; correctness first."""
+def steps_of(sequences: int, steps: int, states: int, dtype: str, dynamax: bool = True) -> list[Row]:
+    """Milliseconds of one whole Baum-Welch step; correctness first. dynamax keeps its priors: only time is compared."""
     case = f"{sequences:,} x {steps:,}, K = {states}, D = {COLUMNS}, one Baum-Welch step"
     x, start = problem(sequences, steps, states)
     ours = model(start, dtype)
@@ -101,7 +101,44 @@ def steps_of(sequences: int, steps: int, states: int, dtype: str) -> list[Row]:
             raise SystemExit(f"{case}: hmmlearn's log-likelihood differs by {off:.1e}; these must not be compared")
         name = f"hmmlearn, {implementation}, float64"
         rows.append({"case": case, "who": name, "ms": 1e3 * taken / STEPS, "compile": None})
+    if dynamax:
+        seconds, compiling, at_start = _dynamax(x, start, dtype)
+        mine = float(ours.log_prob(jem.Sequences(jnp.asarray(x, dtype), np.full(sequences, steps))).sum())
+        if abs(mine / at_start - 1) > 1e-4:
+            raise SystemExit(f"{case}: dynamax's log-likelihood of the start is {at_start}, ours {mine}")
+        rows.append({"case": case, "who": f"dynamax, {dtype}", "ms": 1e3 * seconds, "compile": compiling})
     return rows
+
+
+def _dynamax(x: np.ndarray, start: dict[str, np.ndarray], dtype: str) -> tuple[float, float, float]:
+    """Seconds of a step of dynamax, those of its compilation, and its log-likelihood of the start."""
+    from dynamax.hidden_markov_model import GaussianHMM as Peer
+
+    hmm = Peer(len(start["initial"]), COLUMNS)
+    given = {
+        "initial_probs": start["initial"],
+        "transition_matrix": start["transition"],
+        "emission_means": start["mean"],
+        "emission_covariances": start["covariance"],
+    }
+    params, props = hmm.initialize(
+        jax.random.key(0), **{name: jnp.asarray(value, dtype) for name, value in given.items()}
+    )
+    state = hmm.initialize_m_step_state(params, props)
+
+    @jax.jit
+    def run(params: Any, state: Any, x: jax.Array) -> Any:
+        def step(carry: Any, _: None) -> Any:
+            statistics, log_likelihood = jax.vmap(partial(hmm.e_step, carry[0]))(x)
+            return hmm.m_step(carry[0], props, statistics, carry[1]), log_likelihood.sum()
+
+        return jax.lax.scan(step, (params, state), None, length=STEPS)
+
+    data = jnp.asarray(x, dtype)
+    (_, trace), (cold,) = stopwatch(lambda: run(params, state, data), 1)
+    _, warm = stopwatch(lambda: run(params, state, data), 3)
+    seconds = float(np.median(warm))
+    return seconds / STEPS, cold - seconds, float(trace[0])
 
 
 def _peer_some(problems: list[tuple[list[np.ndarray], dict[str, np.ndarray]]], tol: float) -> list[float]:

@@ -65,7 +65,7 @@ class Blocked:
     def smoothed(self, chain: Chain, filtered: Filtered) -> tuple[Array, Array]:
         """Posterior marginals and expected transitions."""
         way, pieces, inside = self.way, filtered.pieces, filtered.inside
-        from_each = jax.vmap(lambda corner: way.smoothed(pieces, inside, corner, count=False)[0][0])
+        from_each = jax.vmap(lambda corner: way.smoothed(pieces, inside, corner, count=None)[0][0])
         moves = self._each(from_each(self._corners(pieces)))
 
         def to_previous(after: Array, move: Array) -> tuple[Array, Array]:

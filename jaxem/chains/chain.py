@@ -105,7 +105,7 @@ def where(condition: Bool[Array, "s"] | None, yes: Any, no: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition.reshape((1,) * (b.ndim - 1) + condition.shape), a, b), yes, no)
 
 
-def passed_back(chain: Chain, before: Any, end: Array, alone: Any, moved: Any, count: bool) -> tuple[Array, Any]:
+def passed_back(chain: Chain, before: Any, end: Array, alone: Any, moved: Any, count: str | None) -> tuple[Array, Any]:
     """The backward pass: posterior marginals, from filtered states.
 
     Given the state at t + 1, that at t does not depend on what comes later, so conditional probabilities lead back, and
@@ -119,10 +119,11 @@ def passed_back(chain: Chain, before: Any, end: Array, alone: Any, moved: Any, c
         alone: `states -> [K, S]`, them as probabilities.
         moved: `(states at t, t + 1) -> (predicted, pull)`: what they predict for the next step, and
             `pull(share [K, S]) -> (now [K, S], pairs [K, K, S])`, how much of a share of it comes from each state.
-        count: are pairs wanted?
+        count: are pairs wanted (`"pairs"`), or what they are made of (`"shares"`), or neither?
 
     Returns:
-        `(marginals [T, K, S], pairs)`, their sum, or, if every step has its own transition, each. Padding holds copies.
+        `(marginals [T, K, S], pairs)`, the sum of the pairs, or, if every step has its own transition, each of them; or
+        the share of what was filtered at each step but the last, `[T - 1, K, S]`. Padding holds copies.
     """
     steps = chain.steps
     k, _, s = chain.log_likelihood.shape
@@ -135,19 +136,21 @@ def passed_back(chain: Chain, before: Any, end: Array, alone: Any, moved: Any, c
         # Summing to one, within rounding, at every step: a million of them do not add up.
         total, ends = jnp.sum(after, axis=0), chain.ends(t)
         share = after / (jnp.where(predicted > 0, predicted, 1) * jnp.where(total > 0, total, 1)[None])
-        marginal, pairs = pull(where(ends, jnp.zeros_like(share), share))
+        share = where(ends, jnp.zeros_like(share), share)
+        marginal, pairs = pull(share)
         # The last step of a sequence knows no later one.
         marginal = where(ends, alone(states), marginal)
-        if count and not each:
+        if counted is not None:
             used, lost = counted
             counted = two_sum(used, lost, pairs) if steps > LONG else (used + pairs, lost)
-        return (marginal, counted), (marginal, pairs if count and each else None)
+        kept = {"shares": share, "pairs": pairs if each else None, None: None}[count]
+        return (marginal, counted), (marginal, kept)
 
     none = jnp.zeros((k, k, s), chain.log_likelihood.dtype)
-    counted = (none, none) if count and not each else None
+    counted = (none, none) if count == "pairs" and not each else None
     times = jnp.arange(steps - 1, dtype=jnp.int32)
-    (_, counted), (marginals, pairs) = jax.lax.scan(step, (end, counted), (times, before), reverse=True)
-    return jnp.concatenate([marginals, end[None]]), pairs if counted is None else counted[0] + counted[1]
+    (_, counted), (marginals, kept) = jax.lax.scan(step, (end, counted), (times, before), reverse=True)
+    return jnp.concatenate([marginals, end[None]]), kept if counted is None else counted[0] + counted[1]
 
 
 def expected(

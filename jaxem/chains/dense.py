@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxem.chains.chain import Chain, passed_back, where
+from jaxem.chains.chain import LONG, Chain, passed_back, where
 from jaxem.chains.scaled import finite_or_zero
 from jaxem.linalg import HIGHEST
 from jaxem.sums import two_sum
@@ -23,6 +23,9 @@ UNROLLED = 8
 
 SPREAD = {4: 40.0, 8: 600.0}
 """By bytes of a float, in nats: far enough from the end of the type's range to spare all its digits."""
+
+FEW = 4
+"""Up to so many states, pairs of them are counted at every step at no cost."""
 
 PRODUCT = 16
 """From so many sequences on, a matrix product is worth its call."""
@@ -125,7 +128,7 @@ def probabilities(states: Float[Array, "k s"]) -> Float[Array, "k s"]:
     return states
 
 
-def smoothed(chain: Chain, filtered: Any, end: Array | None = None, count: bool = True) -> tuple[Array, Any]:
+def smoothed(chain: Chain, filtered: Any, end: Array | None = None, count: str | None = "pairs") -> tuple[Array, Any]:
     """The backward pass, see `chain.passed_back`; `end`: what else is known of the last step."""
     moves = _moves(chain)
     always_same = chain.log_transition.ndim == 3
@@ -140,9 +143,21 @@ def smoothed(chain: Chain, filtered: Any, end: Array | None = None, count: bool 
         return _predicted(states, move), pull
 
     end = probabilities(filtered.last) if end is None else end
-    marginals, pairs = passed_back(chain, filtered.before, end, probabilities, moved, count)
     # A transition that is always the same is multiplied in once, at the end.
-    return marginals, pairs * moves(1) if always_same and count else pairs
+    if count == "pairs" and always_same and end.shape[-1] == 1 and len(end) > FEW:
+        # Of a single sequence a step is so little that counting pairs would take longer than all else.
+        marginals, shares = passed_back(chain, filtered.before, end, probabilities, moved, "shares")
+        return marginals, _summed_pairs(filtered.before[..., 0], shares[..., 0])[..., None] * moves(1)
+    marginals, pairs = passed_back(chain, filtered.before, end, probabilities, moved, count)
+    return marginals, pairs * moves(1) if count == "pairs" and always_same else pairs
+
+
+def _summed_pairs(states: Float[Array, "t k"], shares: Float[Array, "t k"]) -> Float[Array, "k k"]:
+    """sum_t states_ti shares_tj, some thousand steps at a time: so the sum of a million loses no digits."""
+    size = max(min(LONG, len(states)), 1)
+    short = -len(states) % size
+    parts = (jnp.pad(part, ((0, short), (0, 0))).reshape(-1, size, part.shape[1]) for part in (states, shares))
+    return jnp.sum(jnp.einsum("cti,ctj->cij", *parts, precision=HIGHEST), axis=0)
 
 
 def filtered(chain: Chain, filtered: Filtered) -> Float[Array, "t k s"]:

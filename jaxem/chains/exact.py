@@ -110,7 +110,7 @@ def log_mass(filtered: Filtered) -> Float[Array, "s"]:
     return (high + (low + _log2_mass(filtered.last))) * math.log(2)
 
 
-def smoothed(chain: Chain, filtered: Any, end: Array | None = None, count: bool = True) -> tuple[Array, Any]:
+def smoothed(chain: Chain, filtered: Any, end: Array | None = None, count: str | None = "pairs") -> tuple[Array, Any]:
     """The backward pass, see `chain.passed_back`; `end`: what else is known of the last step."""
     transition = _moves(chain)
 
