@@ -185,6 +185,25 @@ def thousands(count: int = 2_000, states: int = 3, tol: float = 1e-6) -> list[Ro
     ]
 
 
+def methods(steps: int, states: int) -> list[Row]:
+    """Milliseconds of forward-backward on one sequence, in float32, by each way through the steps."""
+    case = f"1 x {steps:,}, K = {states}, forward-backward alone, float32"
+    rng = np.random.default_rng(0)
+    given = np.full(states, -np.log(states)), np.log(rng.dirichlet(np.full(states, 2.0), states))
+    potentials = [jnp.asarray(p, "float32") for p in (*given, rng.normal(size=(steps, states)))]
+    rows, values = [], []
+    for method in ("scan", "blocked", "associative"):
+        run = jax.jit(partial(jem.chains.forward_backward, method=method))
+        found, (cold,) = stopwatch(lambda run=run: run(*potentials), 1)
+        _, warm = stopwatch(lambda run=run: run(*potentials), 5)
+        seconds = float(np.median(warm))
+        values.append(float(found.log_normalizer))
+        rows.append({"case": case, "who": method, "ms": 1e3 * seconds, "compile": cold - seconds})
+    if np.ptp(values) > 1e-5 * abs(values[0]):
+        raise SystemExit(f"{case}: the methods disagree: {values}")
+    return rows
+
+
 def everything() -> list[list[Row]]:
     """All cases."""
     return [
@@ -192,5 +211,9 @@ def everything() -> list[list[Row]]:
         steps_of(1_000, 1_000, 4, "float32"),
         steps_of(1_000, 1_000, 16, "float32"),
         steps_of(1, 1_000_000, 4, "float32"),
+        steps_of(1, 1_000_000, 16, "float32"),
         thousands(),
+        methods(100_000, 2),
+        methods(100_000, 4),
+        methods(20_000, 16),
     ]

@@ -54,7 +54,7 @@ def _combined(a: _Move, b: _Move) -> _Move:
 
 def _moves(chain: Chain) -> Float[Array, "t k k s"]:
     """The log-potentials of the move into each step after the first."""
-    k, _, s = chain.log_likelihood.shape
+    _, k, s = chain.log_likelihood.shape
     return jnp.broadcast_to(lead(chain.log_transition, 4), (chain.steps - 1, k, k, s))
 
 
@@ -68,8 +68,7 @@ def _flags(chain: Chain) -> tuple[Array | None, Array | None]:
 
 def forward(chain: Chain) -> Filtered:
     """Filtered states at every step."""
-    k = len(chain.log_likelihood)
-    evidence = jnp.moveaxis(chain.log_likelihood, 1, 0)
+    evidence, k = chain.log_likelihood, chain.states
     starts, over = _flags(chain)
     moves = _moves(chain)
     if starts is not None:

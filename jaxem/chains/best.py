@@ -20,7 +20,7 @@ def best_path(chain: Chain) -> tuple[Float[Array, "s"], Int[Array, "t s"]]:
 
     At padding the path stays where it was.
     """
-    shape = chain.log_likelihood[:, 0].shape
+    shape = chain.log_likelihood.shape[1:]
     initial = jnp.broadcast_to(chain.log_initial, shape)
     here = jnp.broadcast_to(jnp.arange(shape[0], dtype=jnp.int32)[:, None], shape)
 
@@ -67,12 +67,12 @@ def _best_score_jvp(primals: tuple[Chain], tangents: tuple[Chain]) -> tuple[Arra
 def _used(chain: Chain, path: Int[Array, "t s"]) -> Expected:
     """One for every potential that a path uses."""
     dtype = chain.log_likelihood.dtype
-    states = jnp.arange(len(chain.log_likelihood), dtype=path.dtype)
+    states = jnp.arange(chain.states, dtype=path.dtype)
     times = jnp.arange(chain.steps, dtype=jnp.int32)[:, None]
     there = jnp.ones(path.shape, bool) if chain.length is None else times < chain.length[None]
     begins = times == 0 if chain.start is None else (times == 0) | chain.start
-    marginals = ((path[None] == states[:, None, None]) & there[None]).astype(dtype)
+    marginals = ((path[:, None] == states[None, :, None]) & there[:, None]).astype(dtype)
     goes_on = (there & ~begins)[1:].astype(dtype)
-    pairs = (marginals[:, None, :-1] * marginals[None, :, 1:]) * goes_on[None, None]
-    transition = jnp.sum(pairs, axis=2) if chain.log_transition.ndim == 3 else jnp.moveaxis(pairs, 2, 0)
-    return Expected(jnp.sum(marginals * begins[None].astype(dtype), axis=1), transition, marginals)
+    pairs = (marginals[:-1, :, None] * marginals[1:, None]) * goes_on[:, None, None]
+    transition = jnp.sum(pairs, axis=0) if chain.log_transition.ndim == 3 else pairs
+    return Expected(jnp.sum(marginals * begins[:, None].astype(dtype), axis=0), transition, marginals)

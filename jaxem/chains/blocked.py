@@ -106,14 +106,14 @@ class Blocked:
             chain,
             log_initial=shared(chain.log_initial),
             log_transition=shared(moves) if moves.ndim == 3 else window(moves, 0, long),
-            log_likelihood=window(chain.log_likelihood, 1, long + 1),
+            log_likelihood=window(chain.log_likelihood, 0, long + 1),
             length=jnp.clip(length[None] - begins[:, None], 1, long + 1).ravel(),
             start=None if chain.start is None else window(chain.start, 0, long + 1),
         )
 
     def _corners(self, pieces: Chain) -> Float[Array, "k k bs"]:
         """In a certain state, for each state and all blocks."""
-        k, _, s = pieces.log_likelihood.shape
+        _, k, s = pieces.log_likelihood.shape
         return jnp.broadcast_to(jnp.eye(k, dtype=pieces.log_likelihood.dtype)[..., None], (k, k, s))
 
     def _each(self, leaf: Array) -> Array:

@@ -1,4 +1,4 @@
-"""What every recursion over a chain reads and returns: states lead, then time, and sequences last.
+"""What every recursion over a chain reads and returns: time leads, then states, and sequences last.
 
 Sequences are the innermost axis because the loops go over time, and a step must have something to do.
 """
@@ -26,7 +26,7 @@ class Chain:
         log_initial: `[K, S]`, or `[K, 1]` for one that all sequences share.
         log_transition: `[K, K, S]` or `[K, K, 1]`, from the first axis to the second; with a leading axis of T - 1,
             one for each step.
-        log_likelihood: `[K, T, S]`: of what is seen at each step, zero if nothing is.
+        log_likelihood: `[T, K, S]`: of what is seen at each step, zero if nothing is.
         length: `[S]` steps that are there; the others are padding and may hold anything.
         start: `[T, S]` bool: a new sequence starts at this step. The first step always does.
         method: how to go through the steps, see `chains.methods`.
@@ -34,7 +34,7 @@ class Chain:
 
     log_initial: Float[Array, "k s1"]
     log_transition: Float[Array, "*t k k s2"]
-    log_likelihood: Float[Array, "k t s"]
+    log_likelihood: Float[Array, "t k s"]
     length: Int[Array, "s"] | None = None
     start: Bool[Array, "t s"] | None = None
     method: str = static(default="auto")
@@ -42,16 +42,21 @@ class Chain:
     @property
     def steps(self) -> int:
         """T."""
+        return self.log_likelihood.shape[0]
+
+    @property
+    def states(self) -> int:
+        """K."""
         return self.log_likelihood.shape[1]
 
     @property
     def initial(self) -> Float[Array, "k s"]:
         """Potentials of the first state, for every sequence."""
-        return jnp.broadcast_to(self.log_initial, self.log_likelihood[:, 0].shape)
+        return jnp.broadcast_to(self.log_initial, self.log_likelihood.shape[1:])
 
     def evidence(self, t: Any) -> Float[Array, "k s"]:
         """Log-likelihoods at step t."""
-        return jax.lax.dynamic_index_in_dim(self.log_likelihood, t, 1, keepdims=False)
+        return jax.lax.dynamic_index_in_dim(self.log_likelihood, t, 0, keepdims=False)
 
     def starts(self, t: Any) -> Bool[Array, "s"] | None:
         """Which sequences start at step t, if any can."""
@@ -81,7 +86,7 @@ class Expected(NamedTuple):
     Attributes:
         initial: `[K, S]`.
         transition: `[K, K, S]`, or `[T - 1, K, K, S]` if every step has its own.
-        marginals: `[K, T, S]`; zero at padding.
+        marginals: `[T, K, S]`; zero at padding.
     """
 
     initial: Array
@@ -126,7 +131,7 @@ def passed_back(chain: Chain, before: Any, end: Array, alone: Any, moved: Any, c
         the share of what was filtered at each step but the last, `[T - 1, K, S]`. Padding holds copies.
     """
     steps = chain.steps
-    k, _, s = chain.log_likelihood.shape
+    _, k, s = chain.log_likelihood.shape
     each = chain.log_transition.ndim == 4
 
     def step(carry: Any, now: tuple[Array, Any]) -> tuple[Any, Any]:
@@ -167,4 +172,4 @@ def expected(
         marginals, transition = (jnp.where(possible, part, 0) for part in (marginals, transition))
         initial = marginals[0]
         initial = initial + jnp.sum(jnp.where(chain.start[1:][:, None], marginals[1:], 0), axis=0)
-    return Expected(initial, transition, jnp.moveaxis(marginals, 0, 1))
+    return Expected(initial, transition, marginals)

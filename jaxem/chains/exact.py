@@ -135,7 +135,7 @@ def filtered(chain: Chain, filtered: Filtered) -> Float[Array, "t k s"]:
 def draws(key: Array, chain: Chain, filtered: Filtered, n: int) -> Int[Array, "t s n"]:
     """`n` paths for each sequence from their posterior, drawn from the last step backwards."""
     transition = _moves(chain)
-    states = jnp.arange(len(chain.log_likelihood), dtype=jnp.int32)
+    states = jnp.arange(chain.states, dtype=jnp.int32)
 
     def choose(key: Array, mass: Float[Array, "k s n"]) -> Int[Array, "s n"]:
         reached = jnp.cumsum(mass, axis=0)

@@ -109,7 +109,7 @@ def forward_backward(
     transitions = expected.transition[..., 0]
     if not per_step and transitions.ndim == 3:
         transitions = jnp.sum(transitions, axis=0)
-    return Posterior(value[0], expected.marginals[..., 0].T, transitions)
+    return Posterior(value[0], expected.marginals[..., 0], transitions)
 
 
 def filter(
@@ -140,7 +140,7 @@ def filter(
     there = (
         jnp.full((chain.steps, 1), True) if chain.length is None else jnp.arange(chain.steps)[:, None] < chain.length
     )
-    return value[0], jnp.where(there, filtered[..., 0].T, 0)
+    return value[0], jnp.where(there, filtered[..., 0], 0)
 
 
 def viterbi(
@@ -259,4 +259,4 @@ def _chain(
     if mask is not None:
         seen = jnp.where(jnp.asarray(mask, bool)[:, None], seen, 0)
     start = None if reset is None else jnp.asarray(reset, bool)[:, None]
-    return Chain(initial, transition, seen.T[..., None], length, start, method)
+    return Chain(initial, transition, seen[..., None], length, start, method)

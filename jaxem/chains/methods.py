@@ -25,7 +25,7 @@ def choose(chain: Chain) -> str:
 
 def _fastest(chain: Chain) -> str:
     """On a CPU as measured (benchmarks/RESULTS.md); on an accelerator, where a turn costs microseconds, as reckoned."""
-    states, steps, sequences = chain.log_likelihood.shape
+    steps, states, sequences = chain.log_likelihood.shape
     turn = states * states * sequences
     if jax.default_backend() == "cpu" or steps <= SHORT or turn >= WIDE:
         return "scan"

@@ -23,7 +23,7 @@ def _value_by(way: Any, chain: Chain) -> Array:
 
 def _filtered_by(way: Any, chain: Chain) -> tuple[Array, Array]:
     filtered = way.forward(chain)
-    return way.log_mass(filtered), jnp.moveaxis(way.filtered(chain, filtered), 0, 1)
+    return way.log_mass(filtered), way.filtered(chain, filtered)
 
 
 def _posterior_by(way: Any, chain: Chain) -> tuple[Array, Expected]:
@@ -51,7 +51,7 @@ def _value(chain: Chain) -> Array:
 
 
 @folded
-def filtered(chain: Chain) -> tuple[Float[Array, "s"], Float[Array, "k t s"]]:
+def filtered(chain: Chain) -> tuple[Float[Array, "s"], Float[Array, "t k s"]]:
     """The log-normaliser, and the probability of each state given what was seen up to each step."""
     return _run(_filtered_by, chain)
 
@@ -87,7 +87,7 @@ def _expectations_jvp(primals: tuple[Chain], tangents: tuple[Chain]) -> Any:
 
 def plain(chain: Chain, add: Any) -> Float[Array, "s"]:
     """The recursion itself, with any sum `add(terms, axis)` over states: log-sum, max, or one in between."""
-    initial = jnp.broadcast_to(chain.log_initial, chain.log_likelihood[:, 0].shape)
+    initial = chain.initial
 
     def step(states: Array, t: Array) -> tuple[Array, None]:
         evidence = chain.evidence(t)

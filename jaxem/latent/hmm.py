@@ -175,7 +175,7 @@ class HMM(Latent):
         over_paths = SUMS.get(add, partial(plain, add=add))
 
         def one(initial: Array, transition: Array, evidence: Array) -> Array:
-            steps = evidence.reshape(len(evidence), *x.seen.shape)
+            steps = jnp.swapaxes(evidence.reshape(len(evidence), *x.seen.shape), 0, 1)
             return over_paths(Chain(initial[:, None], transition[..., None], steps, x.length))
 
         for _ in self.batch_shape:
@@ -221,6 +221,7 @@ class HMM(Latent):
             raise ValueError(f"HMM: forecast needs one model; this is a batch of shape {self.batch_shape}")
         x = self.observe(x)
         evidence = self.evidence(self.emission.log_prob(x.rows), x).reshape(-1, *x.seen.shape)
+        evidence = jnp.swapaxes(evidence, 0, 1)
         initial, transition = self.potentials()
         filtered = forward(Chain(initial[:, None], transition[..., None], evidence, x.length))
         now = probabilities(filtered.last).T
