@@ -33,4 +33,10 @@ from jaxem.selection import bic as bic
 from jaxem.selection import entropy as entropy
 from jaxem.selection import icl as icl
 from jaxem.sequences import Sequences as Sequences
+from jaxem.solvers.accelerated import SQUAREM as SQUAREM
+from jaxem.solvers.base import Solver as Solver
 from jaxem.solvers.em import EM as EM
+from jaxem.solvers.em import AnnealedEM as AnnealedEM
+from jaxem.solvers.em import HardEM as HardEM
+from jaxem.solvers.gradient import LBFGS as LBFGS
+from jaxem.solvers.gradient import Gradient as Gradient

@@ -92,6 +92,17 @@ def parameters(node: Any) -> dict[str, Constraint]:
     return {f.name: f.metadata["constraint"] for f in dataclasses.fields(node) if "constraint" in f.metadata}
 
 
+def leaves(model: Any) -> list[tuple[tuple[Any, ...], Constraint, Any]]:
+    """The parameters of a model and of all that it holds: path, constraint, values; in the order of its leaves."""
+    found = []
+    for path, values in jax.tree_util.tree_flatten_with_path(model)[0]:
+        owner = model
+        for key in path[:-1]:
+            owner = owner[key.idx] if hasattr(key, "idx") else getattr(owner, key.name)
+        found.append((path, parameters(owner)[path[-1].name], values))
+    return found
+
+
 def check_parameters(node: Any) -> None:
     """Raise ValueError, naming class and argument, if a concrete parameter is not what its field declares.
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 import jaxem as jem
-from jaxem.constraints import Constraint, parameters
+from jaxem.constraints import Constraint, leaves
 from jaxem.errors import InputError
 
 FAMILIES: dict[str, Any] = {
@@ -162,17 +162,6 @@ def _trials(words: Sequence[str], trials: Sequence[int]) -> tuple[int, ...]:
         )
     each = iter(list(trials) * (wanted if len(trials) == 1 else 1))
     return tuple(next(each) if word == "binomial" else 0 for word in words)
-
-
-def leaves(model: Any) -> list[tuple[tuple[Any, ...], Constraint, Any]]:
-    """The parameters of a model and of all that it holds: path, constraint, values; in the order of its leaves."""
-    found = []
-    for path, values in jax.tree_util.tree_flatten_with_path(model)[0]:
-        owner = model
-        for key in path[:-1]:
-            owner = owner[key.idx] if hasattr(key, "idx") else getattr(owner, key.name)
-        found.append((path, parameters(owner)[path[-1].name], values))
-    return found
 
 
 def is_per_component(constraint: Constraint, values: Any) -> bool:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxem.constraints import leaves
 from jaxem.distributions import discrete, gaussian, product
-from jaxem.kinds import leaves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -45,6 +45,16 @@ def responsibilities(terms: Float[Array, ...], axis: int = -1) -> Float[Array, .
     return mass * (1 / jnp.where(total > 0, total, 1))
 
 
+def tempered(sharpness: Float[Array, ""], terms: Float[Array, ...], axis: int = -1) -> Float[Array, ...]:
+    """log sum exp(sharpness x terms) / sharpness: between their mean-field and their largest, log-sum at one.
+
+    >>> import jax.numpy as jnp
+    >>> bool(abs(tempered(jnp.array(100.0), jnp.array([0.0, -1.0]))) < 1e-6)
+    True
+    """
+    return log_sum(sharpness * terms, axis) / sharpness
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def maximum(terms: Float[Array, ...], axis: int = -1) -> Float[Array, ...]:
     """The largest term over `axis`; its derivative is one at the first of the largest, zero elsewhere."""

@@ -24,9 +24,6 @@ UNROLLED = 8
 SPREAD = {4: 40.0, 8: 600.0}
 """By bytes of a float, in nats: far enough from the end of the type's range to spare all its digits."""
 
-FEW = 4
-"""Up to so many states, pairs of them are counted at every step at no cost."""
-
 PRODUCT = 16
 """From so many sequences on, a matrix product is worth its call."""
 
@@ -144,7 +141,7 @@ def smoothed(chain: Chain, filtered: Any, end: Array | None = None, count: str |
 
     end = probabilities(filtered.last) if end is None else end
     # A transition that is always the same is multiplied in once, at the end.
-    if count == "pairs" and always_same and end.shape[-1] == 1 and len(end) > FEW:
+    if count == "pairs" and always_same and end.shape[-1] == 1:
         # Of a single sequence a step is so little that counting pairs would take longer than all else.
         marginals, shares = passed_back(chain, filtered.before, end, probabilities, moved, "shares")
         return marginals, _summed_pairs(filtered.before[..., 0], shares[..., 0])[..., None] * moves(1)

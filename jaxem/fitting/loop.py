@@ -34,7 +34,8 @@ class Progress:
         ahead: the model that the next step will evaluate: the proposal made from `model`.
         state: the solver's own.
         log_likelihood, objective: of `model`; -inf before the first step.
-        gain, rate: the last gain of the objective, and its ratio to the gain before.
+        anchor: the objective when the stopping rule last looked.
+        gain, rate: the last gain of the objective between two looks, and its ratio to the gain before.
         steps: M-steps taken to reach `model`.
         status: a `Status` code; anything but `running` freezes all of this.
     """
@@ -44,6 +45,7 @@ class Progress:
     state: Any
     log_likelihood: Array
     objective: Array
+    anchor: Array
     gain: Array
     rate: Array
     steps: Array
@@ -59,6 +61,7 @@ def begin(solver: Any, model: Any, x: Any, weight: Float[Array, "n"], prior: Sta
         state=solver.init(model, x, weight, prior),
         log_likelihood=never,
         objective=never,
+        anchor=never,
         gain=-never,
         rate=jnp.ones((), weight.dtype),
         steps=jnp.full((), -1, jnp.int32),
@@ -76,48 +79,56 @@ def advance(
     """
     proposal, state, log_likelihood = solver.step(now.ahead, now.state, x, weight, prior)
     objective = log_likelihood + now.ahead.expected_log_prob(prior)
-    gain = objective - now.objective
-    rate = jnp.where((now.steps < 1) | (now.gain == 0), 1, gain / jnp.where(now.gain == 0, 1, now.gain))
     steps = now.steps + 1
+    # The rule looks at steps that end a window.
+    since = steps - solver.warmup
+    first, looks = since < 1, since % solver.window == 0
+    gain = objective - now.anchor
+    rate = jnp.where((since <= solver.window) | (now.gain == 0), 1, gain / jnp.where(now.gain == 0, 1, now.gain))
     columns = max((1, *now.ahead.event_shape))
     rounding = float(jnp.finfo(objective.dtype).eps) * columns * (jnp.abs(objective) + rows)
-    evidence = Evidence(log_likelihood, objective, gain, jnp.maximum(rate, now.rate), steps, rows, rounding)
-    status = judge(evidence, limits)
-    new = Progress(now.ahead, proposal, state, log_likelihood, objective, gain, rate, steps, status)
+    size = gain if solver.monotone else jnp.abs(gain)
+    seen = Evidence(log_likelihood, objective, size, jnp.maximum(rate, now.rate), first, steps, rows, rounding)
+    status = judge(seen, limits, looks)
+    anchor, gain, rate = (
+        jnp.where(looks, new, old) for new, old in ((objective, now.anchor), (gain, now.gain), (rate, now.rate))
+    )
+    new = Progress(now.ahead, proposal, state, log_likelihood, objective, anchor, gain, rate, steps, status)
     return replace(select(now.status == int(Status.running), new, now), ahead=proposal)
 
 
 class Evidence(NamedTuple):
     """What the stopping rule looks at.
 
-    `rounding` is what the float type can resolve of the objective: a sum over rows of sums over columns.
+    `first` says that there is no gain yet; `rounding` is what the float type can resolve of the objective: a sum over
+    rows of sums over columns.
     """
 
     log_likelihood: Array
     objective: Array
     gain: Array
     rate: Array
+    first: Array
     steps: Array
     rows: Array
     rounding: Array
 
 
-def judge(now: Evidence, limits: Limits) -> Int[Array, ""]:
+def judge(now: Evidence, limits: Limits, looks: Any = True) -> Int[Array, ""]:
     """The status after a step.
 
     It has converged when Aitken's prediction of what is still to be gained, gain x rate / (1 - rate), with the larger
     of the last two rates, is below `tol` a row; or when the last gain is below what the float type can resolve.
     """
-    log_likelihood, objective, gain, rate, steps, rows, rounding = now
-    first = steps < 1
+    log_likelihood, objective, gain, rate, first, steps, rows, rounding = now
     shrinking = rate < 1
     remaining = jnp.where(shrinking, gain * rate / jnp.where(shrinking, 1 - rate, 1), jnp.inf)
-    settled = ~first & ((remaining <= limits.tol * rows) | (gain <= 4 * rounding))
+    settled = looks & ~first & ((remaining <= limits.tol * rows) | (gain <= 4 * rounding))
     cases = [
         (jnp.isnan(objective) | (objective == jnp.inf), Status.nonfinite),
         # A start with probabilities of zero is impossible under a prior, but only until its first M-step.
-        ((log_likelihood == -jnp.inf) | (~first & (objective == -jnp.inf)), Status.impossible_data),
-        (~first & (gain < -256 * rounding), Status.log_likelihood_decreased),
+        ((log_likelihood == -jnp.inf) | ((steps > 0) & (objective == -jnp.inf)), Status.impossible_data),
+        (looks & ~first & (gain < -256 * rounding), Status.log_likelihood_decreased),
         (settled, Status.converged),
         (steps >= limits.max_steps, Status.max_steps_reached),
     ]

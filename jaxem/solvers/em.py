@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jaxem.distributions.base import Labelled, Statistics, add, scale
 from jaxem.pytree import module
-from jaxem.sums import total, two_sum
+from jaxem.solvers.base import Solver
+from jaxem.sums import log_sum, maximum, tempered, total, two_sum
 
 CHUNK = 8_192
 """Rows in one pass of the E-step: more than this and the responsibilities are made, used and dropped chunk by chunk."""
 
 
 @module
-class EM:
+class EM(Solver):
     """Expectation-maximisation (Dempster, Laird and Rubin 1977).
 
     Each step takes expected statistics under the current model and maximises; with a prior it adds the prior's
@@ -28,10 +31,6 @@ class EM:
     EM()
     """
 
-    def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> None:
-        """EM carries nothing between its steps."""
-        return None
-
     def step(
         self, model: Any, state: None, x: Any, weight: Float[Array, "n"], prior: Statistics
     ) -> tuple[Any, None, Array]:
@@ -40,15 +39,84 @@ class EM:
         return model.m_step(add(statistics, prior)), state, log_likelihood
 
 
-def expectation(model: Any, x: Any, weight: Float[Array, "n"]) -> tuple[Array, Statistics]:
-    """The log-likelihood and the expected statistics of weighted rows: the E-step.
+@module
+class HardEM(Solver):
+    """Every row belongs wholly to its most probable component (Celeux and Govaert 1992: classification EM).
+
+    It climbs sum_i max_z log p(x_i, z), which is what it reports as the log-likelihood: k-means for spherical Gaussians
+    of equal weights and one variance, Viterbi training for hidden Markov models.
+
+    >>> import jax, jaxem as jem
+    >>> start = jem.Mixture([0.5, 0.5], jem.Poisson([1.0, 9.0]))
+    >>> jem.fit(start, jax.numpy.array([0.0, 2.0, 8.0, 12.0]), jem.HardEM()).model.components.rate.tolist()
+    [1.0, 10.0]
+    """
+
+    def step(
+        self, model: Any, state: None, x: Any, weight: Float[Array, "n"], prior: Statistics
+    ) -> tuple[Any, None, Array]:
+        """As that of `EM`, by the best path instead of all."""
+        log_likelihood, statistics = expectation(model, x, weight, maximum)
+        return model.m_step(add(statistics, prior)), state, log_likelihood
+
+
+@module
+class AnnealedEM(Solver):
+    """EM on flattened posteriors, which sharpen step by step (Ueda and Nakano 1998).
+
+    At temperature T responsibilities are proportional to p(x, z)^(1/T), and T log sum_z p(x, z)^(1/T) is what it
+    reports as the log-likelihood of a row. After the last temperature it is EM, and the stopping rule begins to look.
+
+    Args:
+        temperatures: `[A]`, one for each of the first steps; falling, above zero.
+
+    Raises:
+        ValueError: a temperature that is not above zero.
+
+    >>> import jaxem as jem
+    >>> jem.AnnealedEM([4.0, 2.0]).warmup
+    2
+    """
+
+    temperatures: Array
+
+    def __post_init__(self) -> None:
+        temperatures = jnp.asarray(self.temperatures, jnp.result_type(float))
+        if temperatures.ndim != 1 or (not isinstance(temperatures, Tracer) and not (temperatures > 0).all()):
+            raise ValueError(
+                f"AnnealedEM: temperatures is {self.temperatures}; it must be a list of numbers above zero"
+            )
+        object.__setattr__(self, "temperatures", temperatures)
+
+    @property
+    def warmup(self) -> int:
+        """Steps that are not EM's yet."""
+        return len(self.temperatures)
+
+    def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Array:
+        """How many steps were taken."""
+        return jnp.zeros((), jnp.int32)
+
+    def step(
+        self, model: Any, state: Array, x: Any, weight: Float[Array, "n"], prior: Statistics
+    ) -> tuple[Any, Array, Array]:
+        """As that of `EM`, at the temperature of the step."""
+        annealing = state < len(self.temperatures)
+        temperature = jnp.where(annealing, self.temperatures[jnp.minimum(state, len(self.temperatures) - 1)], 1)
+        sharpness = (1 / temperature).astype(weight.dtype)
+        log_likelihood, statistics = expectation(model, x, weight, partial(tempered, sharpness))
+        return model.m_step(add(statistics, prior)), state + 1, log_likelihood
+
+
+def expectation(model: Any, x: Any, weight: Float[Array, "n"], over: Any = log_sum) -> tuple[Array, Statistics]:
+    """The log-likelihood and the expected statistics of weighted rows: the E-step, `over` what is hidden.
 
     Statistics add over rows, so a large x that has not been observed yet goes through in chunks, and nothing of size
     rows x components is kept.
     """
     n = len(weight)
     if not in_chunks(x, weight):
-        return _expectation(model, x, weight)
+        return _expectation(model, x, weight, over)
 
     def chunk(i: Array, carry: Any) -> Any:
         (high, low), statistics = carry
@@ -56,7 +124,7 @@ def expectation(model: Any, x: Any, weight: Float[Array, "n"]) -> tuple[Array, S
         rows, row_weight = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, CHUNK), (x, weight))
         # The last chunk reaches back over rows that have been counted, so that all have one shape.
         row_weight = jnp.where(start + jnp.arange(CHUNK, dtype=start.dtype) >= i * CHUNK, row_weight, 0)
-        part, more = _expectation(model, rows, row_weight)
+        part, more = _expectation(model, rows, row_weight, over)
         return two_sum(high, low, part), add(statistics, more)
 
     nothing = scale(model.floor(*jax.tree.map(lambda leaf: leaf[:1], (x, weight))), 0)
@@ -70,7 +138,8 @@ def in_chunks(x: Any, weight: Array) -> bool:
     return len(weight) > CHUNK and isinstance(x.x if isinstance(x, Labelled) else x, jax.Array)
 
 
-def _expectation(model: Any, x: Any, weight: Array) -> tuple[Array, Statistics]:
-    log_prob, pullback = model.e_step(x)
+def _expectation(model: Any, x: Any, weight: Array, over: Any) -> tuple[Array, Statistics]:
+    # A family has nothing hidden to sum over.
+    log_prob, pullback = model.e_step(x, over) if hasattr(model, "child") else model.e_step(x)
     # A row of weight zero adds nothing even where it is impossible: 0 x -inf would be NaN.
     return total(jnp.where(weight > 0, weight * log_prob, 0)), pullback(weight)

@@ -1,0 +1,42 @@
+"""What every solver is: a value with two verbs. The loops around it exist once."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from jaxtyping import Array, Float
+
+from jaxem.distributions.base import Statistics
+
+
+class Solver:
+    """How to climb.
+
+    What you write: a frozen pytree with
+
+    - `init(model, x, weight, prior) -> state`;
+    - `step(model, state, x, weight, prior) -> (the next model, state, log-likelihood of the model that came in)`.
+
+    What you get: `fit` and `fit_many`, with their stopping rule, statuses and lanes.
+
+    Attributes:
+        monotone: does the objective never fall? If it need not, a fall is no failure.
+        window: steps between two looks of the stopping rule. One for a solver whose gains shrink smoothly.
+        passes: over the data, of a step.
+    """
+
+    monotone: ClassVar[bool] = True
+    window: ClassVar[int] = 1
+    passes: ClassVar[float] = 1
+
+    @property
+    def warmup(self) -> int:
+        """Steps before the first look."""
+        return 0
+
+    def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Any:
+        """What is carried from step to step."""
+        return None
+
+    def step(self, model: Any, state: Any, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Any:
+        raise NotImplementedError
