@@ -3,6 +3,8 @@
 from jaxem import chains as chains
 from jaxem import priors as priors
 from jaxem._version import version as __version__  # noqa: F401
+from jaxem.compare import Race as Race
+from jaxem.compare import compare as compare
 from jaxem.constraints import free_parameters as free_parameters
 from jaxem.distributions.base import Distribution as Distribution
 from jaxem.distributions.base import Family as Family

@@ -128,10 +128,10 @@ def _fit_one(solver: Any, model: Any, x: Any, weight: Array, prior: Any, limits:
 
     nothing = jnp.full(trace, jnp.nan, weight.dtype)
     end, objectives = jax.lax.while_loop(running, step, (begin(solver, model, data, weight, pseudo), nothing))
-    return conclude(end, objectives, floor, weight)
+    return conclude(solver, end, objectives, floor, weight)
 
 
-def conclude(end: Progress, trace: Array | None, floor: Statistics, weight: Array) -> Fit:
+def conclude(solver: Any, end: Progress, trace: Array | None, floor: Statistics, weight: Array) -> Fit:
     """The result of a fit that has ended."""
     return Fit(
         model=end.model,
@@ -140,6 +140,7 @@ def conclude(end: Progress, trace: Array | None, floor: Statistics, weight: Arra
         steps=end.steps,
         converged=end.status == int(Status.converged),
         status=verdict(end.model, end.status, floor, jnp.sum(weight)),
+        passes=solver.spent(end.state, end.steps + 1),
         trace=trace,
     )
 

@@ -134,7 +134,7 @@ class Queue:
                 lanes, results, status = self._turn(lanes, results, refill, jobs)
             running = jobs < self.jobs
             if not running.any():
-                return _choose(results, self.problems, self.floor, restarts=self.restarts)
+                return _choose(self.solver, results, self.problems, self.floor, restarts=self.restarts)
             width = min(w for w in (len(jobs), *self.narrower) if w >= running.sum())
             if waiting == self.jobs and width < len(jobs):
                 keep = np.argsort(~running, kind="stable")[:width]
@@ -243,7 +243,7 @@ def _take(lanes: _Lanes, keep: Array) -> _Lanes:
 
 
 @partial(jax.jit, static_argnames="restarts")
-def _choose(results: Progress, problems: _Problems, floor: Statistics, *, restarts: int) -> Fit:
+def _choose(solver: Any, results: Progress, problems: _Problems, floor: Statistics, *, restarts: int) -> Fit:
     """The best restart of each problem, as a `Fit`."""
     results = jax.tree.map(lambda leaf: leaf.reshape(-1, restarts, *leaf.shape[1:]), results)
     chosen = best(results.objective)
@@ -256,5 +256,6 @@ def _choose(results: Progress, problems: _Problems, floor: Statistics, *, restar
         steps=jnp.maximum(results.steps, 0),
         converged=results.status == int(Status.converged),
         status=jax.vmap(verdict)(results.model, results.status, floor, rows),
+        passes=jax.vmap(solver.spent)(results.state, results.steps + 1),
         trace=None,
     )

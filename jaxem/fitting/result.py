@@ -22,6 +22,7 @@ class Fit:
         steps: M-steps that led to the model.
         converged: did it end by the stopping rule?
         status: a `Status` code; see `words` and `reason`.
+        passes: over the data that this took: one a step for EM, three for SQUAREM, as many as it needs for LBFGS.
         trace: `[max_steps + 1]` the objective before each step, NaN beyond the last; None from `fit_many`.
     """
 
@@ -31,6 +32,7 @@ class Fit:
     steps: Int[Array, "*b"]
     converged: Bool[Array, "*b"]
     status: Int[Array, "*b"]
+    passes: Array
     trace: Float[Array, "t"] | None
 
     @property

@@ -34,6 +34,10 @@ class Solver:
         """Steps before the first look."""
         return 0
 
+    def spent(self, state: Any, calls: Array) -> Array:
+        """Passes over the data in so many calls of `step`, the last of which left this state."""
+        return self.passes * calls
+
     def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Any:
         """What is carried from step to step."""
         return None

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float
 
 from jaxem.coordinates import Coordinates, coordinates, from_coordinates
@@ -76,17 +75,24 @@ class LBFGS(Solver):
 
     @property
     def _transformation(self) -> Any:
+        import optax  # which takes its time, and who never asks for it need not wait
+
         search = optax.scale_by_zoom_linesearch(max_linesearch_steps=self.most, initial_guess_strategy="one")
         return optax.lbfgs(memory_size=self.memory, linesearch=search)
 
     def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Any:
-        """Nothing remembered yet."""
+        """Nothing remembered yet, nothing evaluated."""
         with _ordinary_promotion():
-            return self._transformation.init(coordinates(model))
+            return self._transformation.init(coordinates(model)), jnp.zeros((), jnp.int32)
+
+    def spent(self, state: Any, calls: Array) -> Array:
+        """Line searches take as many evaluations as they need."""
+        return state[1]
 
     def step(self, model: Any, state: Any, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Any:
         """One E-step for the gradient, and those of the line search."""
         free, rows = coordinates(model), _rows(weight)
+        inner, evaluations = state
         log_likelihood, value, gradient = value_and_gradient(model, x, weight, prior)
 
         def cost(free: Any) -> Array:
@@ -94,10 +100,11 @@ class LBFGS(Solver):
 
         downhill = jax.tree.map(lambda leaf: -leaf / rows, gradient)
         with _ordinary_promotion():
-            updates, state = self._transformation.update(
-                downhill, state, free, value=-value / rows, grad=downhill, value_fn=cost
+            updates, inner = self._transformation.update(
+                downhill, inner, free, value=-value / rows, grad=downhill, value_fn=cost
             )
-        return _moved(model, free, updates), state, log_likelihood
+        evaluations = evaluations + 1 + inner[-1].info.num_linesearch_steps.astype(jnp.int32)
+        return _moved(model, free, updates), (inner, evaluations), log_likelihood
 
 
 def _moved(model: Any, free: Coordinates, updates: Coordinates) -> Any:

@@ -1,0 +1,216 @@
+"""EM against gradient: solvers race from the same start, on the same objective and the same data."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxem.fitting.fit import fit
+from jaxem.fitting.result import Fit
+from jaxem.fitting.status import Status
+from jaxem.sequences import Sequences
+from jaxem.solvers.em import EM
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+GAPS = (1e-3, 1e-5, 1e-7)
+"""Nats a row below the best: what counts as having arrived."""
+ELSEWHERE = 1e-3
+"""A solver that converged further below the best than this, in nats a row, sits in another optimum."""
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F", "#444444")
+LINES = ("-", "--", "-.", ":")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What one solver did.
+
+    Attributes:
+        name, solver: as given.
+        fit: its result.
+        seconds: on the wall, of a second call: nothing is compiled in it.
+        compile_seconds: what the first call took more.
+        gap: `[steps + 1]` how far the objective was below the best before each step, in nats a row; of a solver that
+            anneals, not before it is done.
+    """
+
+    name: str
+    solver: Any
+    fit: Fit
+    seconds: float
+    compile_seconds: float
+    gap: np.ndarray
+
+    @property
+    def passes(self) -> np.ndarray:
+        """`[steps + 1]` passes over the data when each entry of `gap` was known; of a line search, on the average."""
+        return float(self.fit.passes) * np.arange(1, len(self.gap) + 1) / len(self.gap)
+
+    @property
+    def times(self) -> np.ndarray:
+        """`[steps + 1]` the same, in seconds."""
+        return self.seconds * np.arange(1, len(self.gap) + 1) / len(self.gap)
+
+    def arrival(self, gap: float) -> int | None:
+        """The first step after which it was never again further below the best than that."""
+        outside = np.flatnonzero(~(self.gap <= gap))
+        step = int(outside[-1]) + 1 if len(outside) else 0
+        return step if step < len(self.gap) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Race:
+    """How several solvers did on one problem.
+
+    Attributes:
+        runs: one for each, in the order given.
+        best: the largest objective that any of them reached, or a long EM run in float64 that went on from there; NaN
+            if all failed.
+        rows: sum of the weights of the rows (of the steps of sequences).
+    """
+
+    runs: tuple[Run, ...]
+    best: float
+    rows: float
+
+    def rows_of_table(self) -> list[dict[str, Any]]:
+        """One dict for each solver: how it ended, and when it arrived within each of `GAPS` of the best."""
+        found = []
+        for run in self.runs:
+            below = float(run.gap[-1])
+            row: dict[str, Any] = {
+                "solver": run.name,
+                "setting": repr(run.solver),
+                "status": run.fit.words,
+                "other optimum": bool(run.fit.converged) and below > ELSEWHERE,
+                "below the best": below,
+                "steps": int(run.fit.steps),
+                "passes": float(run.fit.passes),
+                "seconds": run.seconds,
+                "compile": run.compile_seconds,
+            }
+            for gap in GAPS:
+                step = run.arrival(gap)
+                row[f"passes to {gap:g}"] = None if step is None else float(run.passes[step])
+                row[f"seconds to {gap:g}"] = None if step is None else float(run.times[step])
+            found.append(row)
+        return found
+
+    def table(self) -> Any:
+        """A polars DataFrame of them if polars is there, otherwise the list of dicts."""
+        rows = self.rows_of_table()
+        try:
+            import polars as pl
+        except ImportError:
+            return rows
+        return pl.DataFrame(rows, infer_schema_length=None)
+
+    def plot(self) -> Figure:
+        """The gap to the best against seconds and against passes over the data, both on logarithmic axes."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        axes = figure.subplots(1, 2, sharey=True)
+        floor = 1e-10
+        for i, run in enumerate(self.runs):
+            style = {"color": COLOURS[i % len(COLOURS)], "ls": LINES[i % len(LINES)], "lw": 1.8}
+            gap = np.where(np.isfinite(run.gap), np.maximum(run.gap, floor), np.nan)
+            for ax, place in zip(axes, (run.times, run.passes), strict=True):
+                ax.plot(place, gap, label=run.name, **style)
+                ax.plot(place[-1:], gap[-1:], "o" if run.fit.converged else "x", color=style["color"], ms=5)
+        for ax, label in zip(axes, ("seconds, without compilation", "passes over the data"), strict=True):
+            ax.set_xscale("log")
+            ax.set_yscale("log")
+            ax.set_xlabel(label)
+            ax.spines[["top", "right"]].set_visible(False)
+            ax.grid(visible=True, which="major", color="#e3e6eb", lw=0.8)
+        axes[0].set_ylabel("below the best, nats a row")
+        axes[1].legend(frameon=False)
+        return figure
+
+
+def compare(
+    model: Any,
+    x: Any,
+    solvers: Mapping[str, Any],
+    *,
+    weight: Any = None,
+    prior: Any = None,
+    labels: Any = None,
+    tol: float = 1e-9,
+    max_steps: int = 2000,
+) -> Race:
+    """Race solvers from the same start.
+
+    All climb the same objective (prior included) on the same arrays; each is run twice, so that compilation is told
+    apart. What is best is the largest objective of all, from which a long run of EM goes on in float64.
+
+    Args:
+        model: where all start.
+        x, weight, prior, labels: as in `fit`.
+        solvers: by the names that table and picture are to show.
+        tol, max_steps: as in `fit`, for each.
+
+    Returns:
+        A `Race`: see `table` and `plot`.
+
+    Raises:
+        ValueError: no solvers, or what `fit` says.
+
+    >>> import jax, optax, jaxem as jem
+    >>> x = jax.numpy.array([[-1.1], [-0.9], [-1.0], [1.9], [2.0], [2.1]])
+    >>> start = jem.Mixture([0.5, 0.5], jem.SphericalGaussian([[-1.0], [1.0]], [1.0, 1.0]))
+    >>> race = jem.compare(start, x, {"EM": jem.EM(), "SQUAREM": jem.SQUAREM(jem.EM())})
+    >>> [run.fit.words for run in race.runs]
+    ['converged', 'converged']
+    """
+    if not solvers:
+        raise ValueError("solvers is empty; name at least one, for example {'EM': jem.EM()}")
+    given = {"weight": weight, "prior": prior, "labels": labels}
+    x = jax.tree.map(jnp.asarray, model.read(x))
+    raced = [_timed(model, x, solver, tol=tol, max_steps=max_steps, **given) for solver in solvers.values()]
+    values = [float(found.objective) for found, *_ in raced if np.isfinite(found.objective)]
+    leaders = [found.model for found, *_ in raced if values and float(found.objective) == max(values)]
+    best = max([*values, _polished(leaders[0], x, max_steps=max_steps, **given)]) if values else np.nan
+    rows = float(_weight_of_rows(x, weight))
+    runs = []
+    for (name, solver), (found, seconds, compiling) in zip(solvers.items(), raced, strict=True):
+        trace = np.array(found.trace, float)[: int(found.steps) + 1]
+        # While it anneals it speaks of something else.
+        trace[: solver.warmup] = np.nan
+        runs.append(Run(name, solver, found, seconds, compiling, (best - trace) / rows))
+    return Race(tuple(runs), best, rows)
+
+
+def _timed(model: Any, x: Any, solver: Any, **given: Any) -> tuple[Fit, float, float]:
+    def once() -> tuple[Fit, float]:
+        began = time.perf_counter()
+        return jax.block_until_ready(fit(model, x, solver, **given)), time.perf_counter() - began
+
+    cold = once()[1]
+    found, warm = once()
+    return found, warm, max(cold - warm, 0.0)
+
+
+def _polished(model: Any, x: Any, **given: Any) -> float:
+    """The objective where EM in float64 ends, from a model that is close to the top."""
+    with jax.enable_x64(True):
+        model, x = jax.tree.map(_widened, (model, x))
+        end = fit(model, x, EM(), tol=1e-13, **given)
+    return float(end.objective) if not Status(int(end.status)).failed else -np.inf
+
+
+def _widened(leaf: Any) -> Any:
+    return jnp.asarray(leaf, jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+
+def _weight_of_rows(x: Any, weight: Any) -> Any:
+    each = x.seen.sum(axis=1) if isinstance(x, Sequences) else np.ones(len(x))
+    return np.sum(np.asarray(each) * (1 if weight is None else np.asarray(weight)))
