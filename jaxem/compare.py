@@ -74,6 +74,11 @@ class Race:
         best: the largest objective that any of them reached, or a long EM run in float64 that went on from there; NaN
             if all failed.
         rows: sum of the weights of the rows (of the steps of sequences).
+
+    >>> import jax, jaxem as jem
+    >>> race = jem.compare(jem.Poisson(1.0), jax.numpy.array([1.0, 3.0]), {"EM": jem.EM()})
+    >>> race.rows, [run.name for run in race.runs]
+    (2.0, ['EM'])
     """
 
     runs: tuple[Run, ...]

@@ -23,6 +23,16 @@ class Solver:
         monotone: does the objective never fall? If it need not, a fall is no failure.
         window: steps between two looks of the stopping rule. One for a solver whose gains shrink smoothly.
         passes: over the data, of a step.
+
+    >>> import jax, jaxem as jem
+    >>> from jaxem.pytree import module
+    >>> @module
+    ... class Halfway(jem.Solver):
+    ...     def step(self, model, state, x, weight, prior):
+    ...         new, state, log_likelihood = jem.EM().step(model, state, x, weight, prior)
+    ...         return jem.Poisson((model.rate + new.rate) / 2), state, log_likelihood
+    >>> jem.fit(jem.Poisson(1.0), jax.numpy.array([1.0, 3.0]), Halfway()).words
+    'converged'
     """
 
     monotone: ClassVar[bool] = True
@@ -43,4 +53,5 @@ class Solver:
         return None
 
     def step(self, model: Any, state: Any, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Any:
+        """`(the next model, state, log-likelihood of the model that came in)`."""
         raise NotImplementedError
