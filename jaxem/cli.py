@@ -97,7 +97,7 @@ Prior = Annotated[
         "none: maximum likelihood with a floor under the spread.",
     ),
 ]
-Restarts = Annotated[int, _option("Fitting", "Starts for each number of them.", min=1)]
+Restarts = Annotated[int, _option("Fitting", "Starts for each number of components or states.", min=1)]
 Method = Annotated[str, _option("Fitting", "Of starting: kmeans++ or random.")]
 Tol = Annotated[float, _option("Fitting", "Stop when the gain still to come is below this, in nats a row.")]
 MaxSteps = Annotated[int, _option("Fitting", "EM steps at most.", min=1)]

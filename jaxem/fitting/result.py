@@ -19,7 +19,7 @@ class Fit:
         model: the fitted model; `log_likelihood` is that of this very model.
         log_likelihood: of the data alone, in nats, summed over weighted rows.
         objective: what was maximised: `log_likelihood` plus the log-density of the prior, up to a constant.
-        steps: M-steps that led to the model.
+        steps: of the solver (M-steps, for EM) that led to the model.
         converged: did it end by the stopping rule?
         status: a `Status` code; see `words` and `reason`.
         passes: over the data that this took: one a step for EM, three for SQUAREM, as many as it needs for LBFGS.

@@ -219,18 +219,7 @@ class HMM(Latent):
         """
         if self.batch_shape:
             raise ValueError(f"HMM: forecast needs one model; this is a batch of shape {self.batch_shape}")
-        x = self.observe(x)
-        evidence = self.evidence(self.emission.log_prob(x.rows), x).reshape(-1, *x.seen.shape)
-        evidence = jnp.swapaxes(evidence, 0, 1)
-        initial, transition = self.potentials()
-        filtered = forward(Chain(initial[:, None], transition[..., None], evidence, x.length))
-        now = probabilities(filtered.last).T
-
-        def ahead(now: Array, _: None) -> tuple[Array, Array]:
-            now = matmul(now, self.transition)
-            return now, now
-
-        states = jnp.swapaxes(jax.lax.scan(ahead, now, None, length=steps)[1], 0, 1)
+        states = _forecast(self, self.observe(x), steps)
         members = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*states.shape[:2], *leaf.shape)), self.emission)
         return states, Mixture(states, members)
 
@@ -264,3 +253,16 @@ def _sample(model: HMM, key: Array, n: int, steps: int) -> Array:
     path = jnp.moveaxis(states, 0, -1).reshape(*members, n * steps)
     drawn = chosen(model.emission.sample(what, n * steps), path, len(members))
     return drawn.reshape(*members, n, steps, *drawn.shape[len(members) + 1 :])
+
+
+@partial(jax.jit, static_argnums=2)
+def _forecast(model: HMM, x: Steps, steps: int) -> Float[Array, "s h k"]:
+    evidence = model.evidence(model.emission.log_prob(x.rows), x).reshape(-1, *x.seen.shape)
+    initial, transition = model.potentials()
+    filtered = forward(Chain(initial[:, None], transition[..., None], jnp.swapaxes(evidence, 0, 1), x.length))
+
+    def ahead(now: Array, _: None) -> tuple[Array, Array]:
+        now = matmul(now, model.transition)
+        return now, now
+
+    return jnp.swapaxes(jax.lax.scan(ahead, probabilities(filtered.last).T, None, length=steps)[1], 0, 1)

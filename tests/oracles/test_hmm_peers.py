@@ -163,3 +163,16 @@ def test_mixture_emissions_are_hmmlearns(rng: np.random.Generator) -> None:
         return replace(model, emission=replace(model.emission, components=components))
 
     np.testing.assert_allclose(steps(model, x, keep=keep), theirs(peer, x), rtol=1e-8)
+
+
+@pytest.mark.parametrize(("implementation", "answer"), [("log", np.log(0.5) - 800), ("scaling", np.log(0.5) - 1200)])
+def test_what_hmmlearn_answers_where_evidence_turns(implementation: str, answer: float) -> None:
+    """Forty times what the one state hardly ever says, then sixty times what the other does not: 400 nats are lost."""
+    rare = np.exp(-20.0)
+    hmm = hmmlearn.CategoricalHMM(2, implementation=implementation, init_params="")
+    hmm.startprob_, hmm.transmat_ = np.array([0.5, 0.5]), np.eye(2)
+    hmm.emissionprob_ = np.array([[rare, 1 - rare], [1 - rare, rare]])
+    x = np.repeat([0, 1], [40, 60])
+    np.testing.assert_allclose(hmm.score(x[:, None]), answer, rtol=1e-6)
+    ours = jem.HMM([0.5, 0.5], np.eye(2), jem.Categorical(hmm.emissionprob_))
+    np.testing.assert_allclose(ours.log_prob(x.astype(float))[0], np.log(0.5) - 800, rtol=1e-6)
