@@ -37,6 +37,7 @@ class SQUAREM(Solver):
 
     solver: Any
     passes: ClassVar[float] = 3
+    window: ClassVar[int] = 5  # gains come in bursts: one by one they would look like the end
 
     def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Array:
         """How far it may extrapolate: so many times the plain step."""
