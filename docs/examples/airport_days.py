@@ -4,7 +4,7 @@ Run it with a file name to keep the picture:
 
     python docs/examples/airport_days.py days.png
 
-The command line does the same for every airport at once:
+The command line does the same for each airport by itself, from `days().write_csv("days.csv")`:
 
     jaxem hmm days.csv --by origin --order day --columns late --states 1:4 --out days
 """
@@ -26,7 +26,7 @@ def days() -> pl.DataFrame:
     """The mean departure delay of each day at each airport, in minutes, on a scale that tames the worst days."""
     table = flights().group_by("origin", "month", "day").agg(late=pl.col("dep_delay").mean())
     table = table.with_columns(pl.col("origin").cast(pl.String), late=(pl.col("late") + 10).clip(1).log())
-    return table.sort("origin", "month", "day")
+    return table.select("origin", "late", day=pl.date(2013, pl.col("month"), pl.col("day"))).sort("origin", "day")
 
 
 def series(table: pl.DataFrame, origin: str) -> np.ndarray:
