@@ -198,13 +198,17 @@ def _fit(command: str, options: dict[str, Any]) -> int:
     from jaxem.kinds import Kind
 
     columns, by = split(options["columns"]), split(options["by"])
-    order, sequence = (options["order"].strip(), split(options["sequence"])) if command == "hmm" else (None, [])
+    # A command without that option fits rows without order.
+    order = options["order"].strip() if "order" in options else None
+    sequence = split(options.get("sequence", ""))
     _check_names(columns, by, {*results.OWN, *results.PARAMETERS, *_prefixed(columns, results.PARAMETERS)})
     kind = Kind.parse(split(options["family"]), columns, [whole("--trials", t) for t in split(options["trials"])])
-    hidden = "components" if command == "fit" else "states"
+    hidden = {"fit": "components", "hmm": "states"}[command]
     settings = _settings(options, hidden)
     began = time.perf_counter()
-    frame = tables.read(options["table"], columns, {"--by": by, "--order": [order or ""], "--sequence": sequence})
+    frame = tables.read(
+        options["table"], columns, {"--by": by, "--order": [order] if order else [], "--sequence": sequence}
+    )
     grouped = tables.group(frame, kind, by, split(options["missing"]), order, sequence)
     _check_sizes(grouped, settings, hidden)
     _check_range(grouped, settings.dtype)

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxem.data import ready
 from jaxem.fitting.fit import fit
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
-from jaxem.sequences import Sequences
+from jaxem.palette import PALETTE
 from jaxem.solvers.em import EM
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ GAPS = (1e-3, 1e-5, 1e-7)
 """Nats a row below the best: what counts as having arrived."""
 ELSEWHERE = 1e-3
 """A solver that converged further below the best than this, in nats a row, sits in another optimum."""
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F", "#444444")
 LINES = ("-", "--", "-.", ":")
 
 
@@ -125,7 +125,7 @@ class Race:
         axes = figure.subplots(1, 2, sharey=True)
         floor = 1e-10
         for i, run in enumerate(self.runs):
-            style = {"color": COLOURS[i % len(COLOURS)], "ls": LINES[i % len(LINES)], "lw": 1.8}
+            style = {"color": PALETTE[i % len(PALETTE)], "ls": LINES[i % len(LINES)], "lw": 1.8}
             gap = np.where(np.isfinite(run.gap), np.maximum(run.gap, floor), np.nan)
             for ax, place in zip(axes, (run.times, run.passes), strict=True):
                 ax.plot(place, gap, label=run.name, **style)
@@ -184,7 +184,7 @@ def compare(
     values = [float(found.objective) for found, *_ in raced if np.isfinite(found.objective)]
     leaders = [found.model for found, *_ in raced if values and float(found.objective) == max(values)]
     best = max([*values, _polished(leaders[0], x, max_steps=max_steps, **given)]) if values else np.nan
-    rows = float(_weight_of_rows(x, weight))
+    rows = float(model.observations(model.observe(x), ready(x, weight, None)[1]))
     runs = []
     for (name, solver), (found, seconds, compiling) in zip(solvers.items(), raced, strict=True):
         trace = np.array(found.trace, float)[: int(found.steps) + 1]
@@ -214,8 +214,3 @@ def _polished(model: Any, x: Any, **given: Any) -> float:
 
 def _widened(leaf: Any) -> Any:
     return jnp.asarray(leaf, jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-
-
-def _weight_of_rows(x: Any, weight: Any) -> Any:
-    each = x.seen.sum(axis=1) if isinstance(x, Sequences) else np.ones(len(x))
-    return np.sum(np.asarray(each) * (1 if weight is None else np.asarray(weight)))

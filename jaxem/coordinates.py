@@ -26,8 +26,8 @@ class Chart(NamedTuple):
     values: Callable[[Array, Array], Array]
 
 
-def _inside(values: Array, low: float, high: float) -> Array:
-    return (values > low) & (values < high)
+def _undecided(probability: Array) -> Array:
+    return (probability > 0) & (probability < 1)
 
 
 def _log(values: Array) -> Array:
@@ -40,27 +40,26 @@ def _exp(free: Array, like: Array) -> Array:
 
 
 def _logit(values: Array) -> Array:
-    inside = _inside(values, 0, 1)
+    inside = _undecided(values)
     values = jnp.where(inside, values, 0.5)
     return jnp.where(inside, jnp.log(values) - jnp.log1p(-values), 0)
 
 
 def _expit(free: Array, like: Array) -> Array:
-    return jnp.where(_inside(like, 0, 1), jax.nn.sigmoid(free), like)
+    return jnp.where(_undecided(like), jax.nn.sigmoid(free), like)
 
 
 def _reference(values: Array) -> tuple[Array, Array]:
     """The last entry above zero, against which the others are measured; and where those stand, `[..., K - 1]`."""
-    size = values.shape[-1]
-    places = jnp.arange(size, dtype=jnp.int32)
-    last = jnp.max(jnp.where(values > 0, linalg.lead(places, values.ndim), 0), axis=-1, keepdims=True)
-    others = linalg.lead(places[:-1], values.ndim)
+    places = linalg.lead(jnp.arange(values.shape[-1], dtype=jnp.int32), values.ndim)
+    last = jnp.max(jnp.where(values > 0, places, 0), axis=-1, keepdims=True)
+    others = places[..., :-1]
     return last, others + (others >= last).astype(jnp.int32)
 
 
 def _log_ratios(values: Float[Array, "*batch k"]) -> Array:
     last, others = _reference(values)
-    logs = jnp.where(values > 0, jnp.log(jnp.where(values > 0, values, 1)), 0)
+    logs = _log(values)
     ratio = jnp.take_along_axis(logs, others, axis=-1) - jnp.take_along_axis(logs, last, axis=-1)
     return jnp.where(jnp.take_along_axis(values, others, axis=-1) > 0, ratio, 0)
 

@@ -99,3 +99,14 @@ def stack(arrays: Sequence[Any], length: int | np.integer, fill: float = 0) -> n
 def presence(lengths: Sequence[int] | np.ndarray, length: int | np.integer, dtype: Any) -> np.ndarray:
     """One for rows that are there, zero for padding: `[len(lengths), length]`."""
     return (np.arange(length) < np.asarray(lengths)[:, None]).astype(dtype)
+
+
+def stacked(
+    arrays: Sequence[Any], length: int, weight: Sequence[Any] | None, labels: Sequence[Any] | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Rows of several problems as one array, padded to a length with rows of weight zero; weights; labels, if known."""
+    there = presence([len(array) for array in arrays], length, float)
+    if weight is not None:
+        there = there * stack([np.asarray(w, float) for w in weight], length)
+    known = None if labels is None else stack([np.asarray(each) for each in labels], length, fill=-1)
+    return stack([np.asarray(array) for array in arrays], length), there, known

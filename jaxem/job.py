@@ -20,7 +20,6 @@ import numpy as np
 
 import jaxem as jem
 from jaxem import priors
-from jaxem.fitting.lanes import member
 from jaxem.kinds import Kind
 from jaxem.outcome import Outcome, Scores, narrow, summarise
 from jaxem.sequences import Sequences
@@ -151,7 +150,7 @@ def _climb(
     many = len(starts)
     models = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(narrow(start, capacity) for start in starts))
     share = settings.restarts * len(slab.groups) / slab.size
-    xs = np.concatenate([x] * many) if isinstance(x, np.ndarray) else [member(x, i) for i in range(slab.size)] * many
+    xs = jax.tree.map(lambda leaf: np.concatenate([leaf] * many), x)
     fit = jem.fit_many(
         models, xs, jem.EM(), weight=np.concatenate([weight] * many),
         prior=priors.Weak() if settings.prior == "weak" else None,

@@ -8,11 +8,11 @@ import numpy as np
 
 from jaxem.constraints import leaves
 from jaxem.distributions import discrete, gaussian, product
+from jaxem.palette import PALETTE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F", "#444444")
 INK, FAINT = "#30363d", "#c9ced6"
 
 

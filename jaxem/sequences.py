@@ -141,6 +141,30 @@ class Sequences:
         return [row[:length] for row, length in zip(array, np.asarray(self.length), strict=True)]
 
 
+def stacked(
+    xs: Sequence[Sequences], steps: int, weight: Sequence[Any] | None, labels: Sequence[Any] | None
+) -> tuple[Sequences, np.ndarray, np.ndarray | None]:
+    """Sets of sequences as one batch, padded to so many steps, and with sequences of weight zero.
+
+    Args:
+        xs: the sets.
+        steps: not below those of any.
+        weight: for each set the weights of its sequences, or None for one each.
+        labels: for each set the known states of its sequences, or None.
+    """
+    counts = [len(x) for x in xs]
+    most = max(counts)
+    there = presence(counts, most, float)
+    if weight is not None:
+        there = there * stack([np.asarray(w, float) for w in weight], most)
+    known = None
+    if labels is not None:
+        known = stack([stack([np.asarray(one) for one in each], steps, fill=-1) for each in labels], most, fill=-1)
+    masked = any(x.mask is not None for x in xs)
+    padded = [x.padded(most, steps, masked) for x in xs]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *padded), there, known
+
+
 def as_sequences(x: Any, event_shape: tuple[int, ...] | None = None) -> Sequences:
     """What a person passes as sequences: `Sequences`, a list of arrays, or one array, which is one sequence.
 

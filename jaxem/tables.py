@@ -123,13 +123,13 @@ def read(
     Args:
         source: the file, or the name of a shipped table.
         columns: what is to be fitted.
-        others: other columns, by the name of the option that names them; empty names are none.
+        others: other columns, by the name of the option that names them.
 
     Raises:
         InputError: no such file, not a table of a known kind, a missing column, no rows.
     """
     path = datasets.path(str(source)) if str(source) in datasets.NAMES and not Path(source).exists() else Path(source)
-    named = {"--columns": columns} | {option: [name for name in names if name] for option, names in others.items()}
+    named = {"--columns": columns, **others}
     wanted = list(dict.fromkeys(name for names in named.values() for name in names))
     scan = _scanner(path)
     try:

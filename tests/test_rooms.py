@@ -13,7 +13,19 @@ PACKAGE = Path(jaxem.__file__).parent
 
 # From the ground up. A module may import from its own floor and from those below.
 FLOORS = [
-    {"_version", "chains", "constraints", "coordinates", "data", "errors", "linalg", "pytree", "sequences", "sums"},
+    {
+        "_version",
+        "chains",
+        "constraints",
+        "coordinates",
+        "data",
+        "errors",
+        "linalg",
+        "palette",
+        "pytree",
+        "sequences",
+        "sums",
+    },
     {"distributions"},
     {"start"},
     {"latent"},

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxem.chains.chain import Chain
+from jaxem.chains.chain import Chain, either
 from jaxem.chains.scaled import finite_or_zero
 from jaxem.linalg import lead
 from jaxem.sums import log_sum
@@ -60,10 +60,8 @@ def _moves(chain: Chain) -> Float[Array, "t k k s"]:
 
 def _flags(chain: Chain) -> tuple[Array | None, Array | None]:
     """Which steps after the first start a sequence, and which are padding, ready to meet `[T - 1, K, K, S]`."""
-    starts = None if chain.start is None else chain.start[1:, None, None]
-    if chain.length is None:
-        return starts, None
-    return starts, (jnp.arange(1, chain.steps, dtype=jnp.int32)[:, None] >= chain.length[None])[:, None, None]
+    over = None if chain.there is None else ~chain.there
+    return tuple(None if flag is None else flag[1:, None, None] for flag in (chain.start, over))  # type: ignore[return-value]
 
 
 def forward(chain: Chain) -> Filtered:
@@ -94,12 +92,11 @@ def log_mass(filtered: Filtered) -> Float[Array, "s"]:
 def smoothed(chain: Chain, filtered: Filtered) -> tuple[Array, Array]:
     """Posterior marginals and expected transitions."""
     states = jnp.exp(filtered.log_states)
-    starts, over = _flags(chain)
+    ends = either(*_flags(chain))
     into = filtered.log_states[:-1, :, None] + _moves(chain)
     predicted = log_sum(into, 1)
     # The probability of the state now (first axis) given that of the next step (second).
     back = jnp.exp(into - finite_or_zero(predicted)[:, None])
-    ends = starts if over is None else over if starts is None else over | starts
     alone = states[:-1, :, None] + jnp.zeros_like(back)
     conditional = back if ends is None else jnp.where(ends, alone, back)
 

@@ -20,8 +20,8 @@ def best_path(chain: Chain) -> tuple[Float[Array, "s"], Int[Array, "t s"]]:
 
     At padding the path stays where it was.
     """
-    shape = chain.log_likelihood.shape[1:]
-    initial = jnp.broadcast_to(chain.log_initial, shape)
+    initial = chain.initial
+    shape = initial.shape
     here = jnp.broadcast_to(jnp.arange(shape[0], dtype=jnp.int32)[:, None], shape)
 
     def led(states: Array) -> tuple[Array, Array]:
@@ -69,7 +69,7 @@ def _used(chain: Chain, path: Int[Array, "t s"]) -> Expected:
     dtype = chain.log_likelihood.dtype
     states = jnp.arange(chain.states, dtype=path.dtype)
     times = jnp.arange(chain.steps, dtype=jnp.int32)[:, None]
-    there = jnp.ones(path.shape, bool) if chain.length is None else times < chain.length[None]
+    there = jnp.ones(path.shape, bool) if chain.there is None else chain.there
     begins = times == 0 if chain.start is None else (times == 0) | chain.start
     marginals = ((path[:, None] == states[None, :, None]) & there[:, None]).astype(dtype)
     goes_on = (there & ~begins)[1:].astype(dtype)

@@ -74,9 +74,10 @@ class Blocked:
         end = way.probabilities(filtered.last)
         _, left = jax.lax.scan(to_previous, end, moves, reverse=True)
         marginals, pairs = way.smoothed(pieces, inside, self._side_by_side(left))
+        marginals = self._joined(marginals[:-1], end)[: chain.steps]
         if chain.log_transition.ndim == 4:
-            return self._joined(marginals[:-1], end)[: chain.steps], self._joined(pairs)[: chain.steps - 1]
-        return self._joined(marginals[:-1], end)[: chain.steps], jnp.sum(self._each(pairs), axis=0)
+            return marginals, self._joined(pairs)[: chain.steps - 1]
+        return marginals, jnp.sum(self._each(pairs), axis=0)
 
     def filtered(self, chain: Chain, filtered: Filtered) -> Float[Array, "t k s"]:
         """The probabilities of the filtered states."""

@@ -68,8 +68,12 @@ class Chain:
 
     def ends(self, t: Any) -> Bool[Array, "s"] | None:
         """Which sequences do not go on after step t, if any may not."""
-        over, starts = self.over(t + 1), self.starts(t + 1)
-        return starts if over is None else over if starts is None else over | starts
+        return either(self.over(t + 1), self.starts(t + 1))
+
+    @property
+    def there(self) -> Bool[Array, "t s"] | None:
+        """Which steps are within their sequence, if any may not be."""
+        return None if self.length is None else jnp.arange(self.steps, dtype=jnp.int32)[:, None] < self.length[None]
 
     def log_move(self, t: Any) -> Float[Array, "k k s2"]:
         """Potentials of the transition into step t."""
@@ -101,6 +105,11 @@ class Expected(NamedTuple):
 
         own = used(self.initial, change.log_initial) + used(self.transition, change.log_transition)
         return own + used(self.marginals, change.log_likelihood)
+
+
+def either(a: Array | None, b: Array | None) -> Array | None:
+    """Where one of two conditions holds, of which each may not be there at all."""
+    return b if a is None else a if b is None else a | b
 
 
 def where(condition: Bool[Array, "s"] | None, yes: Any, no: Any) -> Any:
@@ -158,18 +167,19 @@ def passed_back(chain: Chain, before: Any, end: Array, alone: Any, moved: Any, c
     return jnp.concatenate([marginals, end[None]]), kept if counted is None else counted[0] + counted[1]
 
 
+def there_or_zero(chain: Chain, states: Float[Array, "t k s"]) -> Float[Array, "t k s"]:
+    """Something of every step and state; zero at padding."""
+    return states if chain.there is None else jnp.where(chain.there[:, None], states, 0)
+
+
 def expected(
     chain: Chain, log_mass: Float[Array, "s"], marginals: Float[Array, "t k s"], transition: Array
 ) -> Expected:
     """What a backward pass found, as the derivative of the log-normaliser: zero at padding, and where that is -inf."""
-    if chain.length is not None:
-        there = jnp.arange(chain.steps, dtype=jnp.int32)[:, None] < chain.length[None]
-        marginals = jnp.where(there[:, None], marginals, 0)
-    initial = marginals[0]
-    if chain.start is not None:
-        # One of several sequences in a row may be impossible.
-        possible = log_mass > -jnp.inf
-        marginals, transition = (jnp.where(possible, part, 0) for part in (marginals, transition))
-        initial = marginals[0]
-        initial = initial + jnp.sum(jnp.where(chain.start[1:][:, None], marginals[1:], 0), axis=0)
-    return Expected(initial, transition, marginals)
+    marginals = there_or_zero(chain, marginals)
+    if chain.start is None:
+        return Expected(marginals[0], transition, marginals)
+    # One of several sequences in a row may be impossible.
+    marginals, transition = (jnp.where(log_mass > -jnp.inf, part, 0) for part in (marginals, transition))
+    begun = jnp.sum(jnp.where(chain.start[1:][:, None], marginals[1:], 0), axis=0)
+    return Expected(marginals[0] + begun, transition, marginals)

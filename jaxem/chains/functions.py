@@ -137,10 +137,7 @@ def filter(
     """
     chain = _chain(log_initial, log_transition, log_likelihood, length, mask, reset, method)
     value, filtered = normalizer.filtered(chain)
-    there = (
-        jnp.full((chain.steps, 1), True) if chain.length is None else jnp.arange(chain.steps)[:, None] < chain.length
-    )
-    return value[0], jnp.where(there, filtered[..., 0], 0)
+    return value[0], filtered[..., 0]
 
 
 def viterbi(
@@ -208,9 +205,7 @@ def sample_posterior(
 
 
 def _within(path: Int[Array, "t"], chain: Chain) -> Int[Array, "t"]:
-    if chain.length is None:
-        return path
-    return jnp.where(jnp.arange(len(path), dtype=jnp.int32) < chain.length, path, -1)
+    return path if chain.there is None else jnp.where(chain.there[:, 0], path, -1)
 
 
 def _chain(

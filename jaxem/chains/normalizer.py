@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from jaxem import sums
 from jaxem.chains import associative, dense, exact, methods
 from jaxem.chains.blocked import Blocked
-from jaxem.chains.chain import Chain, Expected, expected, where
+from jaxem.chains.chain import Chain, Expected, expected, there_or_zero, where
 from jaxem.chains.fold import folded, in_blocks
 from jaxem.pytree import replace
 
@@ -23,7 +23,7 @@ def _value_by(way: Any, chain: Chain) -> Array:
 
 def _filtered_by(way: Any, chain: Chain) -> tuple[Array, Array]:
     filtered = way.forward(chain)
-    return way.log_mass(filtered), way.filtered(chain, filtered)
+    return way.log_mass(filtered), there_or_zero(chain, way.filtered(chain, filtered))
 
 
 def _posterior_by(way: Any, chain: Chain) -> tuple[Array, Expected]:

@@ -82,16 +82,17 @@ def advance(
     steps = now.steps + 1
     # The rule looks at steps that end a window.
     since = steps - solver.warmup
-    first, looks = since < 1, since % solver.window == 0
+    ends_window = since % solver.window == 0
     gain = objective - now.anchor
     rate = jnp.where((since <= solver.window) | (now.gain == 0), 1, gain / jnp.where(now.gain == 0, 1, now.gain))
     columns = max((1, *now.ahead.event_shape))
     rounding = float(jnp.finfo(objective.dtype).eps) * columns * (jnp.abs(objective) + rows)
     size = gain if solver.monotone else jnp.abs(gain)
-    seen = Evidence(log_likelihood, objective, size, jnp.maximum(rate, now.rate), first, steps, rows, rounding)
-    status = judge(seen, limits, looks)
+    looks = ends_window & (since > 0)
+    seen = Evidence(log_likelihood, objective, size, jnp.maximum(rate, now.rate), looks, steps, rows, rounding)
+    status = judge(seen, limits)
     anchor, gain, rate = (
-        jnp.where(looks, new, old) for new, old in ((objective, now.anchor), (gain, now.gain), (rate, now.rate))
+        jnp.where(ends_window, new, old) for new, old in ((objective, now.anchor), (gain, now.gain), (rate, now.rate))
     )
     new = Progress(now.ahead, proposal, state, log_likelihood, objective, anchor, gain, rate, steps, status)
     return replace(select(now.status == int(Status.running), new, now), ahead=proposal)
@@ -100,35 +101,35 @@ def advance(
 class Evidence(NamedTuple):
     """What the stopping rule looks at.
 
-    `first` says that there is no gain yet; `rounding` is what the float type can resolve of the objective: a sum over
-    rows of sums over columns.
+    `looks` says that there is a gain to be judged; `rounding` is what the float type can resolve of the objective: a
+    sum over rows of sums over columns.
     """
 
     log_likelihood: Array
     objective: Array
     gain: Array
     rate: Array
-    first: Array
+    looks: Array
     steps: Array
     rows: Array
     rounding: Array
 
 
-def judge(now: Evidence, limits: Limits, looks: Any = True) -> Int[Array, ""]:
+def judge(now: Evidence, limits: Limits) -> Int[Array, ""]:
     """The status after a step.
 
     It has converged when Aitken's prediction of what is still to be gained, gain x rate / (1 - rate), with the larger
     of the last two rates, is below `tol` a row; or when the last gain is below what the float type can resolve.
     """
-    log_likelihood, objective, gain, rate, first, steps, rows, rounding = now
+    log_likelihood, objective, gain, rate, looks, steps, rows, rounding = now
     shrinking = rate < 1
     remaining = jnp.where(shrinking, gain * rate / jnp.where(shrinking, 1 - rate, 1), jnp.inf)
-    settled = looks & ~first & ((remaining <= limits.tol * rows) | (gain <= 4 * rounding))
+    settled = looks & ((remaining <= limits.tol * rows) | (gain <= 4 * rounding))
     cases = [
         (jnp.isnan(objective) | (objective == jnp.inf), Status.nonfinite),
         # A start with probabilities of zero is impossible under a prior, but only until its first M-step.
         ((log_likelihood == -jnp.inf) | ((steps > 0) & (objective == -jnp.inf)), Status.impossible_data),
-        (looks & ~first & (gain < -256 * rounding), Status.log_likelihood_decreased),
+        (looks & (gain < -256 * rounding), Status.log_likelihood_decreased),
         (settled, Status.converged),
         (steps >= limits.max_steps, Status.max_steps_reached),
     ]

@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxem.data import as_floats, check_labels, check_weight, presence, ready, stack
+from jaxem.data import as_floats, check_labels, check_weight, ready, stacked
 from jaxem.fitting.fit import check_limits, hidden_states
 from jaxem.fitting.lanes import COMPILING, Queue, member, pace
 from jaxem.fitting.loop import Limits
 from jaxem.fitting.ragged import SHAPE, padded_lengths
 from jaxem.fitting.result import Fit
 from jaxem.sequences import Sequences
+from jaxem.sequences import stacked as stacked_sequences
 from jaxem.solvers.em import EM
 
 LANES = 256
@@ -44,7 +45,8 @@ def fit_many(
 
     Args:
         models: where to start, `batch_shape` (B,), or (B, R) for R starts of each problem: the best is returned.
-        xs: `[B, n, ...]`, or a list of B arrays of any lengths; for models of sequences a list of B `Sequences`.
+        xs: `[B, n, ...]`, or a list of B arrays of any lengths; for models of sequences a list of B
+            `Sequences`, or a batch of them (`Sequences.batch`).
         solver: how to climb.
         weight: row weights, shaped like the rows of xs.
         prior: as in `fit`; the same for all problems, or scaled to each by itself (`jaxem.priors.Weak`).
@@ -162,7 +164,11 @@ def _batches(model: Any, xs: Any, weight: Any, labels: Any, problems: int, resta
     """Problems of like length together, padded with rows of weight zero."""
     if len(xs) != problems:
         raise ValueError(f"xs holds {len(xs)} problems and models {problems}; they must be as many")
-    states, first = hidden_states(model), model.read(xs[0])
+    states = hidden_states(model)
+    if isinstance(xs, Sequences):
+        row_weight = np.ones(xs.length.shape) if weight is None else _shaped(weight, xs.length.shape, "weight")
+        return [_padded(np.arange(problems), xs, row_weight, labels, states)]
+    first = model.read(xs[0])
     if isinstance(first, Sequences):
         return _sequence_batches([first, *(model.read(x) for x in xs[1:])], weight, labels, states, restarts)
     if not isinstance(xs, (list, tuple)):
@@ -179,13 +185,14 @@ def _batches(model: Any, xs: Any, weight: Any, labels: Any, problems: int, resta
         raise ValueError(f"xs[{int(np.argmin(lengths))}] has no rows; leave that problem out")
     batches = []
     for length, index in _by_length(lengths, restarts * (states or 1)):
-        row_weight = presence(lengths[index], length, float)
-        if weight is not None:
-            row_weight = row_weight * stack([np.asarray(weight[i], float) for i in index], length)
-        known = None if labels is None else stack([np.asarray(labels[i]) for i in index], length, fill=-1)
-        x = as_floats(stack([arrays[i] for i in index], length))
-        batches.append(_padded(index, x, row_weight, known, states))
+        x, row_weight, known = stacked(_of(index, arrays), length, _of(index, weight), _of(index, labels))
+        batches.append(_padded(index, as_floats(x), row_weight, known, states))
     return batches
+
+
+def _of(index: np.ndarray, values: Any) -> Any:
+    """What belongs to some problems, if it is there at all."""
+    return None if values is None else [values[i] for i in index]
 
 
 def _by_length(lengths: np.ndarray, work: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -200,18 +207,8 @@ def _sequence_batches(xs: list[Sequences], weight: Any, labels: Any, states: int
     batches = []
     work = restarts * (states or 1) * max(len(x) for x in xs)
     for steps, index in _by_length(np.array([x.steps for x in xs]), work):
-        counts = [len(xs[i]) for i in index]
-        most = max(counts)
-        row_weight = presence(counts, most, float)
-        if weight is not None:
-            row_weight = row_weight * stack([np.asarray(weight[i], float) for i in index], most)
-        masked = any(xs[i].mask is not None for i in index)
-        padded = [xs[i].padded(most, steps, masked) for i in index]
-        x = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *padded)
-        known = None
-        if labels is not None:
-            known = stack([stack([np.asarray(one) for one in labels[i]], steps, fill=-1) for i in index], most, fill=-1)
-        batches.append(_padded(index, x, row_weight, known, states))
+        padded = stacked_sequences(_of(index, xs), steps, _of(index, weight), _of(index, labels))
+        batches.append(_padded(index, *padded, states))
     return batches
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
-from jaxem.data import as_floats, presence, stack
+from jaxem.data import as_floats, stacked
 from jaxem.latent.hmm import HMM
 from jaxem.latent.mixture import Mixture
 from jaxem.sequences import Sequences
+from jaxem.sequences import stacked as stacked_sequences
 
 
 def start_many(
@@ -50,7 +49,8 @@ def start_many(
     if chains and active is not None:
         raise ValueError("active is for mixtures; a hidden Markov model uses all of its states")
     if isinstance(xs, (list, tuple)):
-        xs, weight, labels = _stacked_sequences(xs, weight, labels) if chains else _stacked_rows(xs, weight, labels)
+        longest = max(x.steps if chains else len(x) for x in xs)
+        xs, weight, labels = (stacked_sequences if chains else stacked)(xs, longest, weight, labels)
     given = tuple(None if value is None else jnp.asarray(value) for value in (weight, labels, active))
     xs = xs if chains else as_floats(xs)
     return _start_many(key, xs, *given, (family, components, restarts, method))
@@ -69,25 +69,3 @@ def _start_many(key: Array, xs: Any, weight: Any, labels: Any, active: Any, how:
     given = weight, labels, active
     axes = (0, 0, *(None if value is None else 0 for value in given))
     return jax.vmap(one, in_axes=axes)(jax.random.split(key, len(jax.tree.leaves(xs)[0])), xs, *given)
-
-
-def _stacked_rows(xs: Sequence[Any], weight: Any, labels: Any) -> tuple[Any, Any, Any]:
-    """Arrays of any lengths as one, padded with rows of weight zero."""
-    lengths = [len(x) for x in xs]
-    there = presence(lengths, max(lengths), as_floats(xs[0]).dtype)
-    weight = there if weight is None else there * stack([np.asarray(w) for w in weight], max(lengths))
-    labels = None if labels is None else stack([np.asarray(known) for known in labels], max(lengths), fill=-1)
-    return stack([np.asarray(x) for x in xs], max(lengths)), weight, labels
-
-
-def _stacked_sequences(xs: Sequence[Sequences], weight: Any, labels: Any) -> tuple[Any, Any, Any]:
-    """Sets of sequences as one, padded with steps and with sequences of weight zero."""
-    counts, steps = [len(x) for x in xs], max(x.steps for x in xs)
-    most = max(counts)
-    there = presence(counts, most, xs[0].values.dtype)
-    weight = there if weight is None else there * stack([np.asarray(w) for w in weight], most)
-    if labels is not None:
-        each = [stack([np.asarray(known) for known in one], steps, fill=-1) for one in labels]
-        labels = stack(each, most, fill=-1)
-    padded = [x.padded(most, steps, masked=True) for x in xs]
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *padded), weight, labels

@@ -35,8 +35,8 @@ class EM(Solver):
         self, model: Any, state: None, x: Any, weight: Float[Array, "n"], prior: Statistics
     ) -> tuple[Any, None, Array]:
         """One step: `(the next model, state, log-likelihood of the model that came in)`."""
-        log_likelihood, statistics = expectation(model, x, weight)
-        return model.m_step(add(statistics, prior)), state, log_likelihood
+        new, log_likelihood = em_step(model, x, weight, prior)
+        return new, state, log_likelihood
 
 
 @module
@@ -56,8 +56,8 @@ class HardEM(Solver):
         self, model: Any, state: None, x: Any, weight: Float[Array, "n"], prior: Statistics
     ) -> tuple[Any, None, Array]:
         """As that of `EM`, by the best path instead of all."""
-        log_likelihood, statistics = expectation(model, x, weight, maximum)
-        return model.m_step(add(statistics, prior)), state, log_likelihood
+        new, log_likelihood = em_step(model, x, weight, prior, maximum)
+        return new, state, log_likelihood
 
 
 @module
@@ -104,8 +104,14 @@ class AnnealedEM(Solver):
         annealing = state < len(self.temperatures)
         temperature = jnp.where(annealing, self.temperatures[jnp.minimum(state, len(self.temperatures) - 1)], 1)
         sharpness = (1 / temperature).astype(weight.dtype)
-        log_likelihood, statistics = expectation(model, x, weight, partial(tempered, sharpness))
-        return model.m_step(add(statistics, prior)), state + 1, log_likelihood
+        new, log_likelihood = em_step(model, x, weight, prior, partial(tempered, sharpness))
+        return new, state + 1, log_likelihood
+
+
+def em_step(model: Any, x: Any, weight: Array, prior: Statistics, over: Any = log_sum) -> tuple[Any, Array]:
+    """The model after an E- and an M-step, and the log-likelihood of the one before; `over` as in `expectation`."""
+    log_likelihood, statistics = expectation(model, x, weight, over)
+    return model.m_step(add(statistics, prior)), log_likelihood
 
 
 def expectation(model: Any, x: Any, weight: Float[Array, "n"], over: Any = log_sum) -> tuple[Array, Statistics]:
