@@ -16,8 +16,9 @@ EXAMPLES = sorted((pages.ROOT / "docs" / "examples").glob("*.py"))
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_it_runs_and_tells_the_truth(example: Path, tmp_path: Path) -> None:
-    # As a reader runs it: in an interpreter of its own, without 64-bit types, with the picture.
+    # As a reader runs it: in an interpreter of its own, without 64-bit types, with the picture if it draws one.
     command = [sys.executable, str(example), str(tmp_path / "picture.png")]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "XLA_FLAGS": ""}, check=False)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "picture.png").stat().st_size > 10_000
+    if "savefig" in example.read_text():
+        assert (tmp_path / "picture.png").stat().st_size > 10_000
