@@ -11,14 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxem.constraints import free_parameters
 from jaxem.data import ready
 from jaxem.fitting.fit import fit
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
 from jaxem.palette import PALETTE
+from jaxem.rate import em_rate
+from jaxem.solvers.accelerated import SQUAREM
+from jaxem.solvers.base import Solver
 from jaxem.solvers.em import EM
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 GAPS = (1e-3, 1e-5, 1e-7)
@@ -71,9 +76,11 @@ class Race:
 
     Attributes:
         runs: one for each, in the order given.
-        best: the largest objective that any of them reached, or a long EM run in float64 that went on from there; NaN
-            if all failed.
+        best: the largest objective that any of them reached, or a long run in float64 that went on from there; NaN if
+            all failed.
         rows: sum of the weights of the rows (of the steps of sequences).
+        rate: EM's own at the best place, see `em_rate`: the largest fraction of information that is missing there.
+        free: how many free numbers the model has.
 
     >>> import jax, jaxem as jem
     >>> race = jem.compare(jem.Poisson(1.0), jax.numpy.array([1.0, 3.0]), {"EM": jem.EM()})
@@ -84,18 +91,27 @@ class Race:
     runs: tuple[Run, ...]
     best: float
     rows: float
+    rate: float
+    free: int
+
+    def below(self, run: Run) -> float:
+        """How far the model of a run is below the best, in nats a row."""
+        return (self.best - float(run.fit.objective)) / self.rows
+
+    def elsewhere(self, run: Run) -> bool:
+        """Did it converge to another optimum?"""
+        return bool(run.fit.converged) and self.below(run) > ELSEWHERE
 
     def rows_of_table(self) -> list[dict[str, Any]]:
         """One dict for each solver: how it ended, and when it arrived within each of `GAPS` of the best."""
         found = []
         for run in self.runs:
-            below = float(run.gap[-1])
             row: dict[str, Any] = {
                 "solver": run.name,
-                "setting": repr(run.solver),
+                "setting": setting(run.solver),
                 "status": run.fit.words,
-                "other optimum": bool(run.fit.converged) and below > ELSEWHERE,
-                "below the best": below,
+                "other optimum": self.elsewhere(run),
+                "below the best": self.below(run),
                 "steps": int(run.fit.steps),
                 "passes": float(run.fit.passes),
                 "seconds": run.seconds,
@@ -110,12 +126,7 @@ class Race:
 
     def table(self) -> Any:
         """A polars DataFrame of them if polars is there, otherwise the list of dicts."""
-        rows = self.rows_of_table()
-        try:
-            import polars as pl
-        except ImportError:
-            return rows
-        return pl.DataFrame(rows, infer_schema_length=None)
+        return as_table(self.rows_of_table())
 
     def plot(self) -> Figure:
         """The gap to the best against seconds and against passes over the data, both on logarithmic axes."""
@@ -125,7 +136,7 @@ class Race:
         axes = figure.subplots(1, 2, sharey=True)
         floor = 1e-10
         for i, run in enumerate(self.runs):
-            style = {"color": PALETTE[i % len(PALETTE)], "ls": LINES[i % len(LINES)], "lw": 1.8}
+            style = line(i)
             gap = np.where(np.isfinite(run.gap), np.maximum(run.gap, floor), np.nan)
             for ax, place in zip(axes, (run.times, run.passes), strict=True):
                 ax.plot(place, gap, label=run.name, **style)
@@ -134,8 +145,7 @@ class Race:
             ax.set_xscale("log")
             ax.set_yscale("log")
             ax.set_xlabel(label)
-            ax.spines[["top", "right"]].set_visible(False)
-            ax.grid(visible=True, which="major", color="#e3e6eb", lw=0.8)
+            plain(ax)
         axes[0].set_ylabel("below the best, nats a row")
         axes[1].legend(frameon=False)
         return figure
@@ -155,7 +165,8 @@ def compare(
     """Race solvers from the same start.
 
     All climb the same objective (prior included) on the same arrays; each is run twice, so that compilation is told
-    apart. What is best is the largest objective of all, from which a long run of EM goes on in float64.
+    apart. What is best is the largest objective of all, or where a long run of SQUAREM in float64 ends that goes on
+    from there.
 
     Args:
         model: where all start.
@@ -181,9 +192,12 @@ def compare(
     given = {"weight": weight, "prior": prior, "labels": labels}
     x = jax.tree.map(jnp.asarray, model.read(x))
     raced = [_timed(model, x, solver, tol=tol, max_steps=max_steps, **given) for solver in solvers.values()]
-    values = [float(found.objective) for found, *_ in raced if np.isfinite(found.objective)]
-    leaders = [found.model for found, *_ in raced if values and float(found.objective) == max(values)]
-    best = max([*values, _polished(leaders[0], x, max_steps=max_steps, **given)]) if values else np.nan
+    values = [float(found.objective) if np.isfinite(found.objective) else -np.inf for found, *_ in raced]
+    best, rate = np.nan, np.nan
+    if max(values) > -np.inf:
+        leader = raced[int(np.argmax(values))][0].model
+        polished, rate = _polished(leader, x, max_steps=max_steps, **given)
+        best = max(*values, polished)
     rows = float(model.observations(model.observe(x), ready(x, weight, None)[1]))
     runs = []
     for (name, solver), (found, seconds, compiling) in zip(solvers.items(), raced, strict=True):
@@ -191,7 +205,7 @@ def compare(
         # While it anneals it speaks of something else.
         trace[: solver.warmup] = np.nan
         runs.append(Run(name, solver, found, seconds, compiling, (best - trace) / rows))
-    return Race(tuple(runs), best, rows)
+    return Race(tuple(runs), best, rows, rate, free_parameters(model))
 
 
 def _timed(model: Any, x: Any, solver: Any, **given: Any) -> tuple[Fit, float, float]:
@@ -204,13 +218,71 @@ def _timed(model: Any, x: Any, solver: Any, **given: Any) -> tuple[Fit, float, f
     return found, warm, max(cold - warm, 0.0)
 
 
-def _polished(model: Any, x: Any, **given: Any) -> float:
-    """The objective where EM in float64 ends, from a model that is close to the top."""
+def _polished(model: Any, x: Any, **given: Any) -> tuple[float, float]:
+    """The objective where a long run in float64 ends, from a model that is close to the top; and EM's rate there."""
+    weight, prior, labels = (given[name] for name in ("weight", "prior", "labels"))
     with jax.enable_x64(True):
         model, x = jax.tree.map(_widened, (model, x))
-        end = fit(model, x, EM(), tol=1e-13, **given)
-    return float(end.objective) if not Status(int(end.status)).failed else -np.inf
+        end = fit(model, x, SQUAREM(EM()), tol=1e-13, **given)
+        if Status(int(end.status)).failed:
+            return -np.inf, np.nan
+        return float(end.objective), float(em_rate(end.model, x, weight=weight, prior=prior, labels=labels))
 
 
 def _widened(leaf: Any) -> Any:
     return jnp.asarray(leaf, jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+
+def setting(solver: Any) -> str:
+    """A solver with its numbers, those within an optax transformation included."""
+    if hasattr(solver, "transformation"):
+        found = _numbers(solver.transformation) | ({"batch_size": solver.batch_size} if solver.batches else {})
+        said = [f"{name}={value:g}" for name, value in found.items() if value]
+    elif not dataclasses.is_dataclass(solver):
+        return repr(solver)
+    else:
+        fields = {field.name: getattr(solver, field.name) for field in dataclasses.fields(solver)}
+        said = [f"{name}={_said(value)}" for name, value in fields.items() if name != "key"]
+    return f"{type(solver).__name__}({', '.join(said)})"
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, jax.Array):
+        return f"{value:g}" if value.ndim == 0 else str(value.tolist())
+    return setting(value) if isinstance(value, Solver) else repr(value)
+
+
+def _numbers(node: Any) -> dict[str, float]:
+    """Optax keeps its numbers in the closures of its functions: there they are read."""
+    if isinstance(node, (tuple, list)):
+        return {name: value for part in node for name, value in _numbers(part).items()}
+    found: dict[str, float] = {}
+    cells = zip(node.__code__.co_freevars, node.__closure__, strict=True) if getattr(node, "__closure__", None) else ()
+    for name, cell in cells:
+        value = cell.cell_contents
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            # Optax goes downhill: its step sizes are negative.
+            found["learning_rate" if name == "step_size" else name] = abs(value)
+        else:
+            found.update(_numbers(value))
+    return found
+
+
+def as_table(rows: list[dict[str, Any]]) -> Any:
+    """A polars DataFrame if polars is there, otherwise the list."""
+    try:
+        import polars as pl
+    except ImportError:
+        return rows
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def line(i: int) -> dict[str, Any]:
+    """How the i-th solver is drawn: told apart by colour and by dashes."""
+    return {"color": PALETTE[i % len(PALETTE)], "ls": LINES[i % len(LINES)], "lw": 1.8}
+
+
+def plain(ax: Axes) -> None:
+    """Axes with a light grid and no frame."""
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(visible=True, which="major", color="#e3e6eb", lw=0.8)

@@ -20,9 +20,12 @@ Coordinates = list[Array]
 
 
 class Chart(NamedTuple):
-    """`free(values)` are coordinates of values, and `values(free, like)` the way back; `like` tells what is fixed."""
+    """`free(values, like)` are coordinates of values, and `values(free, like)` the way back.
 
-    free: Callable[[Array], Array]
+    `like` tells what is fixed. Where it is not, a value on the edge has the coordinate of the closest number inside.
+    """
+
+    free: Callable[[Array, Array], Array]
     values: Callable[[Array, Array], Array]
 
 
@@ -30,19 +33,20 @@ def _undecided(probability: Array) -> Array:
     return (probability > 0) & (probability < 1)
 
 
-def _log(values: Array) -> Array:
-    inside = values > 0
-    return jnp.where(inside, jnp.log(jnp.where(inside, values, 1)), 0)
+def _log(values: Array, like: Array) -> Array:
+    values = jnp.maximum(values, jnp.finfo(values.dtype).tiny)
+    return jnp.where(like > 0, jnp.log(jnp.where(like > 0, values, 1)), 0)
 
 
 def _exp(free: Array, like: Array) -> Array:
     return jnp.where(like > 0, jnp.exp(free), like)
 
 
-def _logit(values: Array) -> Array:
-    inside = _undecided(values)
-    values = jnp.where(inside, values, 0.5)
-    return jnp.where(inside, jnp.log(values) - jnp.log1p(-values), 0)
+def _logit(values: Array, like: Array) -> Array:
+    type_ = jnp.finfo(values.dtype)
+    values = jnp.minimum(jnp.maximum(values, type_.tiny), 1 - type_.epsneg)
+    values = jnp.where(_undecided(like), values, 0.5)
+    return jnp.where(_undecided(like), jnp.log(values) - jnp.log1p(-values), 0)
 
 
 def _expit(free: Array, like: Array) -> Array:
@@ -57,11 +61,11 @@ def _reference(values: Array) -> tuple[Array, Array]:
     return last, others + (others >= last).astype(jnp.int32)
 
 
-def _log_ratios(values: Float[Array, "*batch k"]) -> Array:
-    last, others = _reference(values)
-    logs = _log(values)
+def _log_ratios(values: Float[Array, "*batch k"], like: Float[Array, "*batch k"]) -> Array:
+    last, others = _reference(like)
+    logs = _log(values, like)
     ratio = jnp.take_along_axis(logs, others, axis=-1) - jnp.take_along_axis(logs, last, axis=-1)
-    return jnp.where(jnp.take_along_axis(values, others, axis=-1) > 0, ratio, 0)
+    return jnp.where(jnp.take_along_axis(like, others, axis=-1) > 0, ratio, 0)
 
 
 def _shares(free: Array, like: Float[Array, "*batch k"]) -> Array:
@@ -73,7 +77,7 @@ def _shares(free: Array, like: Float[Array, "*batch k"]) -> Array:
     return jax.nn.softmax(jnp.where(like > 0, logits, -jnp.inf), axis=-1)
 
 
-def _triangle(matrix: Float[Array, "*batch d d"]) -> Array:
+def _triangle(matrix: Float[Array, "*batch d d"], like: Array) -> Array:
     factor = linalg.cholesky(matrix)
     logs = jnp.log(linalg.diagonal(factor))
     rows, columns = jnp.tril_indices(matrix.shape[-1], -1)
@@ -87,7 +91,7 @@ def _squared(free: Array, like: Float[Array, "*batch d d"]) -> Array:
     return linalg.matmul(factor, linalg.transpose(factor))
 
 
-REAL = Chart(lambda values: values, lambda free, like: free)
+REAL = Chart(lambda values, like: values, lambda free, like: free)
 POSITIVE = Chart(_log, _exp)
 CHARTS: dict[Constraint, Chart] = {
     constraints.real: REAL,
@@ -101,17 +105,23 @@ CHARTS: dict[Constraint, Chart] = {
 }
 
 
-def coordinates(model: Any) -> Coordinates:
+def coordinates(model: Any, like: Any = None) -> Coordinates:
     """Coordinates of every parameter of a model, in the order of its leaves.
 
     Logarithms of what is positive, log-ratios to the last entry of a simplex, the Cholesky factor of a covariance with
     the logarithm of its diagonal.
 
+    Args:
+        model: any.
+        like: a model of the same structure that tells what is fixed; the model itself if left out.
+
     >>> import jaxem as jem
     >>> [c.shape for c in coordinates(jem.Mixture([0.2, 0.8], jem.Gaussian([[0.0], [1.0]], [[[1.0]], [[2.0]]])))]
     [(1,), (2, 1), (2, 1)]
     """
-    return [CHARTS[constraint].free(values) for _, constraint, values in constraints.leaves(model)]
+    fixing = constraints.leaves(model if like is None else like)
+    each = zip(constraints.leaves(model), fixing, strict=True)
+    return [CHARTS[limit].free(values, old) for (_, limit, values), (_, _, old) in each]
 
 
 def from_coordinates(free: Coordinates, like: Any) -> Any:

@@ -7,6 +7,7 @@ above that a loop runs over the columns. Derivatives are rules, not a walk back 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -175,3 +176,28 @@ def _cholesky_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array,
 def half_log_det(white: Float[Array, "*batch d d"]) -> Float[Array, "*batch"]:
     """Half the log-determinant of the matrix that `white` whitens."""
     return -jnp.sum(jnp.log(diagonal(white)), axis=-1)
+
+
+def solve(matrix: Float[Array, "d d"], b: Float[Array, "d"]) -> tuple[Float[Array, "d"], Float[Array, ""]]:
+    """matrix^-1 b for a symmetric positive definite matrix; and the smallest pivot, relative to its diagonal entry.
+
+    Of two numbers of which a matrix knows only the sum, the pivot of the second is rounding.
+    """
+    factor = cholesky(matrix)
+    white = triangular_inverse(factor)
+    pivot = jnp.min(diagonal(factor) ** 2 / jnp.maximum(jnp.abs(diagonal(matrix)), jnp.finfo(matrix.dtype).tiny))
+    return matmul(transpose(white), matmul(white, b)), pivot
+
+
+def largest_eigenvalue(matrix: Callable[[Array], Array], like: Float[Array, "p"], steps: int = 200) -> Float[Array, ""]:
+    """The largest eigenvalue of a matrix that is only applied and has none below zero, by power iteration."""
+
+    def apply(_: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        image = matrix(carry[0])
+        length = jnp.sqrt(jnp.sum(image**2))
+        return image / jnp.where(length > 0, length, 1), length
+
+    # No direction is preferred, and none is left out.
+    start = jnp.cos(jnp.arange(like.size, dtype=like.dtype) + 1)
+    start = start / jnp.sqrt(jnp.sum(start**2))
+    return jax.lax.fori_loop(0, steps, apply, (start, jnp.zeros((), like.dtype)))[1]

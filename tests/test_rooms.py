@@ -32,7 +32,9 @@ FLOORS = [
     {"priors"},
     {"solvers"},
     {"fitting"},
+    {"kmeans", "rate"},
     {"compare", "files", "selection", "uncertainty"},
+    {"races"},
 ]
 INSIDE = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Whatever is not inside is a door (the command line, tables, plots): it may import all, and nothing inside imports it.
@@ -88,7 +90,9 @@ def factorises(module: Path) -> list[str]:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Attribute) and chain(node).split(".")[0] in {"jax", "jnp", "jsp", "lax"}:
             names = [chain(node)]
-        found += [f"{module}:{node.lineno} {name}" for name in names if "linalg" in name.split(".")]
+        # Those of sparse only apply a matrix.
+        factoring = [name for name in names if {"linalg", "sparse"} & {*name.split(".")} == {"linalg"}]
+        found += [f"{module}:{node.lineno} {name}" for name in factoring]
     return found
 
 

@@ -71,6 +71,11 @@ class Distribution:
     batch_shape: Any
     event_shape: Any
 
+    @property
+    def states(self) -> Array | int:
+        """How many hidden states are in use, where anything is hidden."""
+        return 1
+
     def read(self, x: Any) -> Any:
         """Rows as floats, first of all."""
         return as_floats(x)

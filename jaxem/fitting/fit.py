@@ -12,7 +12,8 @@ from jaxtyping import Array
 
 from jaxem.data import ready
 from jaxem.distributions.base import Labelled, Statistics, add
-from jaxem.fitting.loop import Limits, Progress, advance, begin, verdict
+from jaxem.fitting.implicit import differentiated
+from jaxem.fitting.loop import Limits, Progress, advance, begin, settled, verdict
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
 from jaxem.solvers.em import EM, in_chunks
@@ -35,7 +36,9 @@ def fit(
     """Fit `model` to `x`, starting from the parameters that it has.
 
     Maximises sum_i weight_i log p(x_i) + log prior. It can be jitted and vmapped; calls with the same shapes compile
-    once, whatever `tol` is.
+    once, whatever `tol` is. It can be differentiated, forward and in reverse, with respect to x, weight and prior, by
+    the implicit function theorem at the place where it ended: the memory that takes does not grow with the steps, and
+    the start does not matter. Fit with a small `tol` for that: the derivative is as exact as the maximum.
 
     Args:
         model: where to start. With one leading axis of R starts, all are fitted and the best is returned.
@@ -112,12 +115,15 @@ def regulariser(floor: Statistics, prior: Any, model: Any, x: Any, weight: Array
 
 @partial(jax.jit, static_argnames="trace")
 def _fit_one(solver: Any, model: Any, x: Any, weight: Array, prior: Any, limits: Limits, *, trace: int) -> Fit:
+    return _climb(trace, solver, model, limits, x, weight, prior)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _climb(trace: int, solver: Any, model: Any, limits: Limits, x: Any, weight: Array, prior: Any) -> Fit:
     # Small data is put into the layout of the loop once; large data is, chunk by chunk, in every pass.
-    data = x if in_chunks(x, weight) else model.expand(model.observe(x))
-    # A floor and a prior need the scale of the data, not every row of it.
-    some = jax.tree.map(lambda leaf: leaf[:: -(-len(weight) // SCALE_ROWS)], (x, weight))
-    floor = model.floor(*some)
-    pseudo, rows = regulariser(floor, prior, model, *some), model.observations(data, weight)
+    data = x if solver.batches or in_chunks(x, weight) else model.expand(model.observe(x))
+    floor, pseudo = regularisers(model, x, weight, prior)
+    rows = model.observations(model.observe(x), weight)
 
     def running(carry: tuple[Progress, Array]) -> Array:
         return carry[0].status == int(Status.running)
@@ -128,18 +134,37 @@ def _fit_one(solver: Any, model: Any, x: Any, weight: Array, prior: Any, limits:
 
     nothing = jnp.full(trace, jnp.nan, weight.dtype)
     end, objectives = jax.lax.while_loop(running, step, (begin(solver, model, data, weight, pseudo), nothing))
-    return conclude(solver, end, objectives, floor, weight)
+    return conclude(solver, model, end, objectives, floor, weight)
 
 
-def conclude(solver: Any, end: Progress, trace: Array | None, floor: Statistics, weight: Array) -> Fit:
+@_climb.defjvp
+def _climb_jvp(trace: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Fit, Fit]:
+    solver, model, _, *data = primals
+    fit = _climb(trace, *primals)
+
+    def pseudo(x: Any, weight: Array, prior: Any) -> Statistics:
+        return regularisers(model, x, weight, prior)[1]
+
+    return differentiated(fit, solver.over, pseudo, tuple(data), tangents[3:])
+
+
+def regularisers(model: Any, x: Any, weight: Array, prior: Any) -> tuple[Statistics, Statistics]:
+    """The floor, and the floor with the prior: they need the scale of the data, not every row of it."""
+    some = jax.tree.map(lambda leaf: leaf[:: -(-len(weight) // SCALE_ROWS)], (x, weight))
+    floor = model.floor(*some)
+    return floor, regulariser(floor, prior, model, *some)
+
+
+def conclude(solver: Any, start: Any, end: Progress, trace: Array | None, floor: Statistics, weight: Array) -> Fit:
     """The result of a fit that has ended."""
+    end = settled(end)
     return Fit(
         model=end.model,
         log_likelihood=end.log_likelihood,
         objective=end.objective,
         steps=end.steps,
         converged=end.status == int(Status.converged),
-        status=verdict(end.model, end.status, floor, jnp.sum(weight)),
+        status=verdict(start, end.model, end.status, floor, jnp.sum(weight)),
         passes=solver.spent(end.state, end.steps + 1),
         trace=trace,
     )

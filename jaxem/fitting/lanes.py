@@ -20,7 +20,7 @@ from jaxtyping import Array
 
 from jaxem.distributions.base import Labelled, Statistics
 from jaxem.fitting.fit import best, check_rows, hidden_states, regulariser
-from jaxem.fitting.loop import Limits, Progress, advance, begin, verdict
+from jaxem.fitting.loop import Limits, Progress, advance, begin, settled, verdict
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
 from jaxem.pytree import module, replace, select
@@ -64,7 +64,7 @@ def pace(model: Any, x: Any, rows: int) -> Pace:
     return ONE_BY_ONE if rows * (hidden_states(model) or 1) > LARGE else SIDE_BY_SIDE
 
 
-def member(models: Any, index: int) -> Any:
+def member(models: Any, index: Any) -> Any:
     """One model (or problem) of many."""
     return jax.tree.map(lambda leaf: leaf[index], models)
 
@@ -108,7 +108,7 @@ class Queue:
         """Put all problems of one shape on the device; no lane has started."""
         check_rows(member(starts, 0), member(x, 0))
         self.solver, self.starts, self.limits, self.restarts = solver, starts, limits, restarts
-        self.problems, self.floor = _prepare(starts, x, weight, labels, prior, restarts=restarts)
+        self.problems, self.floor = _prepare(solver, starts, x, weight, labels, prior, restarts=restarts)
         self.jobs = len(weight) * restarts
         self.pace = pace(member(starts, 0), x, weight.shape[1])
         self.width = min(lanes, self.pace.lanes, 1 << (self.jobs - 1).bit_length())
@@ -134,7 +134,7 @@ class Queue:
                 lanes, results, status = self._turn(lanes, results, refill, jobs)
             running = jobs < self.jobs
             if not running.any():
-                return _choose(self.solver, results, self.problems, self.floor, restarts=self.restarts)
+                return _choose(self.solver, self.starts, results, self.problems, self.floor, restarts=self.restarts)
             width = min(w for w in (len(jobs), *self.narrower) if w >= running.sum())
             if waiting == self.jobs and width < len(jobs):
                 keep = np.argsort(~running, kind="stable")[:width]
@@ -161,12 +161,13 @@ class Queue:
 
 @partial(jax.jit, static_argnames="restarts")
 def _prepare(
-    starts: Any, x: Any, weight: Array, labels: Array | None, prior: Any, *, restarts: int
+    solver: Any, starts: Any, x: Any, weight: Array, labels: Array | None, prior: Any, *, restarts: int
 ) -> tuple[_Problems, Statistics]:
     first = jax.tree.map(lambda leaf: leaf[::restarts], starts)
 
     def one(model: Any, x: Any, weight: Array, labels: Array | None) -> tuple[_Problems, Statistics]:
-        data = model.observe(x if labels is None else Labelled(x, labels))
+        data = x if labels is None else Labelled(x, labels)
+        data = data if solver.batches else model.observe(data)
         floor = model.floor(data, weight)
         return _Problems(data, weight, regulariser(floor, prior, model, data, weight)), floor
 
@@ -217,7 +218,9 @@ def _turn(
 
     def climb(lane: tuple[Progress, _Problems]) -> Progress:
         progress, mine = lane
-        data, rows = progress.model.expand(mine.data), progress.model.observations(mine.data, mine.weight)
+        model = progress.model
+        data = mine.data if solver.batches else model.expand(mine.data)
+        rows = model.observations(model.observe(mine.data), mine.weight)
 
         def step(now: Progress) -> Progress:
             return advance(solver, now, data, mine.weight, rows, mine.prior, limits)
@@ -243,11 +246,13 @@ def _take(lanes: _Lanes, keep: Array) -> _Lanes:
 
 
 @partial(jax.jit, static_argnames="restarts")
-def _choose(solver: Any, results: Progress, problems: _Problems, floor: Statistics, *, restarts: int) -> Fit:
+def _choose(
+    solver: Any, starts: Any, results: Progress, problems: _Problems, floor: Statistics, *, restarts: int
+) -> Fit:
     """The best restart of each problem, as a `Fit`."""
-    results = jax.tree.map(lambda leaf: leaf.reshape(-1, restarts, *leaf.shape[1:]), results)
-    chosen = best(results.objective)
-    results = jax.vmap(lambda result, index: jax.tree.map(lambda leaf: leaf[index], result))(results, chosen)
+    tried = jax.vmap(settled)(results), starts
+    tried = jax.tree.map(lambda leaf: leaf.reshape(-1, restarts, *leaf.shape[1:]), tried)
+    results, starts = jax.vmap(member)(tried, best(tried[0].objective))
     rows = jnp.sum(problems.weight, axis=-1)
     return Fit(
         model=results.model,
@@ -255,7 +260,7 @@ def _choose(solver: Any, results: Progress, problems: _Problems, floor: Statisti
         objective=results.objective,
         steps=jnp.maximum(results.steps, 0),
         converged=results.status == int(Status.converged),
-        status=jax.vmap(verdict)(results.model, results.status, floor, rows),
+        status=jax.vmap(verdict)(starts, results.model, results.status, floor, rows),
         passes=jax.vmap(solver.spent)(results.state, results.steps + 1),
         trace=None,
     )

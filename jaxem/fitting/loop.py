@@ -26,6 +26,21 @@ class Limits:
 
 
 @module
+class Record:
+    """The highest place that a solver came by which may fall again, and where it began.
+
+    Attributes:
+        model, log_likelihood, objective: of that place.
+        began: the objective of the start.
+    """
+
+    model: Any
+    log_likelihood: Array
+    objective: Array
+    began: Array
+
+
+@module
 class Progress:
     """What one fit carries from step to step.
 
@@ -38,6 +53,7 @@ class Progress:
         gain, rate: the last gain of the objective between two looks, and its ratio to the gain before.
         steps: M-steps taken to reach `model`.
         status: a `Status` code; anything but `running` freezes all of this.
+        record: the best so far; None if the solver never falls.
     """
 
     model: Any
@@ -50,6 +66,7 @@ class Progress:
     rate: Array
     steps: Array
     status: Array
+    record: Record | None
 
 
 def begin(solver: Any, model: Any, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Progress:
@@ -66,6 +83,7 @@ def begin(solver: Any, model: Any, x: Any, weight: Float[Array, "n"], prior: Sta
         rate=jnp.ones((), weight.dtype),
         steps=jnp.full((), -1, jnp.int32),
         status=jnp.full((), int(Status.running), jnp.int32),
+        record=None if solver.monotone else Record(model, never, never, never),
     )
 
 
@@ -84,30 +102,66 @@ def advance(
     since = steps - solver.warmup
     ends_window = since % solver.window == 0
     gain = objective - now.anchor
-    rate = jnp.where((since <= solver.window) | (now.gain == 0), 1, gain / jnp.where(now.gain == 0, 1, now.gain))
+    ratio = jnp.abs(gain / jnp.where(now.gain == 0, 1, now.gain))  # rise and fall in turn are no progress
+    rate = jnp.where((since <= solver.window) | (now.gain == 0), 1, ratio)
     columns = max((1, *now.ahead.event_shape))
     rounding = float(jnp.finfo(objective.dtype).eps) * columns * (jnp.abs(objective) + rows)
+    fell = gain < -256 * rounding if solver.monotone else jnp.zeros((), bool)
     size = gain if solver.monotone else jnp.abs(gain)
+    if solver.window > 1:
+        # Gains that come in bursts have ended when two windows in a row were quiet.
+        size = jnp.maximum(size, jnp.abs(now.gain))
     looks = ends_window & (since > 0)
-    seen = Evidence(log_likelihood, objective, size, jnp.maximum(rate, now.rate), looks, steps, rows, rounding)
+    seen = Evidence(log_likelihood, objective, size, fell, jnp.maximum(rate, now.rate), looks, steps, rows, rounding)
     status = judge(seen, limits)
     anchor, gain, rate = (
         jnp.where(ends_window, new, old) for new, old in ((objective, now.anchor), (gain, now.gain), (rate, now.rate))
     )
-    new = Progress(now.ahead, proposal, state, log_likelihood, objective, anchor, gain, rate, steps, status)
+    record = recorded(now, log_likelihood, objective)
+    new = Progress(now.ahead, proposal, state, log_likelihood, objective, anchor, gain, rate, steps, status, record)
     return replace(select(now.status == int(Status.running), new, now), ahead=proposal)
+
+
+def recorded(now: Progress, log_likelihood: Array, objective: Array) -> Record | None:
+    """The record after the model ahead was evaluated."""
+    if now.record is None:
+        return None
+    began = jnp.where(now.steps < 0, objective, now.record.began)
+    # NaN is above nothing.
+    new, old = Record(now.ahead, log_likelihood, objective, began), replace(now.record, began=began)
+    return select(objective > now.record.objective, new, old)
+
+
+def settled(end: Progress) -> Progress:
+    """A fit that has ended: where it arrived, or the best place that it came by if it did not arrive.
+
+    A fit that could be evaluated once and then no more, or that ended lower than it began, has diverged.
+    """
+    record = end.record
+    if record is None:
+        return end
+    lost = (end.status == int(Status.nonfinite)) | (end.status == int(Status.impossible_data))
+    sank = (end.status == int(Status.max_steps_reached)) & (end.objective < record.began)
+    diverged = (lost | sank) & jnp.isfinite(record.objective)
+    status = jnp.where(diverged, int(Status.diverged), end.status).astype(jnp.int32)
+    keeps = (status == int(Status.converged)) | ~(record.objective > end.objective) & ~diverged
+    highest = replace(
+        end, model=record.model, log_likelihood=record.log_likelihood, objective=record.objective, status=status
+    )
+    return select(keeps, replace(end, status=status), highest)
 
 
 class Evidence(NamedTuple):
     """What the stopping rule looks at.
 
-    `looks` says that there is a gain to be judged; `rounding` is what the float type can resolve of the objective: a
-    sum over rows of sums over columns.
+    `looks` says that there is a gain to be judged, `fell` that it is a loss which should not be; `rounding` is what the
+    float type can resolve of the objective: a sum over rows of sums over columns.
     """
 
     log_likelihood: Array
     objective: Array
     gain: Array
+    fell: Array
     rate: Array
     looks: Array
     steps: Array
@@ -121,7 +175,7 @@ def judge(now: Evidence, limits: Limits) -> Int[Array, ""]:
     It has converged when Aitken's prediction of what is still to be gained, gain x rate / (1 - rate), with the larger
     of the last two rates, is below `tol` a row; or when the last gain is below what the float type can resolve.
     """
-    log_likelihood, objective, gain, rate, looks, steps, rows, rounding = now
+    log_likelihood, objective, gain, fell, rate, looks, steps, rows, rounding = now
     shrinking = rate < 1
     remaining = jnp.where(shrinking, gain * rate / jnp.where(shrinking, 1 - rate, 1), jnp.inf)
     settled = looks & ((remaining <= limits.tol * rows) | (gain <= 4 * rounding))
@@ -129,7 +183,7 @@ def judge(now: Evidence, limits: Limits) -> Int[Array, ""]:
         (jnp.isnan(objective) | (objective == jnp.inf), Status.nonfinite),
         # A start with probabilities of zero is impossible under a prior, but only until its first M-step.
         ((log_likelihood == -jnp.inf) | ((steps > 0) & (objective == -jnp.inf)), Status.impossible_data),
-        (looks & (gain < -256 * rounding), Status.log_likelihood_decreased),
+        (looks & fell, Status.log_likelihood_decreased),
         (settled, Status.converged),
         (steps >= limits.max_steps, Status.max_steps_reached),
     ]
@@ -138,10 +192,11 @@ def judge(now: Evidence, limits: Limits) -> Int[Array, ""]:
     return jnp.select(conditions, codes, jnp.full((), int(Status.running), jnp.int32))
 
 
-def verdict(model: Any, status: Array, floor: Statistics, rows: Array) -> Int[Array, ""]:
+def verdict(start: Any, model: Any, status: Array, floor: Statistics, rows: Array) -> Int[Array, ""]:
     """The status of a fit that has ended, told more exactly where the model has degenerated."""
     usable = (status == int(Status.converged)) | (status == int(Status.max_steps_reached))
-    status = jnp.where(usable & jnp.any(model.vanished(rows)), int(Status.component_vanished), status)
+    lost = jnp.any(model.vanished(rows)) | jnp.any(model.states < start.states)
+    status = jnp.where(usable & lost, int(Status.component_vanished), status)
     # Beside a covariance that has shrunk to its floor, distances are known to 1 / floor roundings only: a fall is that.
     collapsed = (usable | (status == int(Status.log_likelihood_decreased))) & jnp.any(model.collapsed(floor))
     return jnp.where(collapsed, int(Status.covariance_collapsed), status).astype(jnp.int32)

@@ -24,6 +24,8 @@ class Status(enum.IntEnum):
     too_few_rows = 8
     no_variation = 9
     interrupted = 10
+    diverged = 11
+    not_a_maximum = 12
 
     @property
     def sentence(self) -> str:
@@ -51,5 +53,13 @@ _SENTENCES = {
     Status.too_few_rows: "There are fewer rows than the model needs.",
     Status.no_variation: "All rows are the same, so there is no spread to fit.",
     Status.interrupted: "It was interrupted before it ended.",
+    Status.diverged: (
+        "The objective ran away; the model is the best that it came by. Use a smaller learning rate, or a solver that "
+        "climbs at every step."
+    ),
+    Status.not_a_maximum: (
+        "It has no derivative: where it ended the data do not determine all parameters. Use fewer components, or a "
+        "prior."
+    ),
 }
 _FAILED = {Status.nonfinite, Status.impossible_data, Status.too_few_rows, Status.no_variation, Status.interrupted}

@@ -168,6 +168,10 @@ class Latent(Distribution):
         data, _ = _split(x)
         return self.child.observations(self.child_data(data), self.child_weight(data, weight))
 
+    def collapsed(self, floor: LatentStatistics) -> Array:
+        """Has any state's child collapsed?"""
+        return jnp.any(self.child.collapsed(floor.child), axis=-1)
+
     def inside(self, x: Any) -> Array:
         """`[n]` bool: rows that the child can produce."""
         return self.child.inside(self.child_data(_split(x)[0]))

@@ -17,7 +17,7 @@ from jaxem.chains.normalizer import log_normalizer, plain
 from jaxem.constraints import parameter, simplex
 from jaxem.data import ready
 from jaxem.distributions.base import Distribution, Labelled
-from jaxem.latent.base import Latent, LatentStatistics, chosen, log_potential, shares
+from jaxem.latent.base import Latent, chosen, log_potential, shares
 from jaxem.latent.mixture import Mixture
 from jaxem.linalg import HIGHEST, lead, matmul
 from jaxem.pytree import module, replace
@@ -232,10 +232,6 @@ class HMM(Latent):
             steps: how long each is.
         """
         return _sample(self, key, n, steps)
-
-    def collapsed(self, floor: LatentStatistics) -> Array:
-        """Has the emission of any state collapsed?"""
-        return jnp.any(self.emission.collapsed(floor.child), axis=-1)
 
 
 @partial(jax.jit, static_argnums=(2, 3))

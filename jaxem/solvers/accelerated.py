@@ -1,29 +1,130 @@
-"""Acceleration of any monotone solver: fewer steps to the same place, and never downhill."""
+"""Acceleration of any monotone solver: fewer steps to the same place, and never downhill.
+
+A step is one of the other solver, from a model that is on trial. If the objective there has not fallen below that of
+the model that is carried, the trial becomes that; else a step was lost, and plain ones are taken instead.
+"""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxem.coordinates import coordinates, from_coordinates
+from jaxem import linalg
 from jaxem.distributions.base import Statistics
-from jaxem.pytree import module, select
+from jaxem.linalg import HIGHEST
+from jaxem.pytree import module, replace, select, static
 from jaxem.solvers.base import Solver
+from jaxem.solvers.objective import flat
 
-GROWTH = 4.0
-"""By which the longest extrapolation grows when it was of use, and shrinks when it was not."""
+PASSING = 0
+"""A model that is on the way to another, and never carried."""
+ON_TRIAL = 1
+"""A model that is carried from now on if the objective has not fallen."""
+PLAIN = 2
+"""A plain step from the model that is carried: taken in any case, so that a failure is seen."""
 
 
 @module
-class SQUAREM(Solver):
+class Trial:
+    """What an accelerated solver carries.
+
+    Attributes:
+        log_likelihood, objective: of the model that is carried; -inf before they are known.
+        ahead: `[p]` coordinates of the model on trial.
+        claim: `PASSING`, `ON_TRIAL` or `PLAIN`.
+        memory: what the scheme remembers.
+    """
+
+    log_likelihood: Float[Array, ""]
+    objective: Float[Array, ""]
+    ahead: Float[Array, "p"]
+    claim: Int[Array, ""]
+    memory: Any
+
+
+class Accelerated(Solver):
+    """Trials and what becomes of them.
+
+    What you write: a frozen pytree with a field `solver`, and
+
+    - `remember(at)`: what is remembered before the first step, from coordinates `at`;
+    - `propose(memory, taken, tried, image)`: `(the next trial, its claim, memory)` after the plain step that led from
+      `tried` to `image`; `taken` says whether `tried` is the model that is carried now.
+    """
+
+    solver: Any
+
+    @property
+    def window(self) -> int:
+        """Gains come in bursts: one by one they would look like the end."""
+        return 12
+
+    def remember(self, at: Float[Array, "p"]) -> Any:
+        raise NotImplementedError
+
+    def propose(
+        self, memory: Any, taken: Bool[Array, ""], tried: Float[Array, "p"], image: Float[Array, "p"]
+    ) -> tuple[Array, Array, Any]:
+        raise NotImplementedError
+
+    def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Trial:
+        """The model itself is on trial first."""
+        at, never = flat(model)[0], jnp.full((), -jnp.inf, weight.dtype)
+        return Trial(never, never, at, _code(PLAIN), self.remember(at))
+
+    def step(self, model: Any, state: Trial, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Any:
+        """One plain step from the trial; the objective stands still while none is taken."""
+        known = jnp.isfinite(state.objective)
+        here, model_at = flat(model)
+        tried = jnp.where(known, state.ahead, here)
+        trial = select(known, model_at(tried), model)
+        stepped, _, log_likelihood = self.solver.step(trial, None, x, weight, prior)
+        objective = log_likelihood + trial.expected_log_prob(prior)
+        # NaN is not at least anything; but if a plain step led there, that is for the stopping rule to see.
+        taken = (state.claim == PLAIN) | ((state.claim == ON_TRIAL) & (objective >= state.objective))
+        ahead, claim, memory = self.propose(state.memory, taken, tried, flat(stepped, model)[0])
+        found = Trial(log_likelihood, objective, ahead, claim, memory)
+        kept = replace(found, log_likelihood=state.log_likelihood, objective=state.objective)
+        came_in = jnp.where(known, state.log_likelihood, log_likelihood)
+        return select(taken, trial, model), select(taken, found, kept), came_in
+
+
+def _code(claim: int) -> Array:
+    return jnp.full((), claim, jnp.int32)
+
+
+GROWTH, SHRINKAGE = 4.0, 2.0
+"""By what the longest extrapolation grows when it was of use, and shrinks when it was not."""
+
+
+@module
+class _Cycle:
+    """Where SQUAREM stands in its three plain steps.
+
+    Attributes:
+        phase: 0 from z0, 1 from z1, 2 from the extrapolated point.
+        z0: where the cycle began.
+        z2: the model to fall back on.
+        stretch: by how many plain steps it extrapolated.
+        longest: by how many it may.
+    """
+
+    phase: Int[Array, ""]
+    z0: Float[Array, "p"]
+    z2: Float[Array, "p"]
+    stretch: Float[Array, ""]
+    longest: Float[Array, ""]
+
+
+@module
+class SQUAREM(Accelerated):
     """Squared extrapolation (Varadhan and Roland 2008, scheme S3) of another solver, EM as a rule.
 
     Two steps from z0 give r = z1 - z0 and v = (z2 - z1) - r; the next point is z0 - 2 a r + a^2 v with
-    a = -|r| / |v|, and one step more from there. It is taken if the objective there is not below that at z1; else z2
-    is. Either way a step costs three of the other solver.
+    a = -|r| / |v|, and one step more from there begins the next cycle, unless the objective has fallen below that at
+    z0: then z2 does, and a step was lost. How large `a` may be adapts.
 
     Args:
         solver: what is accelerated; without state.
@@ -36,35 +137,120 @@ class SQUAREM(Solver):
     """
 
     solver: Any
-    passes: ClassVar[float] = 3
-    window: ClassVar[int] = 5  # gains come in bursts: one by one they would look like the end
 
-    def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Array:
-        """How far it may extrapolate: so many times the plain step."""
-        return jnp.ones((), weight.dtype)
+    def remember(self, at: Float[Array, "p"]) -> _Cycle:
+        """At the beginning of a cycle."""
+        one = jnp.ones((), at.dtype)
+        return _Cycle(jnp.zeros((), jnp.int32), at, at, one, one)
 
-    def step(self, model: Any, state: Array, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Any:
-        """Two plain steps, one from the extrapolated point."""
+    def propose(self, memory: _Cycle, taken: Array, tried: Array, image: Array) -> tuple[Array, Array, _Cycle]:
+        """What follows z0, z1 and the extrapolated point."""
+        now = memory
+        at_most = now.stretch >= now.longest
+        grown = jnp.where(at_most, GROWTH * now.longest, now.longest)
+        begun = image, _code(PASSING), replace(now, phase=now.phase + 1, z0=tried, longest=grown)
+        shrunk = jnp.where(at_most, jnp.maximum(now.longest / SHRINKAGE, 1), now.longest)
+        refused = now.z2, _code(PLAIN), replace(now, stretch=jnp.zeros_like(now.stretch), longest=shrunk)
+        first = select(taken, begun, refused)
 
-        def plain(model: Any) -> tuple[Any, Array, Array]:
-            new, _, log_likelihood = self.solver.step(model, None, x, weight, prior)
-            return new, log_likelihood, log_likelihood + model.expected_log_prob(prior)
+        r, v = tried - now.z0, image - 2 * tried + now.z0
+        length, bend = jnp.sqrt(jnp.sum(r**2)), jnp.sqrt(jnp.sum(v**2))
+        far = jnp.where(bend > 0, length / jnp.where(bend > 0, bend, 1), now.longest)
+        stretch = jnp.clip(far, 1, now.longest)
+        beyond = now.z0 + 2 * stretch * r + stretch**2 * v
+        second = beyond, _code(PASSING), replace(now, phase=now.phase + 1, z2=image, stretch=stretch)
 
-        first, log_likelihood, _ = plain(model)
-        second, _, reached = plain(first)
-        z0, z1, z2 = (coordinates(m) for m in (model, first, second))
-        r = jax.tree.map(lambda a, b: b - a, z0, z1)
-        v = jax.tree.map(lambda a, b, c: (c - b) - (b - a), z0, z1, z2)
-        length, bend = (jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree))) for tree in (r, v))
-        far = jnp.where(bend > 0, length / jnp.where(bend > 0, bend, 1), state)
-        stretch = jnp.clip(far, 1, state)
-        beyond = jax.tree.map(lambda z, r, v: z + 2 * stretch * r + stretch**2 * v, z0, r, v)
-        third, _, found = plain(from_coordinates(beyond, model))
-        # NaN is not at least anything.
-        useful = found >= reached
-        longest = jnp.where(
-            useful,
-            jnp.where(stretch >= state, GROWTH * state, state),
-            jnp.maximum(state / GROWTH, 1),
-        )
-        return select(useful, third, second), longest, log_likelihood
+        good = jnp.all(jnp.isfinite(image))
+        claim = jnp.where(good, _code(ON_TRIAL), PLAIN)
+        third = jnp.where(good, image, now.z2), claim, replace(now, phase=jnp.zeros_like(now.phase))
+        return select(now.phase == 0, first, select(now.phase == 1, second, third))
+
+
+EASIEST, HARDEST = 1e-12, 1e6
+HARDER, EASIER = 1e3, 10.0
+"""By what the damping rises after a lost step and falls after a good one, between its bounds."""
+
+
+@module
+class _Mixing:
+    """What Anderson's acceleration remembers.
+
+    Attributes:
+        count: models taken.
+        before, image: the last model that was taken, and the plain step from there.
+        moves, residuals: `[memory, p]` the last differences of models, and of their plain steps less themselves.
+        damping: relative to the largest residual.
+    """
+
+    count: Int[Array, ""]
+    before: Float[Array, "p"]
+    image: Float[Array, "p"]
+    moves: Float[Array, "m p"]
+    residuals: Float[Array, "m p"]
+    damping: Float[Array, ""]
+
+
+@module
+class Anderson(Accelerated):
+    """Anderson acceleration (Walker and Ni 2011), damped and safeguarded, of another solver, EM as a rule.
+
+    With residuals f = G(z) - z of the last models z, the next on trial is z + f - (Z + F) c, where F and Z hold
+    differences of residuals and of models and c minimises |f - F c|^2 + damping |c|^2. Damping rises after a lost step
+    and eases while all goes well; the memory is emptied each time that it is full (Henderson and Varadhan 2019).
+
+    Args:
+        solver: what is accelerated; without state.
+        memory: differences that are kept at most.
+
+    Raises:
+        ValueError: a memory below one.
+
+    >>> import jax, jaxem as jem
+    >>> x = jax.numpy.array([[-1.1], [-0.9], [-1.0], [1.9], [2.0], [2.1]])
+    >>> start = jem.Mixture([0.5, 0.5], jem.Gaussian([[-1.0], [1.0]], [[[1.0]], [[1.0]]]))
+    >>> jem.fit(start, x, jem.Anderson(jem.EM())).words
+    'converged'
+    """
+
+    solver: Any
+    memory: int = static(default=5)
+
+    def __post_init__(self) -> None:
+        if self.memory < 1:
+            raise ValueError(f"Anderson: memory is {self.memory}; it must be at least one")
+
+    @property
+    def window(self) -> int:
+        """A little more than it remembers."""
+        return self.memory + 2
+
+    def remember(self, at: Float[Array, "p"]) -> _Mixing:
+        """Nothing."""
+        none = jnp.zeros((self.memory, at.size), at.dtype)
+        return _Mixing(jnp.zeros((), jnp.int32), at, at, none, none, jnp.full((), EASIEST, at.dtype))
+
+    def propose(self, memory: _Mixing, taken: Array, tried: Array, image: Array) -> tuple[Array, Array, _Mixing]:
+        """The mixture of the last models that would leave the least residual, if residuals were linear."""
+        harder = jnp.minimum(memory.damping * HARDER, HARDEST)
+        refused = memory.image, _code(PLAIN), replace(memory, count=jnp.ones_like(memory.count), damping=harder)
+        moves, residuals = self._with(memory, tried, image)
+        gram = jnp.matmul(residuals, residuals.T, precision=HIGHEST)
+        size = linalg.diagonal(gram)
+        damped = gram + jnp.diag(memory.damping * jnp.max(size) + jnp.where(size > 0, 0, 1))
+        share, _ = linalg.solve(damped, jnp.matmul(residuals, image - tried, precision=HIGHEST))
+        ahead = image - jnp.matmul(share, moves + residuals, precision=HIGHEST)
+        # The plain step after a lost one says nothing for less of it.
+        damping = jnp.where(memory.count == 1, memory.damping, jnp.maximum(memory.damping / EASIER, EASIEST))
+        mixed = ahead, _code(ON_TRIAL), _Mixing(memory.count + 1, tried, image, moves, residuals, damping)
+        return select(taken, mixed, refused)
+
+    def _with(self, memory: _Mixing, tried: Array, image: Array) -> tuple[Array, Array]:
+        """The differences, with those to the model that was taken now."""
+        slot = jnp.maximum(memory.count - 1, 0) % self.memory
+        residual = (image - tried) - (memory.image - memory.before)
+
+        def put(kept: Array, new: Array) -> Array:
+            kept = jnp.where(slot == 0, 0, kept)
+            return kept.at[slot].set(jnp.where(memory.count == 0, 0, new))
+
+        return put(memory.moves, tried - memory.before), put(memory.residuals, residual)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from jaxtyping import Array, Float
 
 from jaxem.distributions.base import Statistics
+from jaxem.sums import log_sum
 
 
 class Solver:
@@ -23,6 +24,8 @@ class Solver:
         monotone: does the objective never fall? If it need not, a fall is no failure.
         window: steps between two looks of the stopping rule. One for a solver whose gains shrink smoothly.
         passes: over the data, of a step.
+        over: the sum over what is hidden whose value it climbs.
+        batches: does it take the rows in batches? Then x comes as it was passed, rows first.
 
     >>> import jax, jaxem as jem
     >>> from jaxem.pytree import module
@@ -36,8 +39,22 @@ class Solver:
     """
 
     monotone: ClassVar[bool] = True
-    window: ClassVar[int] = 1
-    passes: ClassVar[float] = 1
+    over: ClassVar[Any] = staticmethod(log_sum)
+
+    @property
+    def window(self) -> int:
+        """Every step."""
+        return 1
+
+    @property
+    def passes(self) -> int:
+        """One."""
+        return 1
+
+    @property
+    def batches(self) -> bool:
+        """No: all rows at once."""
+        return False
 
     @property
     def warmup(self) -> int:
@@ -49,7 +66,11 @@ class Solver:
         return self.passes * calls
 
     def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Any:
-        """What is carried from step to step."""
+        """What is carried from step to step.
+
+        Raises:
+            ValueError: this solver cannot fit this model.
+        """
         return None
 
     def step(self, model: Any, state: Any, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Any:

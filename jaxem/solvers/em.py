@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -35,12 +35,12 @@ class EM(Solver):
         self, model: Any, state: None, x: Any, weight: Float[Array, "n"], prior: Statistics
     ) -> tuple[Any, None, Array]:
         """One step: `(the next model, state, log-likelihood of the model that came in)`."""
-        new, log_likelihood = em_step(model, x, weight, prior)
+        new, log_likelihood = em_step(model, x, weight, prior, self.over)
         return new, state, log_likelihood
 
 
 @module
-class HardEM(Solver):
+class HardEM(EM):
     """Every row belongs wholly to its most probable component (Celeux and Govaert 1992: classification EM).
 
     It climbs sum_i max_z log p(x_i, z), which is what it reports as the log-likelihood: k-means for spherical Gaussians
@@ -52,12 +52,7 @@ class HardEM(Solver):
     [1.0, 10.0]
     """
 
-    def step(
-        self, model: Any, state: None, x: Any, weight: Float[Array, "n"], prior: Statistics
-    ) -> tuple[Any, None, Array]:
-        """As that of `EM`, by the best path instead of all."""
-        new, log_likelihood = em_step(model, x, weight, prior, maximum)
-        return new, state, log_likelihood
+    over: ClassVar[Any] = staticmethod(maximum)
 
 
 @module

@@ -1,4 +1,4 @@
-"""Gradient ascent on the same log-likelihood, with optax."""
+"""Gradient ascent on the same log-likelihood, with optax: all rows at once, or batches of them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from jaxem.coordinates import Coordinates, coordinates, from_coordinates
 from jaxem.distributions.base import Statistics
 from jaxem.pytree import module, static
 from jaxem.solvers.base import Solver
+from jaxem.solvers.batches import check_size, epoch, like_all
+from jaxem.solvers.em import expectation
 from jaxem.solvers.objective import objective, value_and_gradient
 
 
@@ -24,9 +26,17 @@ class Gradient(Solver):
     It minimises minus the objective for each row, so a learning rate means the same for few rows and for many. It need
     not climb at every step: the stopping rule looks at what 25 of them gain.
 
+    With `batch_size` a step is a look at all rows, which the stopping rule needs, and then a shuffled pass over them
+    with one update for each batch.
+
     Args:
         transformation: an optax `GradientTransformation`. Keep the object for further fits: another one, made by the
             same call, is another program to compile.
+        batch_size: rows (or sequences) of an update; all of them if left out.
+        key: a JAX random key for the order of the rows.
+
+    Raises:
+        ValueError: a batch size that is not a whole number above zero.
 
     >>> import jax, optax, jaxem as jem
     >>> x = jax.numpy.array([0.0, 2.0, 8.0, 12.0])
@@ -36,22 +46,60 @@ class Gradient(Solver):
     """
 
     transformation: Any = static()
+    batch_size: int | None = static(default=None)
+    key: Any = None
     monotone: ClassVar[bool] = False
-    window: ClassVar[int] = 25
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None:
+            check_size("Gradient", self.batch_size, "no batch_size for all rows at once")
+            object.__setattr__(self, "key", jax.random.key(0) if self.key is None else self.key)
+
+    @property
+    def window(self) -> int:
+        """Steps between two looks: they need not climb one by one."""
+        return 5 if self.batches else 25
+
+    @property
+    def passes(self) -> int:
+        """One to look and, in batches, one to learn."""
+        return 2 if self.batches else 1
+
+    @property
+    def batches(self) -> bool:
+        """If a size was given."""
+        return self.batch_size is not None
 
     def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Any:
-        """The state of the transformation."""
+        """The state of the transformation, and how many passes were made."""
         with _ordinary_promotion():
-            return self.transformation.init(coordinates(model))
+            return self.transformation.init(coordinates(model)), jnp.zeros((), jnp.int32)
 
     def step(self, model: Any, state: Any, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Any:
-        """One E-step, whose statistics give the gradient, and one update."""
-        log_likelihood, _, gradient = value_and_gradient(model, x, weight, prior)
-        free, rows = coordinates(model), _rows(weight)
+        """One E-step, whose statistics give the gradient, and one update; in batches, one for each of them."""
+        inner, passes = state
+        if self.batch_size is None:
+            log_likelihood, _, gradient = value_and_gradient(model, x, weight, prior)
+            model, inner = self._updated(model, inner, gradient, _rows(weight))
+            return model, (inner, passes + 1), log_likelihood
+        log_likelihood = expectation(model, x, weight)[0]
+        rows = _rows(weight)
+
+        def learn(carry: Any, batch: Any, batch_weight: Array) -> Any:
+            model, inner = carry
+            gradient = value_and_gradient(model, batch, like_all(batch_weight, rows), prior)[2]
+            return self._updated(model, inner, gradient, rows)
+
+        key = jax.random.fold_in(self.key, passes)
+        model, inner = epoch(key, x, weight, self.batch_size, learn, (model, inner))
+        return model, (inner, passes + 1), log_likelihood
+
+    def _updated(self, model: Any, inner: Any, gradient: Coordinates, rows: Array) -> tuple[Any, Any]:
+        free = coordinates(model)
         downhill = jax.tree.map(lambda leaf: -leaf / rows, gradient)
         with _ordinary_promotion():
-            updates, state = self.transformation.update(downhill, state, free)
-        return _moved(model, free, updates), state, log_likelihood
+            updates, inner = self.transformation.update(downhill, inner, free)
+        return _moved(model, free, updates), inner
 
 
 @module
@@ -71,7 +119,11 @@ class LBFGS(Solver):
     memory: int = static(default=10)
     most: int = static(default=20)
     monotone: ClassVar[bool] = False
-    window: ClassVar[int] = 3
+
+    @property
+    def window(self) -> int:
+        """A line search may gain nothing once."""
+        return 3
 
     @property
     def _transformation(self) -> Any:

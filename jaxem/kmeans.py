@@ -1,0 +1,160 @@
+"""K-means, as what it is: hard EM of a mixture of Gaussians with equal weights and one variance that never change."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxem import start
+from jaxem.data import as_floats, ready
+from jaxem.distributions.base import Statistics, as_rows
+from jaxem.distributions.gaussian import SphericalGaussian
+from jaxem.distributions.moments import Moments, enough
+from jaxem.fitting.fit import fit
+from jaxem.latent.mixture import Mixture
+from jaxem.pytree import module, replace
+from jaxem.solvers.base import Solver
+from jaxem.solvers.em import expectation
+from jaxem.sums import maximum, total
+
+
+@module
+class KMeans:
+    """What `kmeans` found.
+
+    Attributes:
+        centres: `[K, D]`, in the units of x.
+        labels: `[n]` the nearest centre of each row.
+        inertia: sum of weighted squared distances to it.
+        steps: that the best start took.
+        status: a `Status` code.
+
+    >>> import jax, jaxem as jem
+    >>> jem.kmeans(jax.random.key(0), [0.0, 1.0, 8.0, 9.0], 2).inertia.item()
+    1.0
+    """
+
+    centres: Float[Array, "k d"]
+    labels: Int[Array, "n"]
+    inertia: Float[Array, ""]
+    steps: Int[Array, ""]
+    status: Int[Array, ""]
+
+
+@module
+class Centres(Mixture):
+    """A mixture of which only the means are free."""
+
+    def with_counts(self, counts: Array, child: Any) -> Self:
+        return replace(self, components=replace(self.components, mean=child.mean))
+
+
+@module
+class Lloyd(Solver):
+    """Hard EM, and a row that is far from its centre for every centre that has lost all of its rows."""
+
+    over: ClassVar[Any] = staticmethod(maximum)
+
+    def step(self, model: Any, state: None, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Any:
+        """Centres to the means of their rows."""
+        log_likelihood, statistics = expectation(model, x, weight, maximum)
+        moments = statistics.child
+        lost = jnp.any(~enough(moments.rows))
+        moments = jax.lax.cond(lost, lambda: _refilled(model, x, weight, moments), lambda: moments)
+        return model.m_step(replace(statistics, child=moments)), state, log_likelihood
+
+
+def _refilled(model: Centres, x: Any, weight: Array, moments: Moments) -> Moments:
+    """Moments after the rows farthest from their centres have moved to the centres that have none."""
+    empty = ~enough(moments.rows)
+    far = jnp.where(weight > 0, -model.e_step(x, maximum)[0], -jnp.inf)
+    row = jax.lax.top_k(far, len(empty))[1][jnp.cumsum(empty, dtype=jnp.int32) - 1]
+    places = model.components.observe(x).columns[:, row].T
+    mean = moments.reference
+    nearest = jnp.argmin(jnp.sum((places[:, None] - mean[None]) ** 2, axis=-1), axis=-1)
+    moved = jnp.where(empty, weight[row], 0)
+    gone = jnp.zeros_like(moments.first).at[nearest].add(moved[:, None] * (places - moments.reference[nearest]))
+    first = moments.first - gone + moved[:, None] * (places - moments.reference)
+    return replace(moments, rows=moments.rows - jnp.zeros_like(moved).at[nearest].add(moved) + moved, first=first)
+
+
+def kmeans(
+    key: Array,
+    x: Any,
+    k: int,
+    *,
+    weight: Any = None,
+    centres: Any = None,
+    restarts: int = 10,
+    max_steps: int = 300,
+) -> KMeans:
+    """K centres with the least sum of squared distances from the rows to the nearest (Lloyd 1982).
+
+    It is `fit` with hard EM, for a mixture of Gaussians of equal weight and one variance: the best of several starts
+    from k-means++ seeds (Arthur and Vassilvitskii 2007). A centre that loses all its rows takes the row that is
+    farthest from its own.
+
+    Args:
+        key: a JAX random key.
+        x: `[n]` or `[n, D]` rows.
+        k: how many centres.
+        weight: `[n]` weights of rows, zero or above.
+        centres: `[K, D]` where to start, instead of seeds.
+        restarts: how many starts.
+        max_steps: for each.
+
+    Returns:
+        A `KMeans`.
+
+    Raises:
+        ValueError: fewer rows than centres, or centres of another shape.
+
+    >>> import jax, jaxem as jem
+    >>> found = jem.kmeans(jax.random.key(0), [[0.0], [1.0], [8.0], [9.0]], 2)
+    >>> sorted(found.centres.ravel().tolist()), found.inertia.item()
+    ([0.5, 8.5], 1.0)
+    """
+    x, weight, _ = ready(as_floats(x), weight, None)
+    x = as_rows(x, x.shape[1:] or (1,), x.dtype)
+    if not 1 <= k <= len(x):
+        raise ValueError(f"k is {k}; with {len(x)} rows it must be from 1 to {len(x)}")
+    if restarts < 1:
+        raise ValueError(f"restarts is {restarts}; it must be at least one")
+    if centres is None:
+        centres = _seeds(key, x, weight, k, restarts)
+    else:
+        centres = as_floats(centres).astype(x.dtype)[None]
+        if centres.shape != (1, k, x.shape[1]):
+            raise ValueError(f"centres has shape {centres.shape[1:]}; it must be {(k, x.shape[1])}")
+    unit = jnp.ones(centres.shape[:2], x.dtype)
+    model = Centres(unit / k, SphericalGaussian(centres, unit))
+    found = fit(model, x, Lloyd(), weight=weight, tol=0, max_steps=max_steps)
+    centres = found.model.components.mean
+    labels, inertia = _nearest(x, weight, centres)
+    return KMeans(centres, labels, inertia, found.steps, found.status)
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def _seeds(key: Array, x: Array, weight: Array, k: int, restarts: int) -> Float[Array, "r k d"]:
+    keys = jax.random.split(key, restarts)
+    return jax.vmap(lambda key: x[start.seeds(key, x, weight, None, k, "kmeans++")])(keys)
+
+
+@jax.jit
+def _nearest(x: Array, weight: Array, centres: Float[Array, "k d"]) -> tuple[Int[Array, "n"], Float[Array, ""]]:
+    """The nearest centre of each row, the first of equals, and the weighted sum of squared distances."""
+
+    def closer(best: tuple[Array, Array], centre: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+        number, place = centre
+        distance = jnp.sum((x - place[None]) ** 2, axis=-1)
+        nearer = distance < best[1]
+        return (jnp.where(nearer, number, best[0]), jnp.where(nearer, distance, best[1])), None
+
+    nothing = jnp.zeros(len(x), jnp.int32), jnp.full(len(x), jnp.inf, x.dtype)
+    numbered = jnp.arange(len(centres), dtype=jnp.int32), centres
+    (labels, distance), _ = jax.lax.scan(closer, nothing, numbered)
+    return labels, total(weight * distance)

@@ -1,0 +1,54 @@
+"""How fast EM is: the share of each error that is left after a step."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float
+
+from jaxem import linalg
+from jaxem.data import ready
+from jaxem.distributions.base import Labelled, Statistics
+from jaxem.fitting.fit import hidden_states, regularisers
+from jaxem.solvers.em import em_step
+from jaxem.solvers.objective import flat
+
+
+def em_rate(
+    model: Any, x: Any, *, weight: Any = None, prior: Any = None, labels: Any = None, iterations: int = 200
+) -> Float[Array, ""]:
+    """The largest eigenvalue of the Jacobian of the EM map at a maximum.
+
+    Close to the maximum every EM step leaves this share of the error. It is also the largest fraction of information
+    that is missing (Dempster, Laird and Rubin 1977): near 0 where the data all but show what is hidden, near 1 where
+    they hide it. Found by power iteration, with the Jacobian applied by `jax.jvp`, in unconstrained coordinates.
+
+    Args:
+        model: a fitted model: the rate is that of its own neighbourhood, and means something at a maximum only.
+        x, weight, prior, labels: as in `fit`.
+        iterations: of the power method; each is a pass over the data and a half.
+
+    Returns:
+        A number; above one where the model is not at a maximum.
+
+    >>> import jax, jaxem as jem
+    >>> x = jem.Mixture([0.4, 0.6], jem.Poisson([2.0, 9.0])).sample(jax.random.key(0), 500)
+    >>> fit = jem.fit(jem.Mixture([0.5, 0.5], jem.Poisson([1.0, 5.0])), x, tol=1e-9)
+    >>> bool(0.05 < em_rate(fit.model, x) < 0.9)
+    True
+    """
+    x, weight, labels = ready(model.read(x), weight, labels, hidden_states(model))
+    return _em_rate(model, x if labels is None else Labelled(x, labels), weight, prior, iterations)
+
+
+@partial(jax.jit, static_argnums=4)
+def _em_rate(model: Any, x: Any, weight: Array, prior: Any, iterations: int) -> Array:
+    pseudo: Statistics = regularisers(model, x, weight, prior)[1]
+    free, model_at = flat(model)
+
+    def image(free: Array) -> Array:
+        return flat(em_step(model_at(free), x, weight, pseudo)[0], model)[0]
+
+    return linalg.largest_eigenvalue(lambda v: jax.jvp(image, (free,), (v,))[1], free, iterations)

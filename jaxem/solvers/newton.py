@@ -1,0 +1,73 @@
+"""Newton's method, for models with few parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from jaxem import linalg
+from jaxem.distributions.base import Statistics, add
+from jaxem.pytree import module, select
+from jaxem.solvers.base import Solver
+from jaxem.solvers.em import expectation
+from jaxem.solvers.objective import flat, information, value_and_gradient
+
+MOST = 200
+"""Free numbers above which a Hessian costs more passes than it saves."""
+EASED, RAISED = 0.1, 10.0
+
+
+@module
+class Newton(Solver):
+    """Newton's method with the exact Hessian, damped as by Levenberg and Marquardt; an EM step where it would fall.
+
+    A step takes a pass for each free number of the model, and a few, so it is for models with few of them; close to
+    the top the number of digits doubles with every step.
+
+    Raises:
+        ValueError: in `fit`, for a model with more than 200 free numbers.
+
+    >>> import jax, jaxem as jem
+    >>> fit = jem.fit(jem.Poisson(1.0), jax.numpy.array([0.0, 2.0, 8.0, 12.0]), jem.Newton())
+    >>> fit.model.rate.round(3).item(), fit.words
+    (5.5, 'converged')
+    """
+
+    @property
+    def window(self) -> int:
+        """A step that was damped too much gains little, and the next much."""
+        return 2
+
+    def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Any:
+        """How much it is damped, and the passes that were made."""
+        size = flat(model)[0].size
+        if size > MOST:
+            raise ValueError(f"Newton: the model has {size} free numbers, more than {MOST}; use LBFGS()")
+        return jnp.full((), 1e-2, weight.dtype), jnp.zeros((), jnp.int32)
+
+    def spent(self, state: Any, calls: Array) -> Array:
+        """A pass for each free number, and four."""
+        return state[1]
+
+    def step(self, model: Any, state: Any, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Any:
+        """The better of a damped Newton step and an EM step."""
+        damping, passes = state
+        free, model_at = flat(model)
+        log_likelihood, statistics = expectation(model, x, weight)
+        gradient = ravel_pytree(value_and_gradient(model, x, weight, prior)[2])[0]
+        curvature = information(model, x, weight, prior)
+        damped = curvature + damping * jnp.diag(jnp.maximum(jnp.abs(linalg.diagonal(curvature)), 1))
+        there, _ = linalg.solve(damped, gradient)
+        ahead, plain = model_at(free + there), model.m_step(add(statistics, prior))
+
+        def height(model: Any) -> Array:
+            return expectation(model, x, weight)[0] + model.expected_log_prob(prior)
+
+        # NaN is not at least anything. A step that rises, if less than EM's, was damped too much.
+        reached = height(ahead)
+        rises = reached >= log_likelihood + model.expected_log_prob(prior)
+        damping = jnp.where(rises, EASED * damping, jnp.minimum(RAISED * damping, 1e3))
+        return select(reached >= height(plain), ahead, plain), (damping, passes + free.size + 4), log_likelihood

@@ -1,0 +1,91 @@
+"""Online EM: statistics that follow the data batch by batch, for those who cannot wait for the end of a pass."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, Float
+
+from jaxem.distributions.base import Statistics, add, scale
+from jaxem.pytree import module, static
+from jaxem.solvers.base import Solver
+from jaxem.solvers.batches import check_size, epoch, like_all
+from jaxem.solvers.em import expectation
+
+
+@module
+class OnlineEM(Solver):
+    """Stochastic approximation of the expected statistics (Cappe and Moulines 2009).
+
+    After batch t, with g = t^-decay,
+
+        statistics = (1 - g) statistics + g (those of the batch, scaled to all rows)
+
+    and an M-step. A step is a look at all rows, which the stopping rule needs, and then a shuffled pass over them.
+
+    Args:
+        batch_size: rows (or sequences) of a batch.
+        decay: above 0.5 and not above 1, for convergence; smaller forgets faster. An array, so it never compiles anew.
+        key: a JAX random key for the order of the rows.
+
+    Raises:
+        ValueError: no batch size, or a decay out of range.
+
+    >>> import jax, jaxem as jem
+    >>> fit = jem.fit(jem.Poisson(1.0), jax.numpy.array([0.0, 2.0, 8.0, 12.0]), jem.OnlineEM(2), max_steps=50)
+    >>> bool(abs(fit.model.rate - 5.5) < 0.5)
+    True
+    """
+
+    batch_size: int = static(default=None)
+    decay: Any = 0.6
+    key: Any = None
+    monotone: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_size("OnlineEM", self.batch_size, "EM() for all rows at once")
+        if not isinstance(self.decay, Tracer) and not 0.5 < self.decay <= 1:
+            raise ValueError(f"OnlineEM: decay is {self.decay}; it must be above 0.5 and at most 1")
+        object.__setattr__(self, "decay", jnp.asarray(self.decay, jnp.result_type(float)))
+        object.__setattr__(self, "key", jax.random.key(0) if self.key is None else self.key)
+
+    @property
+    def batches(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def window(self) -> int:
+        """Passes need not climb one by one."""
+        return 5
+
+    @property
+    def passes(self) -> int:
+        """One to look, one to learn."""
+        return 2
+
+    def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Any:
+        """Statistics that the first batch replaces, how many batches were seen, and how many passes were made."""
+        none = jnp.zeros((), jnp.int32)
+        return scale(prior, 0), none, none
+
+    def step(self, model: Any, state: Any, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Any:
+        """The log-likelihood of all rows, and then a pass in batches."""
+        statistics, seen, passes = state
+        log_likelihood = expectation(model, x, weight)[0]
+        rows = jnp.sum(weight)
+
+        def learn(carry: Any, batch: Any, batch_weight: Array) -> Any:
+            model, statistics, seen = carry
+            share = (seen + 1).astype(weight.dtype) ** -self.decay.astype(weight.dtype)
+            new = expectation(model, batch, like_all(batch_weight, rows))[1]
+            # The newer first: moments are kept about its reference, which is near.
+            statistics = add(scale(new, share), scale(statistics, 1 - share))
+            return model.m_step(add(statistics, prior)), statistics, seen + 1
+
+        key = jax.random.fold_in(self.key, passes)
+        model, statistics, seen = epoch(key, x, weight, self.batch_size, learn, (model, statistics, seen))
+        return model, (statistics, seen, passes + 1), log_likelihood

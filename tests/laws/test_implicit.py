@@ -1,0 +1,121 @@
+"""A fit is a function of its data, and has the derivative of that function: not of the steps that were taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxem as jem
+from jaxem.fitting import implicit
+from jaxem.solvers.em import em_step
+
+TRUTH = jem.Mixture([0.4, 0.6], jem.Gaussian([[0.0, 0.0], [2.5, 0.0]], jnp.stack([jnp.eye(2)] * 2)))
+CHAIN = jem.HMM([0.5, 0.5], [[0.9, 0.1], [0.2, 0.8]], jem.DiagonalGaussian([[0.0], [3.0]], jnp.ones((2, 1))))
+EXACT = {"solver": jem.Newton(), "tol": 0.0, "max_steps": 30}
+
+
+def mixture(x: Any, weight: Any, strength: Any, **how: Any) -> jem.Fit:
+    prior = jem.priors.OfMixture(weights=jem.priors.Dirichlet(1 + strength))
+    return jem.fit(TRUTH, x, weight=weight, prior=prior, **(how or EXACT))
+
+
+def chain(x: Any, weight: Any, strength: Any) -> jem.Fit:
+    ones = jem.priors.Dirichlet(1 + strength)
+    sequences = jem.Sequences(x, np.full(len(x), x.shape[1]))
+    return jem.fit(CHAIN, sequences, weight=weight, prior=jem.priors.OfHMM(ones, ones), **EXACT)
+
+
+def number(fit: jem.Fit) -> Any:
+    """Something of every kind of parameter."""
+    return sum(jnp.sum(jnp.cos(leaf)) for leaf in jax.tree.leaves(fit.model)) + 0.01 * fit.log_likelihood
+
+
+def data(which: str) -> tuple[Any, Any, Any]:
+    if which == "mixture":
+        return TRUTH.sample(jax.random.key(0), 40), jnp.linspace(0.5, 1.5, 40), jnp.asarray(1.0)
+    return CHAIN.sample(jax.random.key(1), 4, 25), jnp.linspace(0.5, 1.5, 4), jnp.asarray(1.0)
+
+
+@pytest.mark.parametrize(("which", "fitted"), [("mixture", mixture), ("chain", chain)])
+def test_it_is_what_refits_differ_by(which: str, fitted: Any) -> None:
+    given = data(which)
+    value = jax.jit(lambda *given: number(fitted(*given)))
+    found = jax.grad(lambda *given: number(fitted(*given)), argnums=(0, 1, 2))(*given)
+
+    def moved(argument: int, place: Any, by: float) -> float:
+        changed = list(given)
+        changed[argument] = given[argument].at[place].add(by)
+        return float(value(*changed))
+
+    last = (0,) * (given[0].ndim - 2)
+    for argument, place in [(0, (0, 0, *last)), (0, (3, 1, *last)), (1, (0,)), (1, (2,)), (2, ())]:
+        refits = (moved(argument, place, 3e-5) - moved(argument, place, -3e-5)) / 6e-5
+        np.testing.assert_allclose(found[argument][place], refits, rtol=1e-5, atol=1e-8)
+
+
+def test_forward_reverse_and_vmap_agree() -> None:
+    x, weight, strength = data("mixture")
+    of = lambda weight: number(mixture(x, weight, strength))
+    reverse = jax.grad(of)(weight)
+    np.testing.assert_allclose(jax.jacfwd(of)(weight), reverse, rtol=1e-10, atol=1e-13)
+    both = jax.vmap(jax.grad(of))(jnp.stack([weight[::-1], weight]))
+    np.testing.assert_allclose(both[1], reverse, rtol=1e-8, atol=1e-12)
+
+
+def test_it_is_that_of_the_steps_unrolled() -> None:
+    x, weight, _ = data("mixture")
+
+    def unrolled(weight: Any) -> Any:
+        step = lambda model, _: (em_step(model, x, weight, TRUTH.floor(x, weight))[0], None)
+        return jnp.sum(jax.lax.scan(step, TRUTH, length=400)[0].components.mean)
+
+    direct = jax.grad(lambda w: jnp.sum(jem.fit(TRUTH, x, weight=w, tol=1e-14).model.components.mean))(weight)
+    np.testing.assert_allclose(direct, jax.grad(unrolled)(weight), rtol=1e-5, atol=1e-8)
+
+
+def test_many_parameters_are_solved_for_without_a_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = data("mixture")
+    of = lambda *given: number(mixture(*given))
+    formed = jax.grad(of, argnums=(0, 1, 2))(*given)
+    jax.clear_caches()
+    monkeypatch.setattr(implicit, "DENSE", 0)
+    applied = jax.grad(of, argnums=(0, 1, 2))(*given)
+    jax.clear_caches()
+    for a, b in zip(formed, applied, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-10)
+
+
+def test_memory_does_not_grow_with_the_steps() -> None:
+    x, weight, strength = data("mixture")
+
+    def memory(steps: int) -> int:
+        of = jax.grad(lambda weight: number(mixture(x, weight, strength, max_steps=steps)))
+        return jax.jit(of).lower(weight).compile().memory_analysis().temp_size_in_bytes
+
+    # But for the trace: a number for each, in a few copies.
+    assert memory(4000) - memory(1000) < 8 * 8 * 3000
+
+
+def test_where_there_is_no_derivative_the_status_says_so() -> None:
+    def derivative(start: Any, x: Any) -> tuple[Any, jem.Fit]:
+        def of(weight: Any) -> Any:
+            fit = jem.fit(start, x, weight=weight, tol=1e-10)
+            return fit.model.components.mean[0, 0], fit
+
+        return jax.grad(of, has_aux=True)(jnp.ones(len(x)))
+
+    x = data("mixture")[0]
+    merged = jem.Mixture([0.5, 0.5], jem.SphericalGaussian([[0.0, 0.0], [0.0, 0.0]], [1.0, 1.0]))
+    assert jem.fit(merged, x, tol=1e-10).words == "converged"
+    gradient, fit = derivative(merged, x)
+    assert fit.words == "not_a_maximum"
+    assert not fit.converged
+    assert np.isnan(gradient).all()
+    ties = jnp.array([[0.0], [0.1], [0.3], [5.0], [5.0], [5.0]])
+    gradient, fit = derivative(jem.Mixture([0.5, 0.5], jem.SphericalGaussian([[0.0], [5.0]], [1.0, 1.0])), ties)
+    assert fit.words == "covariance_collapsed"
+    assert np.isnan(gradient).all()
