@@ -137,7 +137,7 @@ class Races:
     def _profile(self, ax: Axes, at: np.ndarray, shares: np.ndarray) -> None:
         for s, name in enumerate(self.names):
             ax.step(at, shares[:, s], where="post", label=name, **line(s))
-        ax.set_xscale("log")
+        _log_scale(ax)
         ax.set_ylim(-0.02, 1.02)
         ax.set_ylabel("share of the problems")
         plain(ax)
@@ -145,15 +145,27 @@ class Races:
     def _by_rate(self, ax: Axes, gap: float) -> None:
         """Passes against 1 / (1 - rate): the number of EM steps that make an error e times smaller."""
         passes, slow = self.cost("passes", gap), 1 / (1 - np.clip(self.rates, 0, 1 - 1e-12))
+        size = float(np.clip(20 / np.sqrt(len(slow)), 3.5, 7))
         for s in range(len(self.names)):
             there = np.isfinite(passes[:, s]) & np.isfinite(slow)
-            ax.plot(slow[there], passes[there, s], "o", ms=3.5, alpha=0.45, mew=0, color=line(s)["color"])
+            ax.plot(slow[there], passes[there, s], "o", ms=size, alpha=0.45, mew=0, color=line(s)["color"])
             ax.plot(*_running_median(slow[there], passes[there, s]), **line(s))
-        ax.set_xscale("log")
+        _log_scale(ax)
         ax.set_yscale("log")
         ax.set_xlabel("1 / (1 - EM's rate): from clear (left) to hidden (right)")
         ax.set_ylabel(f"passes to {gap:g} nats a row")
         plain(ax)
+
+
+def _log_scale(ax: Axes) -> None:
+    """A logarithmic x axis with plain numbers, some within each decade if there are few of these."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    ax.set_xscale("log")
+    low, high = ax.get_xlim()
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _shares(cost: np.ndarray, first: float | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -55,7 +55,7 @@ def test_the_table_says_when_each_arrived(race: jem.Race) -> None:
 
 def test_arrival_is_for_good() -> None:
     run = jem.compare(jem.Poisson(1.0), jnp.array([1.0, 2.0]), {"EM": jem.EM()}).runs[0]
-    wavering = Run(run.name, run.solver, run.fit, 1.0, 0.0, np.array([1.0, 0.0, 0.5, 0.0]))
+    wavering = Run(run.name, run.solver, run.fit, 1.0, 0.0, 0.0, np.array([1.0, 0.0, 0.5, 0.0]))
     assert wavering.arrival(0.1) == 3
     assert wavering.arrival(0.6) == 1
     assert wavering.arrival(-1.0) is None

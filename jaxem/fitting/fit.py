@@ -30,7 +30,7 @@ def fit(
     weight: Any = None,
     prior: Any = None,
     labels: Any = None,
-    tol: float = 1e-6,
+    tol: float | Array = 1e-6,
     max_steps: int = 1000,
 ) -> Fit:
     """Fit `model` to `x`, starting from the parameters that it has.
