@@ -46,6 +46,7 @@ from jaxem.solvers.base import Solver as Solver
 from jaxem.solvers.em import EM as EM
 from jaxem.solvers.em import AnnealedEM as AnnealedEM
 from jaxem.solvers.em import HardEM as HardEM
+from jaxem.solvers.em import StochasticEM as StochasticEM
 from jaxem.solvers.gradient import LBFGS as LBFGS
 from jaxem.solvers.gradient import Gradient as Gradient
 from jaxem.solvers.newton import Newton as Newton

@@ -1,4 +1,4 @@
-"""The command line: `jaxem fit TABLE ...`, `jaxem hmm TABLE ...`.
+"""The command line: `jaxem fit TABLE ...`, `jaxem hmm TABLE ...`, `jaxem race [TABLE]...`.
 
 Nothing heavy is imported before a command runs, so that `--help` answers at once. Bad input is one line on stderr and
 exit status 2; an interruption is 130.
@@ -8,25 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from jaxem import typed
 from jaxem._version import version
 from jaxem.errors import InputError
 
 if TYPE_CHECKING:
-    from jaxem.job import Settings
-    from jaxem.outcome import Outcome
-    from jaxem.tables import Grouped
+    import polars as pl
 
-MOST_COMPONENTS = 1000
+    from jaxem import race_job
+    from jaxem.outcome import Outcome
+
 INTERRUPTED = 130
 
 
@@ -111,6 +111,40 @@ Order = Annotated[
 ]
 Sequence = Annotated[str, _option("Data", "Columns that tell the sequences of a group apart.")]
 
+Tables = Annotated[
+    list[str] | None, typer.Argument(help="CSV, Parquet or Arrow IPC files; without any, the shipped flights.")
+]
+RaceColumns = Annotated[str, _option("Data", "Columns to fit, with commas between; those of the flights are known.")]
+Smallest = Annotated[int, _option("Data", "Groups with fewer complete rows are left out.", min=1)]
+Groups = Annotated[int, _option("Data", "At most so many groups, the largest first.", min=1)]
+Raw = Annotated[
+    bool,
+    _option("Data", "Leave Gaussian columns in their own units; otherwise each group's are standardised.", "--raw"),
+]
+Size = Annotated[
+    int | None,
+    _option(
+        "Model",
+        f"Race mixtures of so many components; {typed.COMPONENTS} if left out.",
+        min=1,
+        max=typed.MOST_COMPONENTS,
+    ),
+]
+Chain = Annotated[
+    int | None, _option("Model", "Race hidden Markov models of so many states.", min=1, max=typed.MOST_COMPONENTS)
+]
+Solvers = Annotated[
+    str,
+    _option(
+        "Race",
+        "Who races, with commas between: em, squarem, anderson, lbfgs, adam, sgd, newton or online; "
+        "adam:0.01 is Adam with that learning rate.",
+    ),
+]
+Starts = Annotated[int, _option("Race", "Starts of each group; each is a problem.", min=1)]
+RaceSteps = Annotated[int, _option("Fitting", "Steps of each solver at most.", min=1)]
+RaceDtype = Annotated[str, _option("Fitting", "float64, for a race to the last digits; or float32.")]
+
 
 @app.command(no_args_is_help=True)
 def fit(
@@ -175,10 +209,45 @@ def hmm(
     _run("hmm", dict(locals()))
 
 
+@app.command()
+def race(
+    tables: Tables = None,
+    columns: RaceColumns = "",
+    out: Out = Path("race"),
+    by: By = "",
+    order: Order = "",
+    sequence: Sequence = "",
+    min_rows: Smallest = 20,
+    missing: Missing = "NA",
+    groups: Groups = 12,
+    raw: Raw = False,
+    family: Family = "gaussian",
+    trials: Trials = "",
+    components: Size = None,
+    states: Chain = None,
+    prior: Prior = "weak",
+    solvers: Solvers = "em,squarem,anderson,lbfgs,adam,sgd",
+    starts: Starts = 1,
+    method: Method = "kmeans++",
+    tol: Tol = 1e-9,
+    max_steps: RaceSteps = 2000,
+    seed: Seed = 0,
+    dtype: RaceDtype = "float64",
+) -> None:
+    """Race EM against gradient methods on the groups of tables: same starts, same objective.
+
+    Without a table the twelve aircraft with the most flights are raced on, which takes under a minute. Prints who won,
+    and writes into the folder --out: report.html, solvers.parquet (a row for each solver), problems.parquet (a row for
+    each group and start) and runs.parquet (a row for each of them and each solver).
+    """
+    _run("race", dict(locals()))
+
+
 def _run(command: str, options: dict[str, Any]) -> None:
     """Do what a command is for, and exit with its status."""
+    work = _race if command == "race" else _fit
     try:
-        raise typer.Exit(_fit(command, options))
+        raise typer.Exit(work(command, options))
     except InputError as error:
         raise typer.Exit(complain(str(error))) from None
     except KeyboardInterrupt:
@@ -194,126 +263,50 @@ def complain(message: str) -> int:
 
 def _fit(command: str, options: dict[str, Any]) -> int:
     """The work of `jaxem fit` and `jaxem hmm`; returns the exit status."""
-    from jaxem import job, results, tables
-    from jaxem.kinds import Kind
+    from jaxem import job, results
 
-    columns, by = split(options["columns"]), split(options["by"])
+    columns, by = typed.split(options["columns"]), typed.split(options["by"])
     # A command without that option fits rows without order.
     order = options["order"].strip() if "order" in options else None
-    sequence = split(options.get("sequence", ""))
-    _check_names(columns, by, {*results.OWN, *results.PARAMETERS, *_prefixed(columns, results.PARAMETERS)})
-    kind = Kind.parse(split(options["family"]), columns, [whole("--trials", t) for t in split(options["trials"])])
+    sequence = typed.split(options.get("sequence", ""))
+    typed.check_names(columns, by, {*results.OWN, *results.PARAMETERS, *typed.prefixed(columns, results.PARAMETERS)})
+    kind = typed.families(options, columns)
     hidden = {"fit": "components", "hmm": "states"}[command]
-    settings = _settings(options, hidden)
+    settings = typed.job_settings(options, hidden)
     began = time.perf_counter()
-    frame = tables.read(
-        options["table"], columns, {"--by": by, "--order": [order] if order else [], "--sequence": sequence}
-    )
-    grouped = tables.group(frame, kind, by, split(options["missing"]), order, sequence)
-    _check_sizes(grouped, settings, hidden)
-    _check_range(grouped, settings.dtype)
+    grouped = typed.read(options["table"], kind, by, typed.split(options["missing"]), order, sequence)
+    typed.check_sizes(grouped, settings, hidden)
+    typed.check_range(grouped, settings.dtype)
     results.check_folder(options["out"])
     reading = time.perf_counter() - began
     with _bar(*job.expected(grouped, settings)) as progress:
         outcome = job.run(grouped, settings, progress)
-    _write(outcome, options, _command(command, options), reading)
+    _write(outcome, options, typed.again(command, options), reading)
     return _conclude(outcome, options["out"])
 
 
-def _settings(options: dict[str, Any], hidden: str) -> Settings:
-    from jaxem.job import Settings
-    from jaxem.outcome import CRITERIA
-    from jaxem.start import METHODS
+def _race(command: str, options: dict[str, Any]) -> int:
+    """The work of `jaxem race`; returns the exit status."""
+    from jaxem import race_job, results
 
-    words = {"select": CRITERIA, "prior": ("weak", "none"), "method": METHODS, "dtype": ("float64", "float32")}
-    for name, allowed in words.items():
-        if options[name] not in allowed:
-            raise InputError(f"--{name} {options[name]}: choose from {', '.join(allowed)}")
-    if not 0 <= options["tol"] < float("inf"):
-        raise InputError(f"--tol {options['tol']}: it must be a number, zero or above")
-    names = ("restarts", "min_rows", "seed", "tol", "max_steps", "assign", "workers", *words)
-    return Settings(components=numbers(hidden, options[hidden]), **{name: options[name] for name in names})
-
-
-def numbers(hidden: str, text: str) -> tuple[int, ...]:
-    """The numbers (of components, of states) that `1:6`, `2` or `1,2,4` stand for, ascending.
-
-    Raises:
-        InputError: anything else, or a number below one.
-
-    >>> numbers("components", "1:3,6")
-    (1, 2, 3, 6)
-    """
-    found: set[int] = set()
-    for part in split(text):
-        ends = [whole(f"--{hidden}", end) for end in part.split(":")]
-        if len(ends) > 2 or min(ends) < 1 or max(ends) > MOST_COMPONENTS or ends[0] > ends[-1]:
-            raise InputError(
-                f"--{hidden} {text}: numbers of {hidden} go from 1 to {MOST_COMPONENTS}, the smaller first; "
-                "write for example 1:6"
-            )
-        found |= set(range(ends[0], ends[-1] + 1))
-    if not found:
-        raise InputError(f"--{hidden} is empty; write for example 1:6")
-    return tuple(sorted(found))
-
-
-def split(text: str) -> list[str]:
-    """The parts of a list with commas.
-
-    >>> split("dep_delay, arr_delay")
-    ['dep_delay', 'arr_delay']
-    """
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def whole(option: str, text: str) -> int:
-    """A whole number, or an InputError that names the option."""
-    try:
-        return int(text)
-    except ValueError:
-        raise InputError(f"{option}: {text!r} is not a whole number; write for example 3") from None
-
-
-def _prefixed(columns: list[str], parameters: tuple[str, ...]) -> list[str]:
-    return [f"{column}_{parameter}" for column in columns for parameter in parameters]
-
-
-def _check_names(columns: list[str], by: list[str], own: set[str]) -> None:
-    if not columns:
-        raise InputError("--columns is empty; name the columns to fit, with commas between")
-    for option, names in (("--columns", columns), ("--by", by)):
-        for name in names:
-            if names.count(name) > 1:
-                raise InputError(f"{option} {','.join(names)}: {name} is there twice; name each column once")
-    for name in by:
-        if name in own:
-            raise InputError(f"--by {name}: the results have a column of that name; rename it in the table")
-
-
-def _check_sizes(grouped: Grouped, settings: Settings, hidden: str) -> None:
-    largest, most = int(grouped.n.max()), max(settings.components)
-    if most > largest:
-        where = "the largest group has" if len(grouped.n) > 1 else "the table has"
-        rows = f"{largest:,} complete row" + ("s" if largest != 1 else "")
-        raise InputError(f"--{hidden} up to {most}: {where} only {rows}; ask for at most {largest}")
-
-
-def _check_range(grouped: Grouped, dtype: str) -> None:
-    import numpy as np
-
-    beyond = np.abs(grouped.x) > np.finfo(dtype).max  # a step that was not seen is NaN, and above nothing
-    if beyond.any():
-        at, column = np.argwhere(beyond)[0]
-        value, name = grouped.x[at, column], grouped.kind.columns[column]
-        raise InputError(
-            f"column {name}, row {grouped.row[at]}: {value:g} is beyond {dtype}; use --dtype float64, or rescale"
-        )
+    began = time.perf_counter()
+    if not options["tables"]:
+        options |= {name: options[name] or usual for name, usual in typed.SHIPPED.items()}
+    settings = typed.race_settings(options)
+    card = race_job.prepare(typed.race_tables(options), settings)
+    results.check_folder(options["out"])
+    reading = time.perf_counter() - began
+    with _bar(len(card.problems), noun="problems", verb="racing") as progress:
+        outcome = race_job.run(card, progress)
+    _write_race(outcome, options["out"], typed.again(command, options), reading)
+    return _conclude_race(outcome, options["out"])
 
 
 @contextlib.contextmanager
-def _bar(groups: int, fits: int) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on stderr; nothing at all if that is not a terminal."""
+def _bar(
+    groups: int, fits: int | None = None, noun: str = "groups", verb: str = "fitting"
+) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar on stderr, of fits if their number is known; nothing at all if that is not a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -321,17 +314,19 @@ def _bar(groups: int, fits: int) -> Iterator[Callable[[int, int], None] | None]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     layout = (
-        TextColumn("fitting"),
+        TextColumn(verb),
         BarColumn(),
-        TextColumn(f"{{task.fields[groups]:,}} of {groups:,} groups"),
-        TextColumn("{task.fields[speed]:,.0f} fits/s"),
+        TextColumn(f"{{task.fields[groups]:,}} of {groups:,} {noun}"),
+        *([TextColumn("{task.fields[speed]:,.0f} fits/s")] if fits is not None else []),
         TimeRemainingColumn(),
     )
     with Progress(*layout, console=Console(stderr=True), transient=True) as bar:
-        task, began = bar.add_task("", total=fits, groups=0, speed=0.0), time.perf_counter()
+        total = groups if fits is None else fits
+        task, began = bar.add_task("", total=total, groups=0, speed=0.0), time.perf_counter()
 
         def tell(groups: int, done: int) -> None:
-            bar.update(task, completed=done, groups=groups, speed=done / (time.perf_counter() - began))
+            completed = groups if fits is None else done
+            bar.update(task, completed=completed, groups=groups, speed=done / (time.perf_counter() - began))
 
         yield tell
 
@@ -339,33 +334,42 @@ def _bar(groups: int, fits: int) -> Iterator[Callable[[int, int], None] | None]:
 def _write(outcome: Outcome, options: dict[str, Any], command: str, reading: float) -> None:
     from jaxem import report, results
 
-    out, began = options["out"], time.perf_counter()
+    def frames() -> Iterator[tuple[str, pl.DataFrame]]:
+        yield "models", results.models(outcome)
+        yield "selection", results.selection(outcome)
+        if outcome.settings.assign:
+            yield "assignments", results.assignments(outcome)
+
+    source = Path(options["table"]).name
+    _files(options["out"], frames(), reading, lambda seconds: report.page(outcome, source, command, seconds))
+
+
+def _write_race(outcome: race_job.Outcome, out: Path, command: str, reading: float) -> None:
+    from jaxem import race_report, race_results
+
+    frames = ((name, getattr(race_results, name)(outcome)) for name in ("solvers", "problems", "runs"))
+    _files(out, frames, reading, lambda seconds: race_report.page(outcome, command, seconds))
+
+
+def _files(
+    out: Path, frames: Iterable[tuple[str, pl.DataFrame]], reading: float, page: Callable[[dict[str, float]], str]
+) -> None:
+    """Tables and a page, which is told how long reading and writing took."""
+    from jaxem import results
+
+    began = time.perf_counter()
     try:
         with results.together(out) as place:
-            results.models(outcome).write_parquet(place("models.parquet"))
-            results.selection(outcome).write_parquet(place("selection.parquet"))
-            if outcome.settings.assign:
-                results.assignments(outcome).write_parquet(place("assignments.parquet"))
-            seconds = {"reading": reading, "writing tables": time.perf_counter() - began}
-            html = report.page(outcome, Path(options["table"]).name, command, seconds)
+            for name, frame in frames:
+                frame.write_parquet(place(f"{name}.parquet"))
+            html = page({"reading": reading, "writing tables": time.perf_counter() - began})
             place("report.html").write_text(html, encoding="utf-8")
     except OSError as error:
         raise InputError(f"--out {out}: cannot write there ({error.strerror or error}); name another folder") from error
 
 
-def _command(command: str, options: dict[str, Any]) -> str:
-    """The command that does the same again."""
-    words = ["jaxem", command, options["table"]]
-    for name, value in options.items():
-        option = f"--{name.replace('_', '-')}"
-        if name == "table" or value == "" or value is False:
-            continue
-        words += [option] if value is True else [option, str(value)]
-    return shlex.join(words)
-
-
 def _conclude(outcome: Outcome, out: Path) -> int:
-    from jaxem.report import in_words
+    from jaxem.page import in_words
 
     fitted, groups = int((outcome.choice >= 0).sum()), len(outcome.choice)
     converged = int((outcome.status == 1).sum())
@@ -382,6 +386,22 @@ def _conclude(outcome: Outcome, out: Path) -> int:
     typer.echo(
         f"jaxem: {fitted:,} of {groups:,} groups have a model, {converged:,} converged; {outcome.fits:,} fits "
         f"in {in_words(outcome.seconds)} ({compiling}). Results are in {out}"
+    )
+    return 0
+
+
+def _conclude_race(outcome: race_job.Outcome, out: Path) -> int:
+    from rich.console import Console
+
+    from jaxem.page import in_words
+    from jaxem.race_report import summary
+
+    Console().print(summary(outcome))
+    problems, left_out = len(outcome.card.problems), sum(map(len, outcome.card.left_out.values()))
+    few = f"; {left_out:,} group{'s' if left_out != 1 else ''} left out" if left_out else ""
+    typer.echo(
+        f"jaxem: {problems:,} problem{'s' if problems != 1 else ''} in {in_words(outcome.seconds)}{few}. "
+        f"The report is {out / 'report.html'}"
     )
     return 0
 

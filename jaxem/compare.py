@@ -33,6 +33,8 @@ ELSEWHERE = 1e-3
 """A solver that converged further below the best than this, in nats a row, sits in another optimum."""
 ENOUGH, MOST = 0.02, 5
 """Seconds of runs that are enough to believe the fastest of them, and how many runs at most."""
+POLISH = 10_000
+"""Steps of the long run at least, however short the race is."""
 LINES = ("-", "--", "-.", ":")
 
 
@@ -204,7 +206,7 @@ def compare(
     best, rate = np.nan, np.nan
     if max(values) > -np.inf:
         leader = raced[int(np.argmax(values))][0].model
-        polished, rate = _polished(leader, x, max_steps=max_steps, **given)
+        polished, rate = _polished(leader, x, max_steps=max(max_steps, POLISH), **given)
         best = max(*values, polished)
     rows = float(model.observations(model.observe(x), weight))
     runs = []

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import dataclasses
-import io
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from jaxem import plot
-from jaxem._version import version
 from jaxem.fitting.status import Status
 from jaxem.outcome import Outcome, belonging, unstacked
+from jaxem.page import Bar, Listed, bars, embedded, render, without
 from jaxem.slabs import Slab, places, stack
 
 if TYPE_CHECKING:
@@ -26,22 +23,6 @@ CHAINS = 6
 SHOWN = 400
 """Steps of them that are drawn."""
 WORST = 10
-NAMED = 60
-"""Failed groups that are named, of each reason."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Bar:
-    """One bar of a chart."""
-
-    label: str
-    count: int
-    share: float
-    """Of all."""
-    length: float
-    """Of the longest."""
-    colour: str
-    note: str = ""
 
 
 def page(outcome: Outcome, source: str, command: str, seconds: dict[str, float]) -> str:
@@ -53,25 +34,19 @@ def page(outcome: Outcome, source: str, command: str, seconds: dict[str, float])
         command: what was typed.
         seconds: what each part of the work took on the wall (`reading`, ...); the job's own time is added.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("jaxem", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["seconds"] = in_words
     settings, grouped = outcome.settings, outcome.grouped
     fitted = int((outcome.choice >= 0).sum())
-    return environment.get_template("report.html").render(
+    return render(
+        "report.html",
         outcome=outcome,
         settings=settings,
         source=source,
         command=command,
-        version=version,
         kind=grouped.kind,
         noun=grouped.noun,
         sequences=int(grouped.sequences.sum()),
         shown=SHOWN,
-        by=[] if grouped.keys.columns == ["group"] and len(grouped.n) == 1 else grouped.keys.columns,
+        by=[] if grouped.undivided else grouped.keys.columns,
         rows=len(grouped.group_of),
         used=int(grouped.n[outcome.choice >= 0].sum()),
         dropped=int(grouped.dropped.sum()),
@@ -89,26 +64,6 @@ def page(outcome: Outcome, source: str, command: str, seconds: dict[str, float])
     )
 
 
-def in_words(seconds: float) -> str:
-    """A duration, as short as it can be said.
-
-    >>> in_words(0.012), in_words(72.4)
-    ('0.01 s', '1 min 12 s')
-    """
-    if seconds < 60:
-        return f"{seconds:.{0 if seconds >= 20 else 1 if seconds >= 1 else 2}f} s"
-    return f"{int(seconds) // 60} min {int(seconds) % 60} s"
-
-
-def _bars(labels: list[str], counts: np.ndarray, colours: list[str], notes: list[str] | None = None) -> list[Bar]:
-    total, longest = max(int(counts.sum()), 1), max(int(counts.max(initial=0)), 1)
-    notes = notes or [""] * len(labels)
-    return [
-        Bar(label, int(count), count / total, count / longest, colour, note)
-        for label, count, colour, note in zip(labels, counts, colours, notes, strict=True)
-    ]
-
-
 def _statuses(outcome: Outcome) -> list[Bar]:
     codes, counts = np.unique(outcome.status, return_counts=True)
     order = np.argsort(-counts, kind="stable")
@@ -116,13 +71,13 @@ def _statuses(outcome: Outcome) -> list[Bar]:
     colours = [
         plot.PALETTE[2] if s is Status.converged else plot.PALETTE[1] if s.failed else plot.PALETTE[4] for s in found
     ]
-    return _bars([s.name.replace("_", " ") for s in found], counts[order], colours, [s.sentence for s in found])
+    return bars([s.name.replace("_", " ") for s in found], counts[order], colours, [s.sentence for s in found])
 
 
 def _components(outcome: Outcome) -> list[Bar]:
     tried = outcome.settings.components
     counts = np.array([int((outcome.components == k).sum()) for k in tried])
-    return _bars([str(k) for k in tried], counts, [plot.PALETTE[0]] * len(tried))
+    return bars([str(k) for k in tried], counts, [plot.PALETTE[0]] * len(tried))
 
 
 def _examples(outcome: Outcome) -> str:
@@ -131,9 +86,7 @@ def _examples(outcome: Outcome) -> str:
     groups = _typical(outcome, most)
     with jax.enable_x64(outcome.settings.dtype == "float64"), jax.default_device(jax.devices("cpu")[0]):
         figure = draw(outcome, groups, _belonging(outcome, groups))
-    picture = io.BytesIO()
-    figure.savefig(picture, format="svg", dpi=160, transparent=True, metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(picture.getvalue()).decode()
+    return embedded(figure)
 
 
 def _mixtures(outcome: Outcome, groups: list[int], belonging: list[np.ndarray]) -> Figure:
@@ -217,12 +170,11 @@ def _worst(outcome: Outcome) -> list[dict[str, Any]]:
     ]
 
 
-def _failures(outcome: Outcome) -> list[dict[str, Any]]:
+def _failures(outcome: Outcome) -> list[Listed]:
     """For each reason: the groups without a model."""
-    without = np.flatnonzero(outcome.choice < 0)
-    found = []
-    for code in np.unique(outcome.status[without]):
-        groups = without[outcome.status[without] == code]
-        named = [(outcome.grouped.label(group), int(outcome.grouped.n[group])) for group in groups[:NAMED].tolist()]
-        found.append({"status": Status(int(code)), "count": len(groups), "named": named})
-    return sorted(found, key=lambda item: -item["count"])
+    grouped, found = outcome.grouped, []
+    missing = np.flatnonzero(outcome.choice < 0)
+    for code in np.unique(outcome.status[missing]):
+        groups = missing[outcome.status[missing] == code].tolist()
+        found.append(without(Status(int(code)), groups, grouped.label, grouped.n, outcome.settings.min_rows))
+    return sorted(found, key=lambda item: -item.count)

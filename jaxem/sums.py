@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxem.pytree import module
+
 
 def _shift(terms: Array, axis: int) -> Array:
     largest = jnp.max(terms, axis=axis, keepdims=True)
@@ -66,6 +68,41 @@ def _maximum_jvp(axis: int, primals: tuple[Array], tangents: tuple[Array]) -> tu
     (terms,), (change,) = primals, tangents
     best = jnp.argmax(terms, axis=axis, keepdims=True)
     return maximum(terms, axis), jnp.squeeze(jnp.take_along_axis(change, best, axis=axis), axis)
+
+
+@module
+class Sampled:
+    """log-sum, with one term for its derivative, drawn by the responsibilities instead of all of them.
+
+    Attributes:
+        key: a JAX random key. The same key draws the same.
+
+    >>> import jax, jax.numpy as jnp
+    >>> draw = jax.grad(Sampled(jax.random.key(0)))(jnp.array([0.0, -1.0]))
+    >>> sorted(draw.tolist())
+    [0.0, 1.0]
+    """
+
+    key: Array
+
+    def __call__(self, terms: Float[Array, ...], axis: int = -1) -> Float[Array, ...]:
+        """log sum exp over `axis`."""
+        return _sampled(axis, self.key, terms)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _sampled(axis: int, key: Array, terms: Array) -> Array:
+    return log_sum(terms, axis)
+
+
+@_sampled.defjvp
+def _sampled_jvp(axis: int, primals: tuple[Array, Array], tangents: tuple[Any, Array]) -> tuple[Array, Array]:
+    key, terms = primals
+    # The largest after Gumbel noise is a draw; where nothing is possible, none is.
+    drawn = jnp.argmax(terms + jax.random.gumbel(key, terms.shape, terms.dtype), axis=axis, keepdims=True)
+    value = log_sum(terms, axis)
+    change = jnp.squeeze(jnp.take_along_axis(tangents[1], drawn, axis=axis), axis)
+    return value, jnp.where(jnp.isfinite(value), change, 0)
 
 
 BLOCK = 512

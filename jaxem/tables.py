@@ -57,6 +57,11 @@ class Grouped:
         """What is hidden, in a word."""
         return "component" if self.first is None else "state"
 
+    @property
+    def undivided(self) -> bool:
+        """Is the whole table one group?"""
+        return self.keys.columns == ["group"] and len(self.n) == 1
+
     @cached_property
     def start(self) -> np.ndarray:
         """`[G]` where the rows of each group begin."""

@@ -61,10 +61,10 @@ def best_score(chain: Chain) -> Float[Array, "s"]:
 @best_score.defjvp
 def _best_score_jvp(primals: tuple[Chain], tangents: tuple[Chain]) -> tuple[Array, Array]:
     score, path = best_path(*primals)
-    return score, _used(primals[0], path).along(tangents[0])
+    return score, used(primals[0], path).along(tangents[0])
 
 
-def _used(chain: Chain, path: Int[Array, "t s"]) -> Expected:
+def used(chain: Chain, path: Int[Array, "t s"]) -> Expected:
     """One for every potential that a path uses."""
     dtype = chain.log_likelihood.dtype
     states = jnp.arange(chain.states, dtype=path.dtype)

@@ -14,6 +14,7 @@ from jaxem.chains.best import best_score
 from jaxem.chains.chain import Chain
 from jaxem.chains.exact import forward, probabilities
 from jaxem.chains.normalizer import log_normalizer, plain
+from jaxem.chains.sampled import sampled_score
 from jaxem.constraints import parameter, simplex
 from jaxem.data import ready
 from jaxem.distributions.base import Distribution, Labelled
@@ -25,6 +26,13 @@ from jaxem.sequences import Sequences, as_sequences
 
 SUMS = {sums.log_sum: log_normalizer, sums.maximum: best_score}
 """The sums over paths that have a derivative rule of their own."""
+
+
+def _over_paths(add: Any) -> Any:
+    """The sum over paths that goes with a sum over states."""
+    if isinstance(add, sums.Sampled):
+        return partial(sampled_score, add.key)
+    return SUMS.get(add, partial(plain, add=add))
 
 
 @module
@@ -172,7 +180,7 @@ class HMM(Latent):
 
     def log_normalizer(self, potentials: tuple[Array, Array], evidence: Array, add: Any, x: Any) -> Array:
         """The sum over all paths, by forward-backward; with `maximum` for `add`, the best path (Viterbi 1967)."""
-        over_paths = SUMS.get(add, partial(plain, add=add))
+        over_paths = _over_paths(add)
 
         def one(initial: Array, transition: Array, evidence: Array) -> Array:
             steps = jnp.swapaxes(evidence.reshape(len(evidence), *x.seen.shape), 0, 1)

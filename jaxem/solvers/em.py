@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from jaxem.distributions.base import Labelled, Statistics, add, scale
 from jaxem.pytree import module
 from jaxem.solvers.base import Solver
-from jaxem.sums import log_sum, maximum, tempered, total, two_sum
+from jaxem.sums import Sampled, log_sum, maximum, tempered, total, two_sum
 
 CHUNK = 8_192
 """Rows in one pass of the E-step: more than this and the responsibilities are made, used and dropped chunk by chunk."""
@@ -100,6 +100,44 @@ class AnnealedEM(Solver):
         temperature = jnp.where(annealing, self.temperatures[jnp.minimum(state, len(self.temperatures) - 1)], 1)
         sharpness = (1 / temperature).astype(weight.dtype)
         new, log_likelihood = em_step(model, x, weight, prior, partial(tempered, sharpness))
+        return new, state + 1, log_likelihood
+
+
+@module
+class StochasticEM(Solver):
+    """What is hidden is drawn from its posterior, row by row, and then taken as known (Celeux and Diebolt 1985).
+
+    It wanders about the top instead of settling, and can leave a poor place that holds EM: the best model that it came
+    by is returned, as a rule after `max_steps`. What it reports is the exact log-likelihood.
+
+    Args:
+        key: a JAX random key.
+
+    >>> import jax, jaxem as jem
+    >>> start = jem.Mixture([0.5, 0.5], jem.Poisson([1.0, 9.0]))
+    >>> fit = jem.fit(start, jax.numpy.array([0.0, 2.0, 8.0, 12.0]), jem.StochasticEM(jax.random.key(0)), max_steps=20)
+    >>> fit.model.components.rate.tolist()
+    [1.0, 10.0]
+    """
+
+    key: Any
+    monotone: ClassVar[bool] = False
+
+    @property
+    def window(self) -> int:
+        """It does not climb step by step."""
+        return 25
+
+    def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Array:
+        """How many steps were taken."""
+        return jnp.zeros((), jnp.int32)
+
+    def step(
+        self, model: Any, state: Array, x: Any, weight: Float[Array, "n"], prior: Statistics
+    ) -> tuple[Any, Array, Array]:
+        """As that of `EM`, of one draw."""
+        drawn = Sampled(jax.random.fold_in(self.key, state))
+        new, log_likelihood = em_step(model, x, weight, prior, drawn)
         return new, state + 1, log_likelihood
 
 

@@ -16,7 +16,9 @@ import jaxem as jem
 from families import ALL, Example
 from jaxem.coordinates import coordinates, from_coordinates
 from jaxem.pytree import replace
+from jaxem.solvers.em import expectation
 from jaxem.solvers.objective import objective, value_and_gradient
+from jaxem.sums import Sampled
 
 everything = pytest.mark.parametrize("example", ALL, ids=repr)
 WALK = jem.HMM([0.5, 0.5], [[0.9, 0.1], [0.2, 0.8]], jem.Poisson([2.0, 6.0]))
@@ -176,6 +178,35 @@ def test_batches_come_close_to_where_em_ends() -> None:
         assert abs(float(fit.objective - em.objective)) < 2e-3 * 2000
         # What it says of the model is exact, not an estimate from a batch.
         np.testing.assert_allclose(fit.log_likelihood, fit.model.log_prob(x).sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("which", ["mixture", "chain"])
+def test_a_draw_is_the_posterior_on_the_average(which: str) -> None:
+    """Statistics of stochastic EM: those of EM, in the mean over keys; and the log-likelihood is exact."""
+    start, x, rows = problem(which)
+    data = start.observe(x)
+    weight = jnp.ones(len(x))
+
+    @jax.jit
+    @jax.vmap
+    def drawn(key: jax.Array) -> Any:
+        return expectation(start, data, weight, Sampled(key))
+
+    log_likelihood, statistics = drawn(jax.random.split(jax.random.key(3), 400))
+    exact, expected = expectation(start, data, weight)
+    np.testing.assert_allclose(log_likelihood, exact, rtol=1e-12)
+    for one, all_ in zip(jax.tree.leaves(statistics.counts), jax.tree.leaves(expected.counts), strict=True):
+        assert np.all(one == np.round(one))
+        np.testing.assert_allclose(one.mean(0), all_, atol=5 * np.sqrt(rows / 4 / 400))
+
+
+def test_stochastic_em_ends_near_the_top_with_the_best_that_it_came_by() -> None:
+    for which in ("mixture", "chain"):
+        start, x, rows = problem(which)
+        em = jem.fit(start, x)
+        fit = jem.fit(start, x, jem.StochasticEM(jax.random.key(1)), max_steps=100, tol=0.0)
+        assert abs(float(fit.objective - em.objective)) < 0.02 * rows
+        np.testing.assert_allclose(fit.objective, np.nanmax(fit.trace), rtol=1e-12)
 
 
 def test_a_batch_of_everything_is_em() -> None:

@@ -1,0 +1,26 @@
+"""The log-normaliser of a chain, with one path for its derivative, drawn from the posterior."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float
+
+from jaxem.chains.best import used
+from jaxem.chains.chain import Chain
+from jaxem.chains.exact import draws, forward
+from jaxem.chains.normalizer import log_normalizer
+
+
+@jax.custom_jvp
+def sampled_score(key: Array, chain: Chain) -> Float[Array, "s"]:
+    """The log-normaliser; its derivative says which potentials a drawn path uses."""
+    return log_normalizer(chain)
+
+
+@sampled_score.defjvp
+def _sampled_score_jvp(primals: tuple[Array, Chain], tangents: tuple[Any, Chain]) -> tuple[Array, Array]:
+    key, chain = primals
+    path = draws(key, chain, forward(chain), 1)[..., 0]
+    return log_normalizer(chain), used(chain, path).along(tangents[1])

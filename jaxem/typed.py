@@ -1,0 +1,203 @@
+"""What was typed, checked: options become settings and tables, or an InputError that says in a line what is wrong.
+
+As in `jaxem.cli`, nothing heavy is imported before it is needed.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxem.errors import InputError
+
+if TYPE_CHECKING:
+    from jaxem import job, race_job
+    from jaxem.kinds import Kind
+    from jaxem.tables import Grouped
+
+MOST_COMPONENTS = 1000
+COMPONENTS = 3
+"""Of the mixtures that are raced, if nothing is said."""
+SHIPPED = {"tables": ["flights"], "columns": "dep_delay,arr_delay", "by": "tailnum"}
+"""What is raced if no table is named."""
+
+
+def job_settings(options: dict[str, Any], hidden: str) -> job.Settings:
+    """How to fit; `hidden` is the option for the numbers of components or states."""
+    from jaxem.job import Settings
+
+    words = ("select", "prior", "method", "dtype")
+    _check_words(options, *words)
+    names = ("restarts", "min_rows", "seed", "tol", "max_steps", "assign", "workers", *words)
+    return Settings(components=numbers(hidden, options[hidden]), **{name: options[name] for name in names})
+
+
+def race_settings(options: dict[str, Any]) -> race_job.Settings:
+    """What to race on what."""
+    from jaxem import contenders, race_job
+
+    _check_words(options, "prior", "method", "dtype")
+    names = ("starts", "groups", "min_rows", "prior", "method", "tol", "max_steps", "seed", "dtype")
+    return race_job.Settings(
+        contenders=contenders.parse(split(options["solvers"])),
+        size=options["states"] or options["components"] or COMPONENTS,
+        scale=not options["raw"],
+        **{name: options[name] for name in names},
+    )
+
+
+def _check_words(options: dict[str, Any], *names: str) -> None:
+    """Of the options that take one of some words; and the tolerance."""
+    from jaxem.outcome import CRITERIA
+    from jaxem.start import METHODS
+
+    words = {"select": CRITERIA, "prior": ("weak", "none"), "method": METHODS, "dtype": ("float64", "float32")}
+    for name in names:
+        if options[name] not in words[name]:
+            raise InputError(f"--{name} {options[name]}: choose from {', '.join(words[name])}")
+    if not 0 <= options["tol"] < float("inf"):
+        raise InputError(f"--tol {options['tol']}: it must be a number, zero or above")
+
+
+def numbers(hidden: str, text: str) -> tuple[int, ...]:
+    """The numbers (of components, of states) that `1:6`, `2` or `1,2,4` stand for, ascending.
+
+    Raises:
+        InputError: anything else, or a number below one.
+
+    >>> numbers("components", "1:3,6")
+    (1, 2, 3, 6)
+    """
+    found: set[int] = set()
+    for part in split(text):
+        ends = [whole(f"--{hidden}", end) for end in part.split(":")]
+        if len(ends) > 2 or min(ends) < 1 or max(ends) > MOST_COMPONENTS or ends[0] > ends[-1]:
+            raise InputError(
+                f"--{hidden} {text}: numbers of {hidden} go from 1 to {MOST_COMPONENTS}, the smaller first; "
+                "write for example 1:6"
+            )
+        found |= set(range(ends[0], ends[-1] + 1))
+    if not found:
+        raise InputError(f"--{hidden} is empty; write for example 1:6")
+    return tuple(sorted(found))
+
+
+def split(text: str) -> list[str]:
+    """The parts of a list with commas.
+
+    >>> split("dep_delay, arr_delay")
+    ['dep_delay', 'arr_delay']
+    """
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def whole(option: str, text: str) -> int:
+    """A whole number, or an InputError that names the option."""
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"{option}: {text!r} is not a whole number; write for example 3") from None
+
+
+def race_tables(options: dict[str, Any]) -> dict[str, Grouped]:
+    """The tables of a race, by their names, in groups."""
+    columns, by, sequence = (split(options[name]) for name in ("columns", "by", "sequence"))
+    check_names(columns, by, set())
+    order = _order(options)
+    kind, names, missing = families(options, columns), _names(options["tables"]), split(options["missing"])
+    found = {}
+    for name, source in zip(names, options["tables"], strict=True):
+        found[name] = read(source, kind, by, missing, order, sequence)
+        check_range(found[name], options["dtype"])
+    return found
+
+
+def _order(options: dict[str, Any]) -> str | None:
+    """The column that orders the steps of hidden Markov models; None for mixtures."""
+    if options["states"] is not None:
+        if options["components"] is not None:
+            raise InputError("--components and --states: give one of them, for mixtures or for hidden Markov models")
+        return options["order"].strip()
+    if options["order"].strip() or split(options["sequence"]):
+        raise InputError("--order and --sequence are for hidden Markov models; give --states, or leave them out")
+    return None
+
+
+def _names(sources: list[str]) -> list[str]:
+    """The files' names; their paths, where these are not enough to tell them apart."""
+    for source in sources:
+        if sources.count(source) > 1:
+            raise InputError(f"{source}: the table is there twice; name each table once")
+    names = [Path(source).name for source in sources]
+    return names if len(set(names)) == len(names) else sources
+
+
+def families(options: dict[str, Any], columns: list[str]) -> Kind:
+    """Which family reads which of the columns."""
+    from jaxem.kinds import Kind
+
+    return Kind.parse(split(options["family"]), columns, [whole("--trials", t) for t in split(options["trials"])])
+
+
+def read(source: str, kind: Kind, by: list[str], missing: list[str], order: str | None, sequence: list[str]) -> Grouped:
+    """The rows of a table, in groups."""
+    from jaxem import tables
+
+    others = {"--by": by, "--order": [order] if order else [], "--sequence": sequence}
+    return tables.group(tables.read(source, kind.columns, others), kind, by, missing, order, sequence)
+
+
+def prefixed(columns: list[str], parameters: tuple[str, ...]) -> list[str]:
+    """The names in the results of what belongs to one column."""
+    return [f"{column}_{parameter}" for column in columns for parameter in parameters]
+
+
+def check_names(columns: list[str], by: list[str], own: set[str]) -> None:
+    """Raise InputError for no columns, one that is there twice, or groups that are named as one of our `own`."""
+    if not columns:
+        raise InputError("--columns is empty; name the columns to fit, with commas between")
+    for option, names in (("--columns", columns), ("--by", by)):
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"{option} {','.join(names)}: {name} is there twice; name each column once")
+    for name in by:
+        if name in own:
+            raise InputError(f"--by {name}: the results have a column of that name; rename it in the table")
+
+
+def check_sizes(grouped: Grouped, settings: job.Settings, hidden: str) -> None:
+    """Raise InputError if the largest group has fewer rows than components are asked for."""
+    largest, most = int(grouped.n.max()), max(settings.components)
+    if most > largest:
+        where = "the largest group has" if len(grouped.n) > 1 else "the table has"
+        rows = f"{largest:,} complete row" + ("s" if largest != 1 else "")
+        raise InputError(f"--{hidden} up to {most}: {where} only {rows}; ask for at most {largest}")
+
+
+def check_range(grouped: Grouped, dtype: str) -> None:
+    """Raise InputError for a number that the float type cannot hold."""
+    import numpy as np
+
+    beyond = np.abs(grouped.x) > np.finfo(dtype).max  # a step that was not seen is NaN, and above nothing
+    if beyond.any():
+        at, column = np.argwhere(beyond)[0]
+        value, name = grouped.x[at, column], grouped.kind.columns[column]
+        raise InputError(
+            f"column {name}, row {grouped.row[at]}: {value:g} is beyond {dtype}; use --dtype float64, or rescale"
+        )
+
+
+def again(command: str, options: dict[str, Any]) -> str:
+    """The command that does the same again.
+
+    >>> again("fit", {"table": "t.csv", "columns": "x", "by": "", "assign": True})
+    'jaxem fit t.csv --columns x --assign'
+    """
+    words = ["jaxem", command, *options.get("tables", []), *([options["table"]] if "table" in options else [])]
+    for name, value in options.items():
+        if name in ("table", "tables") or value in ("", None) or value is False:
+            continue
+        option = f"--{name.replace('_', '-')}"
+        words += [option] if value is True else [option, str(value)]
+    return shlex.join(words)
