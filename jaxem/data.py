@@ -11,12 +11,16 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
+TAME = 1e3
+"""Times the largest number that counts: what lies beyond could overflow."""
+
 
 def ready(x: Any, weight: Any, labels: Any, components: int | None = None) -> tuple[Any, Array, Array | None]:
     """Rows (an array of them, or `Sequences`), a weight for each, labels as integers; ignored rows made harmless.
 
-    A row of weight zero may hold anything, NaN among it: it is overwritten by the row of largest weight, so nothing
-    that it could overflow is left, and its weight keeps it from counting.
+    A row of weight zero may hold anything, NaN among it: if it is far beyond the rows that count it is overwritten by
+    the one of largest weight, so nothing that it could overflow is left. (If it is not, it stays: what it would add is
+    the derivative with respect to its weight.)
 
     Raises:
         TypeError: x does not hold numbers.
@@ -42,11 +46,12 @@ def ready(x: Any, weight: Any, labels: Any, components: int | None = None) -> tu
     check_weight(weight)
     weight = jnp.asarray(weight, values.dtype)
     if n:
-        heaviest = jnp.argmax(weight)
+        heaviest, size = jnp.argmax(weight), jnp.max(jnp.abs(values).reshape(n, -1), axis=1)
+        # NaN is not at most anything.
+        ignored = (weight <= 0) & ~(size <= TAME * jnp.max(jnp.where(weight > 0, size, 0)))
 
         def harmless(leaf: Array) -> Array:
-            ignored = (weight <= 0).reshape(n, *(1 for _ in leaf.shape[1:]))
-            return jnp.where(ignored, leaf[heaviest][None], leaf)
+            return jnp.where(ignored.reshape(n, *(1 for _ in leaf.shape[1:])), leaf[heaviest][None], leaf)
 
         x = jax.tree.map(harmless, x)
     return x, weight, labels

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from jaxem import start
@@ -15,6 +16,7 @@ from jaxem.distributions.base import Statistics, as_rows
 from jaxem.distributions.gaussian import SphericalGaussian
 from jaxem.distributions.moments import Moments, enough
 from jaxem.fitting.fit import fit
+from jaxem.fitting.result import Fit
 from jaxem.latent.mixture import Mixture
 from jaxem.pytree import module, replace
 from jaxem.solvers.base import Solver
@@ -111,31 +113,50 @@ def kmeans(
         A `KMeans`.
 
     Raises:
-        ValueError: fewer rows than centres, or centres of another shape.
+        ValueError: fewer rows than centres, centres of another shape, or values that are not finite.
 
     >>> import jax, jaxem as jem
     >>> found = jem.kmeans(jax.random.key(0), [[0.0], [1.0], [8.0], [9.0]], 2)
     >>> sorted(found.centres.ravel().tolist()), found.inertia.item()
     ([0.5, 8.5], 1.0)
     """
-    x, weight, _ = ready(as_floats(x), weight, None)
-    x = as_rows(x, x.shape[1:] or (1,), x.dtype)
+    given = as_floats(x)
+    given = as_rows(given, given.shape[1:] or (1,), given.dtype)
+    x, weight, _ = ready(given, weight, None)
     if not 1 <= k <= len(x):
         raise ValueError(f"k is {k}; with {len(x)} rows it must be from 1 to {len(x)}")
     if restarts < 1:
         raise ValueError(f"restarts is {restarts}; it must be at least one")
+    if not isinstance(x, Tracer) and not jnp.isfinite(x).all():
+        raise ValueError("x holds values that are not finite; give their rows weight zero, or leave them out")
     if centres is None:
         centres = _seeds(key, x, weight, k, restarts)
     else:
         centres = as_floats(centres).astype(x.dtype)[None]
         if centres.shape != (1, k, x.shape[1]):
             raise ValueError(f"centres has shape {centres.shape[1:]}; it must be {(k, x.shape[1])}")
-    unit = jnp.ones(centres.shape[:2], x.dtype)
-    model = Centres(unit / k, SphericalGaussian(centres, unit))
-    found = fit(model, x, Lloyd(), weight=weight, tol=0, max_steps=max_steps)
+    found = _best_of(centres, x, weight, max_steps)
     centres = found.model.components.mean
-    labels, inertia = _nearest(x, weight, centres)
+    labels, inertia = _nearest(given, weight, centres)
     return KMeans(centres, labels, inertia, found.steps, found.status)
+
+
+@partial(jax.jit, static_argnums=3)
+def _best_of(centres: Float[Array, "r k d"], x: Array, weight: Array, max_steps: int) -> Fit:
+    """The best of several starts, one after the other: so each takes its own number of steps."""
+    share = jnp.full(centres.shape[1], 1 / centres.shape[1], x.dtype)
+    # Any variance will do, but that of the data says which gain is rounding.
+    mean = jnp.sum(weight[:, None] * x, axis=0) / jnp.sum(weight)
+    variance = jnp.sum(weight[:, None] * (x - mean[None]) ** 2) / (jnp.sum(weight) * x.shape[1])
+    variance = jnp.broadcast_to(jnp.where(variance > 0, variance, 1), share.shape)
+
+    def one(centres: Array) -> tuple[Fit, Array]:
+        model = Centres(share, SphericalGaussian(centres, variance))
+        found = fit(model, x, Lloyd(), weight=weight, tol=0, max_steps=max_steps)
+        return found, _nearest(x, weight, found.model.components.mean)[1]
+
+    fits, inertia = jax.lax.map(one, centres)
+    return jax.tree.map(lambda leaf: leaf[jnp.argmin(inertia)], fits)
 
 
 @partial(jax.jit, static_argnums=(3, 4))
@@ -157,4 +178,4 @@ def _nearest(x: Array, weight: Array, centres: Float[Array, "k d"]) -> tuple[Int
     nothing = jnp.zeros(len(x), jnp.int32), jnp.full(len(x), jnp.inf, x.dtype)
     numbered = jnp.arange(len(centres), dtype=jnp.int32), centres
     (labels, distance), _ = jax.lax.scan(closer, nothing, numbered)
-    return labels, total(weight * distance)
+    return labels, total(jnp.where(weight > 0, weight * distance, 0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ EXAMPLES = sorted((pages.ROOT / "docs" / "examples").glob("*.py"))
 def test_it_runs_and_tells_the_truth(example: Path, tmp_path: Path) -> None:
     # As a reader runs it: in an interpreter of its own, without 64-bit types, with the picture if it draws one.
     command = [sys.executable, str(example), str(tmp_path / "picture.png")]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "XLA_FLAGS": ""}, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=pages.quickly_compiled(), check=False)
     assert done.returncode == 0, done.stderr
     if "savefig" in example.read_text():
         assert (tmp_path / "picture.png").stat().st_size > 10_000

@@ -49,7 +49,23 @@ def test_rows_of_weight_zero_do_not_count() -> None:
     assert found.inertia == 1.0
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1e3])
+def test_units_change_nothing(scale: float) -> None:
+    rng = np.random.default_rng(5)
+    x = (rng.normal(size=(300, 2)) + 6 * rng.integers(0, 2, (300, 2))).astype(np.float32)
+    one, other = (jem.kmeans(jax.random.key(0), s * x, 4, restarts=3) for s in (np.float32(1), np.float32(scale)))
+    np.testing.assert_allclose(other.inertia / scale**2, one.inertia, rtol=1e-4)
+    assert jem.Status(int(other.status)).name == "converged"
+
+
+def test_rows_that_do_not_count_have_a_nearest_centre() -> None:
+    found = jem.kmeans(jax.random.key(0), [[0.0], [1.0], [8.0], [9.0], [1e9]], 2, weight=[1, 1, 1, 1, 0])
+    assert found.labels[4] == found.labels[3] != found.labels[0]
+
+
 def test_bad_input() -> None:
+    with pytest.raises(ValueError, match="x holds values that are not finite"):
+        jem.kmeans(jax.random.key(0), [[0.0], [np.nan]], 1)
     x = jnp.zeros((3, 2))
     with pytest.raises(ValueError, match="k is 4; with 3 rows it must be from 1 to 3"):
         jem.kmeans(jax.random.key(0), x, 4)

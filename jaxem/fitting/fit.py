@@ -69,10 +69,9 @@ def fit(
     check_rows(model, x)
     limits = Limits(jnp.asarray(tol, weight.dtype), jnp.asarray(max_steps, jnp.int32))
     data = x if labels is None else Labelled(x, labels)
-    run = partial(_fit_best if model.batch_shape else _fit_one, trace=max_steps + 1)
     if len(model.batch_shape) > 1:
         raise ValueError(f"model has batch shape {model.batch_shape}; fit takes one model, or one axis of starts")
-    return run(solver, model, data, weight, prior, limits)
+    return _fit(solver, model, data, weight, prior, limits, trace=max_steps + 1)
 
 
 def hidden_states(model: Any) -> int | None:
@@ -114,11 +113,32 @@ def regulariser(floor: Statistics, prior: Any, model: Any, x: Any, weight: Array
 
 
 @partial(jax.jit, static_argnames="trace")
-def _fit_one(solver: Any, model: Any, x: Any, weight: Array, prior: Any, limits: Limits, *, trace: int) -> Fit:
-    return _climb(trace, solver, model, limits, x, weight, prior)
+def _fit(solver: Any, models: Any, x: Any, weight: Array, prior: Any, limits: Limits, *, trace: int) -> Fit:
+    return _arrived(trace, solver, models, limits, x, weight, prior)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _arrived(trace: int, solver: Any, models: Any, limits: Limits, x: Any, weight: Array, prior: Any) -> Fit:
+    def climbed(model: Any) -> Fit:
+        return _climb(trace, solver, model, limits, x, weight, prior)
+
+    if not models.batch_shape:
+        return climbed(models)
+    fits = jax.vmap(climbed)(models)
+    return jax.tree.map(lambda leaf: leaf[best(fits.objective)], fits)
+
+
+@_arrived.defjvp
+def _arrived_jvp(trace: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Fit, Fit]:
+    solver, _, _, *data = primals
+    fit = _arrived(trace, *primals)
+
+    def pseudo(x: Any, weight: Array, prior: Any) -> Statistics:
+        return regularisers(fit.model, x, weight, prior)[1]
+
+    return differentiated(fit, solver.over, pseudo, tuple(data), tangents[3:])
+
+
 def _climb(trace: int, solver: Any, model: Any, limits: Limits, x: Any, weight: Array, prior: Any) -> Fit:
     # Small data is put into the layout of the loop once; large data is, chunk by chunk, in every pass.
     data = x if solver.batches or in_chunks(x, weight) else model.expand(model.observe(x))
@@ -137,17 +157,6 @@ def _climb(trace: int, solver: Any, model: Any, limits: Limits, x: Any, weight: 
     return conclude(solver, model, end, objectives, floor, weight)
 
 
-@_climb.defjvp
-def _climb_jvp(trace: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Fit, Fit]:
-    solver, model, _, *data = primals
-    fit = _climb(trace, *primals)
-
-    def pseudo(x: Any, weight: Array, prior: Any) -> Statistics:
-        return regularisers(model, x, weight, prior)[1]
-
-    return differentiated(fit, solver.over, pseudo, tuple(data), tangents[3:])
-
-
 def regularisers(model: Any, x: Any, weight: Array, prior: Any) -> tuple[Statistics, Statistics]:
     """The floor, and the floor with the prior: they need the scale of the data, not every row of it."""
     some = jax.tree.map(lambda leaf: leaf[:: -(-len(weight) // SCALE_ROWS)], (x, weight))
@@ -157,23 +166,18 @@ def regularisers(model: Any, x: Any, weight: Array, prior: Any) -> tuple[Statist
 
 def conclude(solver: Any, start: Any, end: Progress, trace: Array | None, floor: Statistics, weight: Array) -> Fit:
     """The result of a fit that has ended."""
-    end = settled(end)
+    rows = jnp.sum(weight)
+    end = settled(end, rows)
     return Fit(
         model=end.model,
         log_likelihood=end.log_likelihood,
         objective=end.objective,
         steps=end.steps,
         converged=end.status == int(Status.converged),
-        status=verdict(start, end.model, end.status, floor, jnp.sum(weight)),
+        status=verdict(start, end.model, end.status, floor, rows),
         passes=solver.spent(end.state, end.steps + 1),
         trace=trace,
     )
-
-
-@partial(jax.jit, static_argnames="trace")
-def _fit_best(solver: Any, models: Any, x: Any, weight: Array, prior: Any, limits: Limits, *, trace: int) -> Fit:
-    fits = jax.vmap(lambda model: _fit_one(solver, model, x, weight, prior, limits, trace=trace))(models)
-    return jax.tree.map(lambda leaf: leaf[best(fits.objective)], fits)
 
 
 def best(objective: Array) -> Array:

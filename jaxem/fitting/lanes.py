@@ -250,10 +250,10 @@ def _choose(
     solver: Any, starts: Any, results: Progress, problems: _Problems, floor: Statistics, *, restarts: int
 ) -> Fit:
     """The best restart of each problem, as a `Fit`."""
-    tried = jax.vmap(settled)(results), starts
+    rows = jnp.sum(problems.weight, axis=-1)
+    tried = jax.vmap(settled)(results, jnp.repeat(rows, restarts)), starts
     tried = jax.tree.map(lambda leaf: leaf.reshape(-1, restarts, *leaf.shape[1:]), tried)
     results, starts = jax.vmap(member)(tried, best(tried[0].objective))
-    rows = jnp.sum(problems.weight, axis=-1)
     return Fit(
         model=results.model,
         log_likelihood=results.log_likelihood,

@@ -112,7 +112,9 @@ def advance(
         # Gains that come in bursts have ended when two windows in a row were quiet.
         size = jnp.maximum(size, jnp.abs(now.gain))
     looks = ends_window & (since > 0)
-    seen = Evidence(log_likelihood, objective, size, fell, jnp.maximum(rate, now.rate), looks, steps, rows, rounding)
+    left = solver.left(state)
+    rate_seen = jnp.maximum(rate, now.rate)
+    seen = Evidence(log_likelihood, objective, size, fell, left, rate_seen, looks, steps, rows, rounding)
     status = judge(seen, limits)
     anchor, gain, rate = (
         jnp.where(ends_window, new, old) for new, old in ((objective, now.anchor), (gain, now.gain), (rate, now.rate))
@@ -132,16 +134,16 @@ def recorded(now: Progress, log_likelihood: Array, objective: Array) -> Record |
     return select(objective > now.record.objective, new, old)
 
 
-def settled(end: Progress) -> Progress:
+def settled(end: Progress, rows: Array) -> Progress:
     """A fit that has ended: where it arrived, or the best place that it came by if it did not arrive.
 
-    A fit that could be evaluated once and then no more, or that ended lower than it began, has diverged.
+    A fit that could be evaluated once and then no more, or that ended a nat a row lower than it began, has diverged.
     """
     record = end.record
     if record is None:
         return end
     lost = (end.status == int(Status.nonfinite)) | (end.status == int(Status.impossible_data))
-    sank = (end.status == int(Status.max_steps_reached)) & (end.objective < record.began)
+    sank = (end.status == int(Status.max_steps_reached)) & (end.objective < record.began - rows)
     diverged = (lost | sank) & jnp.isfinite(record.objective)
     status = jnp.where(diverged, int(Status.diverged), end.status).astype(jnp.int32)
     keeps = (status == int(Status.converged)) | ~(record.objective > end.objective) & ~diverged
@@ -154,14 +156,16 @@ def settled(end: Progress) -> Progress:
 class Evidence(NamedTuple):
     """What the stopping rule looks at.
 
-    `looks` says that there is a gain to be judged, `fell` that it is a loss which should not be; `rounding` is what the
-    float type can resolve of the objective: a sum over rows of sums over columns.
+    `looks` says that there is a gain to be judged, `fell` that it is a loss which should not be; `left` is what is
+    known to be left to gain; `rounding` is what the float type can resolve of the objective: a sum over rows of sums
+    over columns.
     """
 
     log_likelihood: Array
     objective: Array
     gain: Array
     fell: Array
+    left: Array | float
     rate: Array
     looks: Array
     steps: Array
@@ -173,12 +177,14 @@ def judge(now: Evidence, limits: Limits) -> Int[Array, ""]:
     """The status after a step.
 
     It has converged when Aitken's prediction of what is still to be gained, gain x rate / (1 - rate), with the larger
-    of the last two rates, is below `tol` a row; or when the last gain is below what the float type can resolve.
+    of the last two rates, is below `tol` a row; or when the last gain is below what the float type can resolve. But not
+    while more than that is known to be left.
     """
-    log_likelihood, objective, gain, fell, rate, looks, steps, rows, rounding = now
+    log_likelihood, objective, gain, fell, left, rate, looks, steps, rows, rounding = now
     shrinking = rate < 1
     remaining = jnp.where(shrinking, gain * rate / jnp.where(shrinking, 1 - rate, 1), jnp.inf)
-    settled = looks & ((remaining <= limits.tol * rows) | (gain <= 4 * rounding))
+    little = jnp.maximum(limits.tol * rows, 4 * rounding)
+    settled = looks & ((remaining <= limits.tol * rows) | (gain <= 4 * rounding)) & (left <= little)
     cases = [
         (jnp.isnan(objective) | (objective == jnp.inf), Status.nonfinite),
         # A start with probabilities of zero is impossible under a prior, but only until its first M-step.

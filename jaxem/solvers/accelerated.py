@@ -56,6 +56,13 @@ class Accelerated(Solver):
 
     solver: Any
 
+    def __post_init__(self) -> None:
+        if type(self.solver).init is not Solver.init or not self.solver.monotone:
+            raise ValueError(
+                f"{type(self).__name__}: it accelerates a solver that never falls and carries nothing from step to "
+                f"step, such as EM(), not {type(self.solver).__name__}"
+            )
+
     @property
     def window(self) -> int:
         """Gains come in bursts: one by one they would look like the end."""
@@ -216,6 +223,7 @@ class Anderson(Accelerated):
     memory: int = static(default=5)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.memory < 1:
             raise ValueError(f"Anderson: memory is {self.memory}; it must be at least one")
 

@@ -65,6 +65,13 @@ class Solver:
         """Passes over the data in so many calls of `step`, the last of which left this state."""
         return self.passes * calls
 
+    def left(self, state: Any) -> Array | float:
+        """What the last step knows to be left to gain, in nats: a solver whose gains say nothing of it must know.
+
+        As a rule what a plain EM step would have gained (`solvers.objective.left`); nothing if EM's steps are its own.
+        """
+        return 0.0
+
     def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Any:
         """What is carried from step to step.
 

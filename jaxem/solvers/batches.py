@@ -20,7 +20,8 @@ def epoch(
         x: an array, or a pytree of arrays, with rows first.
         weight: `[n]`.
         size: rows of a batch. Those that are missing from the last are spread over all, with weight zero.
-        learn: what to do with a batch.
+        learn: what to do with a batch. Its weights stand for all rows, on the average: they are multiplied by the
+            number of batches.
         carry: what it begins with.
     """
     n = len(weight)
@@ -30,15 +31,9 @@ def epoch(
     def one(carry: Any, places: Array) -> tuple[Any, None]:
         rows = jnp.minimum(places, n - 1)
         batch = jax.tree.map(lambda leaf: leaf[rows], x)
-        return learn(carry, batch, jnp.where(places < n, weight[rows], 0)), None
+        return learn(carry, batch, jnp.where(places < n, batches * weight[rows], 0)), None
 
     return jax.lax.scan(one, carry, order)[0]
-
-
-def like_all(weight: Float[Array, "b"], rows: Array) -> Float[Array, "b"]:
-    """The weights of a batch made to stand for all rows, so that a prior keeps its share."""
-    mass = jnp.sum(weight)
-    return weight * jnp.where(mass > 0, rows / jnp.where(mass > 0, mass, 1), 0)
 
 
 def check_size(name: str, size: Any, otherwise: str) -> None:

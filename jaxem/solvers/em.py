@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any, ClassVar
 
@@ -108,7 +109,7 @@ class StochasticEM(Solver):
     """What is hidden is drawn from its posterior, row by row, and then taken as known (Celeux and Diebolt 1985).
 
     It wanders about the top instead of settling, and can leave a poor place that holds EM: the best model that it came
-    by is returned, as a rule after `max_steps`. What it reports is the exact log-likelihood.
+    by is returned, after `max_steps`. What it reports is the exact log-likelihood.
 
     Args:
         key: a JAX random key.
@@ -127,6 +128,10 @@ class StochasticEM(Solver):
     def window(self) -> int:
         """It does not climb step by step."""
         return 25
+
+    def left(self, state: Any) -> Array | float:
+        """Nobody knows: it goes on to the step limit, and does not converge by chance."""
+        return math.inf
 
     def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Array:
         """How many steps were taken."""
@@ -181,4 +186,5 @@ def _expectation(model: Any, x: Any, weight: Array, over: Any) -> tuple[Array, S
     # A family has nothing hidden to sum over.
     log_prob, pullback = model.e_step(x, over) if hasattr(model, "child") else model.e_step(x)
     # A row of weight zero adds nothing even where it is impossible: 0 x -inf would be NaN.
-    return total(jnp.where(weight > 0, weight * log_prob, 0)), pullback(weight)
+    counts = (weight > 0) | jnp.isfinite(log_prob)
+    return total(jnp.where(counts, weight * jnp.where(counts, log_prob, 0), 0)), pullback(weight)

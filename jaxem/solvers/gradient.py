@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxem.coordinates import Coordinates, coordinates, from_coordinates
-from jaxem.distributions.base import Statistics
-from jaxem.pytree import module, static
+from jaxem.distributions.base import Statistics, add
+from jaxem.pytree import module, select, static
 from jaxem.solvers.base import Solver
-from jaxem.solvers.batches import check_size, epoch, like_all
+from jaxem.solvers.batches import check_size, epoch
 from jaxem.solvers.em import expectation
-from jaxem.solvers.objective import objective, value_and_gradient
+from jaxem.solvers.objective import gradient_of, left, objective, value_and_gradient
 
 
 @module
@@ -71,28 +71,31 @@ class Gradient(Solver):
         return self.batch_size is not None
 
     def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Any:
-        """The state of the transformation, and how many passes were made."""
+        """The state of the transformation, how many steps were made, and what is left to gain."""
         with _ordinary_promotion():
-            return self.transformation.init(coordinates(model)), jnp.zeros((), jnp.int32)
+            return self.transformation.init(coordinates(model)), jnp.zeros((), jnp.int32), _unknown(weight)
+
+    def left(self, state: Any) -> Array:
+        """What an EM step would have gained: a schedule that stands still is not the top."""
+        return state[2]
 
     def step(self, model: Any, state: Any, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Any:
         """One E-step, whose statistics give the gradient, and one update; in batches, one for each of them."""
-        inner, passes = state
+        inner, steps, _ = state
+        log_likelihood, statistics = expectation(model, x, weight)
+        promised, rows = left(model, statistics, prior), _rows(weight)
         if self.batch_size is None:
-            log_likelihood, _, gradient = value_and_gradient(model, x, weight, prior)
-            model, inner = self._updated(model, inner, gradient, _rows(weight))
-            return model, (inner, passes + 1), log_likelihood
-        log_likelihood = expectation(model, x, weight)[0]
-        rows = _rows(weight)
+            model, inner = self._updated(model, inner, gradient_of(model, statistics, prior), rows)
+            return model, (inner, steps + 1, promised), log_likelihood
 
         def learn(carry: Any, batch: Any, batch_weight: Array) -> Any:
             model, inner = carry
-            gradient = value_and_gradient(model, batch, like_all(batch_weight, rows), prior)[2]
+            gradient = value_and_gradient(model, batch, batch_weight, prior)[2]
             return self._updated(model, inner, gradient, rows)
 
-        key = jax.random.fold_in(self.key, passes)
+        key = jax.random.fold_in(self.key, steps)
         model, inner = epoch(key, x, weight, self.batch_size, learn, (model, inner))
-        return model, (inner, passes + 1), log_likelihood
+        return model, (inner, steps + 1, promised), log_likelihood
 
     def _updated(self, model: Any, inner: Any, gradient: Coordinates, rows: Array) -> tuple[Any, Any]:
         free = coordinates(model)
@@ -105,6 +108,8 @@ class Gradient(Solver):
 @module
 class LBFGS(Solver):
     """Limited-memory BFGS of optax, with its zoom line search (Nocedal and Wright 2006, chapters 3 and 7).
+
+    Where the line search finds nothing higher it takes an EM step, and remembers nothing of what came before.
 
     Args:
         memory: how many steps it remembers.
@@ -133,9 +138,13 @@ class LBFGS(Solver):
         return optax.lbfgs(memory_size=self.memory, linesearch=search)
 
     def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Any:
-        """Nothing remembered yet, nothing evaluated."""
+        """Nothing remembered yet, nothing evaluated, nothing known of what is left to gain."""
         with _ordinary_promotion():
-            return self._transformation.init(coordinates(model)), jnp.zeros((), jnp.int32)
+            return self._transformation.init(coordinates(model)), jnp.zeros((), jnp.int32), _unknown(weight)
+
+    def left(self, state: Any) -> Array:
+        """What an EM step would have gained."""
+        return state[2]
 
     def spent(self, state: Any, calls: Array) -> Array:
         """Line searches take as many evaluations as they need."""
@@ -144,19 +153,29 @@ class LBFGS(Solver):
     def step(self, model: Any, state: Any, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Any:
         """One E-step for the gradient, and those of the line search."""
         free, rows = coordinates(model), _rows(weight)
-        inner, evaluations = state
-        log_likelihood, value, gradient = value_and_gradient(model, x, weight, prior)
+        before, evaluations, _ = state
+        log_likelihood, statistics = expectation(model, x, weight)
+        height = (log_likelihood + model.expected_log_prob(prior)) / rows
 
         def cost(free: Any) -> Array:
             return -objective(free, model, x, weight, prior) / rows
 
-        downhill = jax.tree.map(lambda leaf: -leaf / rows, gradient)
+        downhill = jax.tree.map(lambda leaf: -leaf / rows, gradient_of(model, statistics, prior))
         with _ordinary_promotion():
             updates, inner = self._transformation.update(
-                downhill, inner, free, value=-value / rows, grad=downhill, value_fn=cost
+                downhill, before, free, value=-height, grad=downhill, value_fn=cost
             )
-        evaluations = evaluations + 1 + inner[-1].info.num_linesearch_steps.astype(jnp.int32)
-        return _moved(model, free, updates), (inner, evaluations), log_likelihood
+            forgotten = self._transformation.init(free)
+        search = inner[-1]
+        evaluations = evaluations + 1 + search.info.num_linesearch_steps.astype(jnp.int32)
+        higher = -search.value > height + 4 * float(jnp.finfo(height.dtype).eps) * jnp.abs(height)
+        plain = model.m_step(add(statistics, prior))
+        ahead, inner = select(higher, (_moved(model, free, updates), inner), (plain, forgotten))
+        return ahead, (inner, evaluations, left(model, statistics, prior)), log_likelihood
+
+
+def _unknown(weight: Array) -> Array:
+    return jnp.full((), jnp.inf, weight.dtype)
 
 
 def _moved(model: Any, free: Coordinates, updates: Coordinates) -> Any:

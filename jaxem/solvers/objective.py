@@ -26,9 +26,23 @@ def value_and_gradient(
 ) -> tuple[Array, Array, Coordinates]:
     """The log-likelihood, that plus the log-prior, and the gradient of the latter in coordinates."""
     log_likelihood, statistics = expectation(model, x, weight, over)
-    counted = add(statistics, prior)
-    gradient = jax.grad(lambda free: from_coordinates(free, model).expected_log_prob(counted))(coordinates(model))
+    gradient = gradient_of(model, statistics, prior)
     return log_likelihood, log_likelihood + model.expected_log_prob(prior), gradient
+
+
+def gradient_of(model: Any, statistics: Statistics, prior: Statistics) -> Coordinates:
+    """The gradient of Q, and at the statistics of that very model of the objective, in coordinates."""
+    counted = add(statistics, prior)
+    return jax.grad(lambda free: from_coordinates(free, model).expected_log_prob(counted))(coordinates(model))
+
+
+def left(model: Any, statistics: Statistics, prior: Statistics) -> Array:
+    """What an EM step from a model would gain, to first order: half the gradient times the step, in coordinates.
+
+    It is zero at a maximum only, and does not depend on units.
+    """
+    step = flat(model.m_step(add(statistics, prior)), model)[0] - flat(model)[0]
+    return jnp.abs(jnp.sum(ravel_pytree(gradient_of(model, statistics, prior))[0] * step)) / 2
 
 
 @jax.custom_vjp

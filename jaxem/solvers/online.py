@@ -12,8 +12,9 @@ from jaxtyping import Array, Float
 from jaxem.distributions.base import Statistics, add, scale
 from jaxem.pytree import module, static
 from jaxem.solvers.base import Solver
-from jaxem.solvers.batches import check_size, epoch, like_all
+from jaxem.solvers.batches import check_size, epoch
 from jaxem.solvers.em import expectation
+from jaxem.solvers.objective import left
 
 
 @module
@@ -22,7 +23,7 @@ class OnlineEM(Solver):
 
     After batch t, with g = t^-decay,
 
-        statistics = (1 - g) statistics + g (those of the batch, scaled to all rows)
+        statistics = (1 - g) statistics + g (those of the batch, times the number of batches)
 
     and an M-step. A step is a look at all rows, which the stopping rule needs, and then a shuffled pass over them.
 
@@ -68,24 +69,28 @@ class OnlineEM(Solver):
         return 2
 
     def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Any:
-        """Statistics that the first batch replaces, how many batches were seen, and how many passes were made."""
+        """Statistics that the first batch replaces, how many batches and passes were made, and what is left to gain."""
         none = jnp.zeros((), jnp.int32)
-        return scale(prior, 0), none, none
+        return scale(prior, 0), none, none, jnp.full((), jnp.inf, weight.dtype)
+
+    def left(self, state: Any) -> Array:
+        """What an EM step would have gained."""
+        return state[3]
 
     def step(self, model: Any, state: Any, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Any:
         """The log-likelihood of all rows, and then a pass in batches."""
-        statistics, seen, passes = state
-        log_likelihood = expectation(model, x, weight)[0]
-        rows = jnp.sum(weight)
+        statistics, seen, passes, _ = state
+        log_likelihood, exact = expectation(model, x, weight)
+        promised = left(model, exact, prior)
 
         def learn(carry: Any, batch: Any, batch_weight: Array) -> Any:
             model, statistics, seen = carry
             share = (seen + 1).astype(weight.dtype) ** -self.decay.astype(weight.dtype)
-            new = expectation(model, batch, like_all(batch_weight, rows))[1]
+            new = expectation(model, batch, batch_weight)[1]
             # The newer first: moments are kept about its reference, which is near.
             statistics = add(scale(new, share), scale(statistics, 1 - share))
             return model.m_step(add(statistics, prior)), statistics, seen + 1
 
         key = jax.random.fold_in(self.key, passes)
         model, statistics, seen = epoch(key, x, weight, self.batch_size, learn, (model, statistics, seen))
-        return model, (statistics, seen, passes + 1), log_likelihood
+        return model, (statistics, seen, passes + 1, promised), log_likelihood

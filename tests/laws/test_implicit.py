@@ -122,3 +122,24 @@ def test_where_there_is_no_derivative_the_status_says_so() -> None:
     gradient, fit = derivative(jem.Mixture([0.5, 0.5], jem.SphericalGaussian([[0.0], [5.0]], [1.0, 1.0])), ties)
     assert fit.words == "covariance_collapsed"
     assert np.isnan(gradient).all()
+
+
+def test_a_row_of_weight_zero_has_the_derivative_of_its_own() -> None:
+    x = jnp.array([1.0, 3.0, 100.0])
+    of = lambda weight: jem.fit(jem.Poisson(1.0), x, weight=weight, tol=1e-12)
+    slope = jax.grad(lambda weight: of(weight).model.rate)(jnp.array([1.0, 1.0, 0.0]))
+    np.testing.assert_allclose(slope, [-0.5, 0.5, 49.0], rtol=1e-8)
+    log_likelihood = jax.grad(lambda weight: of(weight).log_likelihood)(jnp.array([1.0, 1.0, 0.0]))
+    np.testing.assert_allclose(log_likelihood, jem.Poisson(2.0).log_prob(x), rtol=1e-8)
+
+
+def test_restarts_that_lose_have_no_say() -> None:
+    """Not even one at a saddle, where there is no derivative."""
+    x = jem.Mixture([0.5, 0.5], jem.Poisson([2.0, 12.0])).sample(jax.random.key(0), 120)
+    starts = jem.Mixture([[0.5, 0.5], [0.5, 0.5]], jem.Poisson([[2.0, 12.0], [5.0, 5.0]]))
+    alone = jax.tree.map(lambda leaf: leaf[0], starts)
+    both, one = (
+        jax.grad(lambda w, start=start: jem.fit(start, x, weight=w, tol=1e-9).model.components.rate[1])(jnp.ones(120))
+        for start in (starts, alone)
+    )
+    np.testing.assert_allclose(both, one, rtol=1e-9)

@@ -209,6 +209,30 @@ def test_stochastic_em_ends_near_the_top_with_the_best_that_it_came_by() -> None
         np.testing.assert_allclose(fit.objective, np.nanmax(fit.trace), rtol=1e-12)
 
 
+def test_batches_keep_the_weights_of_their_rows() -> None:
+    x, weight = jnp.repeat(jnp.array([0.0, 10.0]), 50), jnp.repeat(jnp.array([9.0, 1.0]), 50)
+    for solver in (jem.OnlineEM(2, 0.9), jem.Gradient(optax.sgd(0.02), batch_size=2)):
+        fit = jem.fit(jem.Poisson(5.5), x, solver, weight=weight, max_steps=100)
+        np.testing.assert_allclose(fit.model.rate, 1.0, atol=0.15)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+def test_a_line_search_that_finds_nothing_is_not_the_end(scale: float) -> None:
+    """In other units the first steps of a gradient are far too long, or far too short."""
+    start, x, rows = problem("mixture")
+    wide = jnp.stack([scale**2 * jnp.eye(2)] * 2)
+    moved = jem.Mixture(start.weights, jem.Gaussian(scale * start.components.mean, wide))
+    em, found = (jem.fit(moved, scale * x, s, tol=1e-7, max_steps=5000) for s in (jem.EM(), jem.LBFGS()))
+    assert found.converged
+    assert found.objective > em.objective - 1e-5 * rows
+
+
+def test_a_schedule_that_stands_still_has_not_converged() -> None:
+    start, x, _ = problem("mixture")
+    still = jem.fit(start, x, jem.Gradient(optax.sgd(optax.linear_schedule(0.0, 0.05, 2000, 100))), max_steps=90)
+    assert still.words == "max_steps_reached"
+
+
 def test_a_batch_of_everything_is_em() -> None:
     x = jnp.array([1.0, 3.0, 8.0, 9.0])
     start = jem.Mixture([0.5, 0.5], jem.Poisson([1.0, 9.0]))
@@ -253,6 +277,9 @@ def test_what_does_not_fit_says_what_does() -> None:
         jem.Gradient(optax.sgd(0.1), batch_size=0)
     with pytest.raises(ValueError, match="Anderson: memory is 0"):
         jem.Anderson(jem.EM(), 0)
+    for solver in (jem.AnnealedEM([2.0]), jem.LBFGS(), jem.SQUAREM(jem.EM()), jem.StochasticEM(jax.random.key(0))):
+        with pytest.raises(ValueError, match="SQUAREM: it accelerates a solver that never falls"):
+            jem.SQUAREM(solver)
 
 
 def test_where_em_crawls_extrapolation_takes_fewer_passes_and_ends_as_high() -> None:
