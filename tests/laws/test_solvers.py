@@ -90,12 +90,15 @@ def problem(which: str) -> tuple[Any, Any, int]:
     if which == "chain":
         x = WALK.sample(jax.random.key(1), 4, 60)
         return replace(WALK, emission=jem.Poisson([1.0, 8.0])), jem.Sequences(x, np.full(4, 60)), 240
+    if which == "counts":
+        truth = jem.Mixture([0.4, 0.6], jem.Poisson([2.0, 7.0]))
+        return truth, truth.sample(jax.random.key(0), 200), 200
     truth = jem.Mixture([0.4, 0.6], jem.Gaussian([[0.0, 0.0], [2.5, 1.0]], jnp.stack([jnp.eye(2)] * 2)))
     return truth, truth.sample(jax.random.key(0), 200), 200
 
 
 @solvers
-@pytest.mark.parametrize("which", ["mixture", "chain"])
+@pytest.mark.parametrize("which", ["counts", "chain"])
 def test_all_end_where_em_does(name: str, which: str) -> None:
     start, x, rows = problem(which)
     em = jem.fit(start, x, tol=1e-9, max_steps=5000)
@@ -120,6 +123,7 @@ MONOTONE = {
 
 
 @pytest.mark.parametrize("name", MONOTONE)
+@hypothesis.settings(max_examples=12)
 @hypothesis.given(seed=st.integers(0, 2**31 - 1), apart=st.floats(0.0, 6.0))
 def test_who_promises_to_climb_never_goes_down(name: str, seed: int, apart: float) -> None:
     """From poor starts too: on any data, from components at random rows."""
@@ -304,7 +308,7 @@ def test_hard_em_climbs_the_best_path() -> None:
 
 @solvers
 def test_many_are_each_what_one_is(name: str) -> None:
-    start, x, _ = problem("mixture")
+    start, x, _ = problem("counts")
     xs = jnp.stack([x[:150], x[50:]])
     starts = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), start)
     many = jem.fit_many(starts, xs, SOLVERS[name], max_steps=300)
