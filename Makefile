@@ -38,14 +38,14 @@ test: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 2
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/run.py
 
 # A virtual environment of its own: the versions must not mix with those of the other targets.
 lowest: .venv-lowest/.lowest
-	.venv-lowest/bin/pytest -n 2 --dist worksteal
+	.venv-lowest/bin/pytest -n 2
 
 clean:
 	rm -rf $(VENV) .venv-lowest demo build *.egg-info .pytest_cache .ruff_cache .hypothesis .jax_cache
