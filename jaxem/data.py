@@ -11,16 +11,19 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
+from jaxem.missing import Incomplete, has_nan, incomplete
+from jaxem.pytree import replace
+
 TAME = 1e3
 """Times the largest number that counts: what lies beyond could overflow."""
 
 
 def ready(x: Any, weight: Any, labels: Any, components: int | None = None) -> tuple[Any, Array, Array | None]:
-    """Rows (an array of them, or `Sequences`), a weight for each, labels as integers; ignored rows made harmless.
+    """Rows (`Incomplete` if cells are NaN, or `Sequences`), a weight for each, labels; ignored rows made harmless.
 
     A row of weight zero may hold anything, NaN among it: if it is far beyond the rows that count it is overwritten by
     the one of largest weight, so nothing that it could overflow is left. (If it is not, it stays: what it would add is
-    the derivative with respect to its weight.)
+    the derivative with respect to its weight.) A row of which nothing was seen has weight zero.
 
     Raises:
         TypeError: x does not hold numbers.
@@ -32,28 +35,33 @@ def ready(x: Any, weight: Any, labels: Any, components: int | None = None) -> tu
     n = values.shape[0]
     if labels is not None:
         # One for each row; one for each step of a sequence.
-        shape: Any = (n,) if values is x else values.shape[:2]
-        if values is not x and isinstance(labels, (list, tuple)):
+        of_steps = hasattr(x, "length")
+        shape: Any = values.shape[:2] if of_steps else (n,)
+        if of_steps and isinstance(labels, (list, tuple)):
             labels = stack([np.asarray(known) for known in labels], shape[1], fill=-1)
         if np.shape(labels) != shape:
             raise ValueError(f"labels has shape {np.shape(labels)}; with this x it must be {shape}")
         check_labels(labels, components)
         labels = jnp.asarray(labels, jnp.int32)
     if weight is None:
-        return x, jnp.ones(n, values.dtype), labels
+        weight = jnp.ones(n, values.dtype)
+        if not isinstance(values, Tracer) and not has_nan(values):
+            return x, weight, labels
     if np.shape(weight) != (n,):
         raise ValueError(f"weight has shape {np.shape(weight)}; with {n} rows it must be ({n},)")
     check_weight(weight)
     weight = jnp.asarray(weight, values.dtype)
     if n:
-        heaviest, size = jnp.argmax(weight), jnp.max(jnp.abs(values).reshape(n, -1), axis=1)
+        rows = values.reshape(n, -1)
+        weight = jnp.where(jnp.isnan(rows).all(axis=1), 0, weight)
+        heaviest, size = jnp.argmax(weight), jnp.max(jnp.abs(rows), axis=1)
         # NaN is not at most anything.
-        ignored = (weight <= 0) & ~(size <= TAME * jnp.max(jnp.where(weight > 0, size, 0)))
+        ignored = (weight <= 0) & ~(size <= TAME * jnp.max(jnp.where((weight > 0) & ~jnp.isnan(size), size, 0)))
 
         def harmless(leaf: Array) -> Array:
             return jnp.where(ignored.reshape(n, *(1 for _ in leaf.shape[1:])), leaf[heaviest][None], leaf)
 
-        x = jax.tree.map(harmless, x)
+        x = incomplete(jax.tree.map(harmless, x))
     return x, weight, labels
 
 
@@ -76,12 +84,14 @@ def check_labels(labels: Any, components: int | None) -> None:
         raise ValueError(f"labels go from {low} to {high}; they must be -1 (unknown) or from 0 to {last}")
 
 
-def as_floats(x: Any) -> Array:
+def as_floats(x: Any) -> Any:
     """`x` as a float array: floats keep their type, integers and booleans take the default float.
 
     Raises:
         TypeError: x does not hold numbers.
     """
+    if isinstance(x, Incomplete):
+        return replace(x, values=as_floats(x.values))
     if not isinstance(x, jax.Array):
         x = np.asarray(x)
         if x.dtype.kind not in "biuf":

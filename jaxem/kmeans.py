@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
@@ -122,13 +123,14 @@ def kmeans(
     """
     given = as_floats(x)
     given = as_rows(given, given.shape[1:] or (1,), given.dtype)
+    counted = given if weight is None or isinstance(weight, Tracer) else given[np.asarray(weight) > 0]
+    if not isinstance(counted, Tracer) and not jnp.isfinite(counted).all():
+        raise ValueError("x holds values that are not finite; give their rows weight zero, or leave them out")
     x, weight, _ = ready(given, weight, None)
     if not 1 <= k <= len(x):
         raise ValueError(f"k is {k}; with {len(x)} rows it must be from 1 to {len(x)}")
     if restarts < 1:
         raise ValueError(f"restarts is {restarts}; it must be at least one")
-    if not isinstance(x, Tracer) and not jnp.isfinite(x).all():
-        raise ValueError("x holds values that are not finite; give their rows weight zero, or leave them out")
     if centres is None:
         centres = _seeds(key, x, weight, k, restarts)
     else:

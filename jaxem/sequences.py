@@ -12,7 +12,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Int
 
 from jaxem.data import as_floats, presence, stack
-from jaxem.pytree import module, replace
+from jaxem.missing import Incomplete, incomplete
+from jaxem.pytree import module, replace, static
 
 
 @module
@@ -23,6 +24,7 @@ class Sequences:
         values: `[S, T, ...]`; what stands beyond a length, or where the mask is False, is never looked at.
         length: `[S]` steps of each sequence, from 1 to T.
         mask: `[S, T]` bool, False where nothing was observed; None if everything was.
+        patterns: not below the number of different sets of seen columns, if single cells are NaN; zero if none is.
 
     Raises:
         ValueError: lengths or a mask that do not fit the values.
@@ -36,6 +38,7 @@ class Sequences:
     values: Array
     length: Int[Array, "s"]
     mask: Bool[Array, "s t"] | None = None
+    patterns: int = static(default=0)
 
     def __post_init__(self) -> None:
         values, length = as_floats(self.values), jnp.asarray(self.length, jnp.int32)
@@ -61,7 +64,7 @@ class Sequences:
         """Sequences from arrays `[T_s]` or `[T_s, D]` of any lengths.
 
         Args:
-            sequences: the arrays. A step that holds NaN was not observed.
+            sequences: the arrays. A cell that is NaN was not seen, and a step of nothing else not observed.
             mask: for each sequence an array `[T_s]` of booleans, False where nothing was observed.
 
         Raises:
@@ -90,19 +93,23 @@ class Sequences:
         if mask is not None:
             seen &= stack([np.asarray(m, bool) for m in mask], longest)
         if values.dtype.kind == "f":
-            seen &= ~np.isnan(values).reshape(*values.shape[:2], -1).any(-1)
+            seen &= ~np.isnan(values).reshape(*values.shape[:2], -1).all(-1)
         if seen.any():
             # Harmless there, whatever the family: a step that was observed.
             values = np.where(seen.reshape(*seen.shape, *(1 for _ in values.shape[2:])), values, values[seen][0])
+        gaps = incomplete(values.reshape(-1, *values.shape[2:]))
         return cls(
-            jnp.asarray(values), jnp.asarray(lengths, jnp.int32), None if (seen == there).all() else jnp.asarray(seen)
+            jnp.asarray(values),
+            jnp.asarray(lengths, jnp.int32),
+            None if (seen == there).all() else jnp.asarray(seen),
+            gaps.patterns if isinstance(gaps, Incomplete) else 0,
         )
 
     @classmethod
-    def batch(cls, values: Any, length: Any, mask: Any) -> Sequences:
+    def batch(cls, values: Any, length: Any, mask: Any, patterns: int = 0) -> Sequences:
         """B sets of sequences as one, every array with a leading axis B; nothing is checked or converted."""
         one = cls(jnp.zeros((1, 1)), jnp.ones(1, jnp.int32), jnp.ones((1, 1), bool))
-        return replace(one, values=values, length=length, mask=mask)
+        return replace(one, values=values, length=length, mask=mask, patterns=patterns)
 
     def __len__(self) -> int:
         return self.values.shape[0]
@@ -121,6 +128,11 @@ class Sequences:
     def seen(self) -> Bool[Array, "s t"]:
         """Which of them were observed."""
         return self.there if self.mask is None else self.there & self.mask
+
+    def rows(self) -> Any:
+        """All steps one after the other, time first: `[T x S, ...]`."""
+        rows = jnp.swapaxes(self.values, 0, 1).reshape(self.steps * len(self), *self.values.shape[2:])
+        return Incomplete(rows, self.patterns) if self.patterns else rows
 
     def padded(self, count: int, steps: int, masked: bool) -> Sequences:
         """The same sequences in a larger array, and others of one step beside them; of NumPy arrays."""
@@ -161,7 +173,8 @@ def stacked(
     if labels is not None:
         known = stack([stack([np.asarray(one) for one in each], steps, fill=-1) for each in labels], most, fill=-1)
     masked = any(x.mask is not None for x in xs)
-    padded = [x.padded(most, steps, masked) for x in xs]
+    patterns = max(x.patterns for x in xs)
+    padded = [replace(x.padded(most, steps, masked), patterns=patterns) for x in xs]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *padded), there, known
 
 

@@ -56,8 +56,8 @@ def test_a_member_without_rows_keeps_its_rate(waiting: ModuleType) -> None:
 
 
 def test_impossible_rows_have_probability_zero_and_a_finite_gradient(waiting: ModuleType) -> None:
-    x = jnp.array([-1.0, jnp.nan, 1.0])
-    assert waiting.Exponential(1.0).log_prob(x).tolist() == [-jnp.inf, -jnp.inf, -1.0]
+    x = jnp.array([-1.0, jnp.inf, jnp.nan, 1.0])
+    assert waiting.Exponential(1.0).log_prob(x).tolist() == [-jnp.inf, -jnp.inf, 0.0, -1.0]
     assert jax.grad(lambda rate: waiting.Exponential(rate).log_prob(x)[2])(jnp.array(1.0)) == 0
 
 

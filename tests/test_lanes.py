@@ -69,9 +69,9 @@ def test_one_bad_problem_changes_no_other(rng: np.random.Generator) -> None:
     starts = jem.start_many(jax.random.key(0), jem.DiagonalGaussian, xs, 2)
     good = jem.fit_many(starts, xs)
     spoilt = xs.copy()
-    spoilt[2, 3] = np.nan
+    spoilt[2, 3] = np.inf
     bad = jem.fit_many(starts, spoilt)
-    assert bad.words[2] == "nonfinite"
+    assert bad.words[2] in {"nonfinite", "impossible_data"}
     assert not bad.converged[2]
     others = np.array([0, 1, 3, 4, 5])
     for ours, theirs in zip(jax.tree.leaves(bad.model), jax.tree.leaves(good.model), strict=True):

@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from jaxem import linalg
 from jaxem.constraints import check_parameters, parameters
 from jaxem.data import as_floats
 from jaxem.distributions import quadratic
-from jaxem.pytree import module
+from jaxem.missing import Incomplete, cells, incomplete, unseen_rows
+from jaxem.pytree import module, replace
 
 Statistics = PyTree
 Pullback = Callable[[Array], Statistics]
@@ -26,14 +28,19 @@ class Rows:
 
     Attributes:
         columns: a pytree of arrays, each with the rows on its last axis. Its structure belongs to the family.
+        seen: `[n]` bool, False for rows of which nothing was seen; None if the columns know what was not.
     """
 
     columns: Any
+    seen: Array | None = None
 
-    @property
-    def count(self) -> int:
-        """How many rows there are."""
-        return jax.tree.leaves(self.columns)[0].shape[-1]
+    def said(self, log_density: Array) -> Array:
+        """Log-densities; zero for rows of which nothing was seen."""
+        return log_density if self.seen is None else jnp.where(linalg.lead(self.seen, log_density.ndim), log_density, 0)
+
+    def counted(self, weight: Array) -> Array:
+        """Weights; zero for rows of which nothing was seen."""
+        return weight if self.seen is None else jnp.where(linalg.lead(self.seen, weight.ndim), weight, 0)
 
 
 @module
@@ -121,6 +128,52 @@ class Distribution:
         """`[n]` bool: is each row a value that this model can produce?"""
         raise NotImplementedError
 
+    def check(self, x: Any, weight: Array, prior: Any) -> None:
+        """Raise ValueError for rows that say before any fit that it cannot succeed. Most families need not look.
+
+        Args:
+            x: rows, as `fit` has made them ready.
+            weight: `[n]`.
+            prior: what `fit` was given, None among it.
+        """
+
+    def impute(self, x: Any, key: Array | None = None) -> Any:
+        """Rows with their gaps (NaN) filled; what was seen stays as it is.
+
+        Args:
+            x: rows, as `log_prob` takes them.
+            key: a JAX random key, to fill gaps with draws from p(missing | seen); without one they are filled with the
+                mean of that, or with the most probable category.
+
+        Raises:
+            ValueError: the model is a batch of several.
+
+        >>> import jax.numpy as jnp, jaxem as jem
+        >>> model = jem.Gaussian([0.0, 0.0], [[1.0, 0.5], [0.5, 1.0]])
+        >>> model.impute([[2.0, jnp.nan]]).tolist()
+        [[2.0, 1.0]]
+        """
+        if self.batch_shape:
+            raise ValueError(f"impute needs one model; this is a batch of shape {self.batch_shape}")
+        x = incomplete(self.read(x))
+        return _impute(self, x, key) if isinstance(x, Incomplete) else x
+
+    def expected_rows(self, x: Any, weight: Array) -> Array:
+        """`[n, *event_shape]`: sum over members of weight `[..., n]` x E[x_i | what was seen of it, member]."""
+        raise NotImplementedError
+
+    def drawn_rows(self, key: Array, x: Any, n: int) -> Array:
+        """`[..., n, *event_shape]`: of each row a draw from each member, given what was seen of it."""
+        raise NotImplementedError
+
+
+@jax.jit
+def _impute(model: Distribution, x: Incomplete, key: Array | None) -> Array:
+    values, n = x.values, len(x)
+    rows = model.observe(x)
+    filled = model.expected_rows(rows, jnp.ones(n, values.dtype)) if key is None else model.drawn_rows(key, rows, n)
+    return jnp.where(jnp.isnan(values), filled.reshape(values.shape), values)
+
 
 class Family(Distribution):
     """A kind of data with a closed-form (or short) maximum-likelihood fit.
@@ -182,8 +235,31 @@ class Family(Distribution):
         """`x` (`[n]` or `[n, D]`) with rows last, as floats, and what does not depend on parameters done."""
         if isinstance(x, Rows):
             return x
-        dtype = jnp.result_type(*jax.tree.leaves(self))
-        return Rows(self.columns(as_rows(x, self.event_shape, dtype)))
+        x = incomplete(x)
+        values = as_rows(cells(x), self.event_shape, jnp.result_type(*jax.tree.leaves(self)))
+        return self.gaps(replace(x, values=values)) if isinstance(x, Incomplete) else Rows(self.columns(values))
+
+    def gaps(self, x: Incomplete) -> Rows:
+        """Rows of which some were not seen at all; something harmless stands in their place."""
+        unseen = unseen_rows(x)
+        harmless = jnp.broadcast_to(jnp.asarray(self.harmless(), x.values.dtype), self.event_shape)
+        values = jnp.where(unseen.reshape(-1, *(1 for _ in self.event_shape)), harmless[None], x.values)
+        return Rows(self.columns(values), ~unseen)
+
+    def harmless(self) -> Any:
+        """A row that the family can produce (anything that broadcasts against one)."""
+        return 0
+
+    def check(self, x: Any, weight: Array, prior: Any) -> None:
+        """Raise ValueError for a row of which a part is missing, if the family reads whole rows."""
+        if not isinstance(x, Incomplete) or not self.event_shape or type(self).gaps is not Family.gaps:
+            return
+        partly = jnp.isnan(x.values).any(axis=1) & ~unseen_rows(x)
+        if partly.any():
+            raise ValueError(
+                f"x has missing cells in row {int(jnp.argmax(partly))}; {type(self).__name__} reads rows that are "
+                "whole or missing altogether: leave such rows out, or use a Gaussian family"
+            )
 
     def log_prob(self, x: Any) -> Float[Array, "*batch n"]:
         """log p(x_i | member), `[*batch_shape, n]`, in nats; -inf for a value outside the support.
@@ -194,12 +270,13 @@ class Family(Distribution):
         Raises:
             ValueError: the columns of x are not the family's.
         """
-        return _log_density(self, self.observe(x).columns)
+        return _log_prob(self, self.observe(x))
 
     def e_step(self, x: Any) -> tuple[Array, Pullback]:
         """`(log_prob, pullback)`; `pullback(weight)` sums the sufficient statistics with that weight."""
         rows = self.expand(self.observe(x))
-        return self.log_density(rows.columns), lambda weight: self.statistics(rows, weight)
+        log_prob = rows.said(self.log_density(rows.columns))
+        return log_prob, lambda weight: self.statistics(rows, rows.counted(weight))
 
     @classmethod
     def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
@@ -224,10 +301,10 @@ class Family(Distribution):
         pooled = jnp.broadcast_to(everything, weight.shape)
         # Twice over all rows: the second M-step measures the spread from the mean that the first one found.
         for _ in range(2):
-            model = model.m_step(add(model.statistics(rows, pooled), floor))
+            model = model.m_step(add(model.e_step(rows)[1](pooled), floor))
         # A tenth of a row like all the others together: a probability of zero is a place that EM cannot leave.
         typical = add(floor, scale(model.weak(1), 0.1))
-        return model.m_step(add(model.statistics(rows, weight), typical))
+        return model.m_step(add(model.e_step(rows)[1](weight), typical))
 
     def weak(self, members: Array | int) -> Statistics:
         """What one row of a weak prior says to each of `members` components, if all data together look like this."""
@@ -248,15 +325,28 @@ class Family(Distribution):
         """Most families cannot."""
         return jnp.zeros(self.batch_shape, bool)
 
+    def centre(self) -> Array:
+        """`[..., *event_shape]`: the mean of a row of each member."""
+        raise NotImplementedError(f"{type(self).__name__} does not say the mean of a row, so it cannot impute")
+
+    def expected_rows(self, x: Any, weight: Array) -> Array:
+        """Of what was not seen at all, each member's mean."""
+        return jnp.einsum("kn,k...->n...", *flat_members(weight, self.centre()), precision=linalg.HIGHEST)
+
+    def drawn_rows(self, key: Array, x: Any, n: int) -> Array:
+        return self.sample(key, n)
+
     def inside(self, x: Any) -> Array:
         """`[n]` bool: rows that this family can produce (see `support`)."""
-        return self.contains(self.observe(x).columns)
+        rows = self.observe(x)
+        inside = self.contains(rows.columns)
+        return inside if rows.seen is None else inside | ~rows.seen
 
 
 @jax.jit
-def _log_density(family: Family, columns: Any) -> Array:
+def _log_prob(family: Family, rows: Rows) -> Array:
     """One program, not one for each operation: a person who asks for a log-probability waits once."""
-    return family.log_density(columns)
+    return family.e_step(rows)[0]
 
 
 def convert_parameters(node: Any) -> None:
@@ -309,6 +399,12 @@ def add(a: Statistics, b: Statistics) -> Statistics:
 def scale(statistics: Statistics, factor: Any) -> Statistics:
     """`factor` times as many of the same rows."""
     return jax.tree.map(lambda s: s * factor, statistics, is_leaf=lambda node: hasattr(type(node), "about"))
+
+
+def flat_members(weight: Float[Array, "*batch n"], *values: Array) -> tuple[Array, ...]:
+    """Arrays whose leading axes are those of the members, with one axis for all members."""
+    members = weight.ndim - 1
+    return tuple(array.reshape(-1, *array.shape[members:]) for array in (weight, *values))
 
 
 def is_model(node: Any) -> bool:

@@ -5,7 +5,6 @@ One `_Normal` says what they share; a subclass says only what its covariance is 
 
 from __future__ import annotations
 
-import math
 from typing import Any, Self
 
 import jax
@@ -15,9 +14,14 @@ from jaxtyping import Array, Float
 from jaxem import linalg
 from jaxem.constraints import parameter, positive, positive_definite, positive_vector, vector
 from jaxem.distributions import quadratic
-from jaxem.distributions.base import Family, Pullback, Rows
+from jaxem.distributions.base import Family, Pullback, Rows, flat_members
+from jaxem.distributions.gaps import LOG_2_PI, Cells, Gaps
 from jaxem.distributions.moments import Moments, enough
+from jaxem.missing import Incomplete, in_blocks
 from jaxem.pytree import module, replace
+
+Columns = Any
+"""Rows last: `[D, n]` or `quadratic.Wide` if all of them was seen; `Gaps` (covariance matrices) or `Cells` if not."""
 
 FLOOR = {4: 1e-6, 8: 1e-8}
 """The scatter of a floor, by bytes of a float: this fraction of the squared scale of the data.
@@ -47,7 +51,14 @@ class _Normal(Family):
     def event_shape(self) -> tuple[int, ...]:
         return self.mean.shape[-1:]
 
-    def _white(self) -> Array:
+    def gaps(self, x: Incomplete) -> Rows:
+        """Rows of which any cell may be missing."""
+        raise NotImplementedError
+
+    def contains(self, columns: Columns) -> Array:
+        return columns.finite() if isinstance(columns, (Gaps, Cells)) else super().contains(columns)
+
+    def _white(self, columns: Columns | None = None) -> Array:
         """What turns a member into the unit Gaussian: made once for a whole step, because it takes a factorisation."""
         raise NotImplementedError
 
@@ -56,10 +67,14 @@ class _Normal(Family):
         raise NotImplementedError
 
     def _distance(self, columns: Float[Array, "d n"] | quadratic.Wide, white: Array) -> Float[Array, "*batch n"]:
-        """The squared Mahalanobis distance of each row from each member."""
+        """The squared Mahalanobis distance of each row from each member, if all of it was seen."""
         raise NotImplementedError
 
-    def _moments(self, columns: Float[Array, "d n"] | quadratic.Wide, weight: Array, white: Array) -> Moments:
+    def _log_density(self, columns: Columns, white: Array) -> Float[Array, "*batch n"]:
+        log_volume = self.event_shape[0] * LOG_2_PI + self._log_det(white)
+        return -0.5 * (self._distance(columns, white) + log_volume[..., None])
+
+    def _moments(self, columns: Columns, weight: Array, white: Array) -> Moments:
         """Weight, mean and scatter of the rows about each member's mean."""
         raise NotImplementedError
 
@@ -71,26 +86,24 @@ class _Normal(Family):
         """The members with this mean and this scatter (about that mean) over `rows`."""
         raise NotImplementedError
 
-    def log_density(self, columns: Float[Array, "d n"] | quadratic.Wide) -> Float[Array, "*batch n"]:
-        return self._log_density(columns, self._white())
-
-    def _log_density(self, columns: Array | quadratic.Wide, white: Array) -> Array:
-        log_volume = self.event_shape[0] * math.log(2 * math.pi) + self._log_det(white)
-        return -0.5 * (self._distance(columns, white) + log_volume[..., None])
+    def log_density(self, columns: Columns) -> Float[Array, "*batch n"]:
+        return self._log_density(columns, self._white(columns))
 
     def statistics(self, x: Any, weight: Array) -> Moments:
-        """Weight, mean and scatter of the rows about each member's mean."""
-        return self._moments(self.observe(x).columns, weight, self._white())
+        """Weight, mean and scatter of the rows about each member's mean; expected, where cells are missing."""
+        columns = self.observe(x).columns
+        return self._moments(columns, weight, self._white(columns))
 
     def e_step(self, x: Any) -> tuple[Array, Pullback]:
-        columns, white = self.expand(self.observe(x)).columns, self._white()
+        columns = self.expand(self.observe(x)).columns
+        white = self._white(columns)
         return self._log_density(columns, white), lambda weight: self._moments(columns, weight, white)
 
     def expected_log_prob(self, statistics: Moments) -> Float[Array, "*batch"]:
         """-1/2 [rows (D log 2 pi + log det covariance) + trace(covariance^-1 scatter about the mean)]."""
         moved = statistics.about(self.mean)
         white = self._white()
-        log_volume = self.event_shape[0] * math.log(2 * math.pi) + self._log_det(white)
+        log_volume = self.event_shape[0] * LOG_2_PI + self._log_det(white)
         return -0.5 * (statistics.spread_rows * log_volume + self._spread(moved.second, white))
 
     def m_step(self, statistics: Moments) -> Self:
@@ -117,6 +130,22 @@ class _Normal(Family):
         """Members with this mean and unit covariance."""
         raise NotImplementedError
 
+    def centre(self) -> Array:
+        return self.mean
+
+    def expected_rows(self, x: Any, weight: Array) -> Float[Array, "n d"]:
+        base = jnp.broadcast_to(self.mean[..., None], (*self.mean.shape, weight.shape[-1]))
+        filled = self._completed(self.observe(x).columns, base)
+        return jnp.einsum("kn,kdn->nd", *flat_members(weight, filled), precision=linalg.HIGHEST)
+
+    def drawn_rows(self, key: Array, x: Any, n: int) -> Float[Array, "*batch n d"]:
+        base = jnp.swapaxes(self.sample(key, n), -1, -2)
+        return jnp.swapaxes(self._completed(self.observe(x).columns, base), -1, -2)
+
+    def _completed(self, columns: Columns, base: Float[Array, "*batch d n"]) -> Float[Array, "*batch d n"]:
+        """Rows with their gaps filled as `base` (means, or draws) says, given what was seen."""
+        return jnp.broadcast_to(linalg.lead(quadratic.plain(columns), base.ndim), base.shape)
+
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n d"]:
         """`n` draws from each member, `[*batch_shape, n, D]`."""
         noise = jax.random.normal(key, (*self.batch_shape, n, *self.event_shape), self.mean.dtype)
@@ -127,7 +156,10 @@ class _Normal(Family):
         raise NotImplementedError
 
     def _floor_variance(self, x: Any, weight: Array) -> Float[Array, "d"]:
-        return FLOOR[self.mean.dtype.itemsize] * quadratic.scale(quadratic.plain(self.observe(x).columns), weight) ** 2
+        columns = self.observe(x).columns
+        gaps = isinstance(columns, (Gaps, Cells))
+        cells = columns.weighted_cells(weight) if gaps else (quadratic.plain(columns), weight)
+        return FLOOR[self.mean.dtype.itemsize] * quadratic.scale(*cells) ** 2
 
 
 class _Elliptic(_Normal):
@@ -135,15 +167,26 @@ class _Elliptic(_Normal):
 
     covariance: Array
 
-    def _white(self) -> Float[Array, "*batch d d"]:
+    def gaps(self, x: Incomplete) -> Rows:
+        """Rows in blocks of the same columns seen."""
+        columns = x.values.T
+        seen = ~jnp.isnan(columns)
+        blocks = in_blocks(seen, x.patterns)
+        return Rows(Gaps(blocks.spread(jnp.where(seen, columns, 0)), blocks))
+
+    def _white(self, columns: Columns | None = None) -> Array:
+        return columns.whitening(self._covariances()) if isinstance(columns, Gaps) else self._whole()
+
+    def _whole(self) -> Float[Array, "*batch d d"]:
+        """The whitening of all columns."""
         return linalg.whitening(self._covariances())
 
     def _covariances(self) -> Float[Array, "*batch d d"]:
         return self.covariance
 
     def expand(self, x: Rows) -> Rows:
-        """With the products of the columns, where there are many."""
-        return Rows(quadratic.widened(x.columns))
+        """With the products of the columns, where there are many and all were seen."""
+        return x if isinstance(x.columns, Gaps) else Rows(quadratic.widened(x.columns))
 
     def _log_det(self, white: Array) -> Array:
         return 2 * linalg.half_log_det(white)
@@ -151,8 +194,20 @@ class _Elliptic(_Normal):
     def _distance(self, columns: Array | quadratic.Wide, white: Array) -> Array:
         return quadratic.distance(columns, self.mean, white)
 
-    def _moments(self, columns: Array | quadratic.Wide, weight: Array, white: Array) -> Moments:
+    def _log_density(self, columns: Columns, white: Array) -> Array:
+        return (
+            columns.log_density(self.mean, white) if isinstance(columns, Gaps) else super()._log_density(columns, white)
+        )
+
+    def _moments(self, columns: Columns, weight: Array, white: Array) -> Moments:
+        if isinstance(columns, Gaps):
+            return columns.moments(weight, self.mean, self._covariances(), white)
         return quadratic.moments(columns, weight, self.mean, white)
+
+    def _completed(self, columns: Columns, base: Array) -> Array:
+        if isinstance(columns, Gaps):
+            return columns.completed(base, self._covariances(), self._white(columns))
+        return super()._completed(columns, base)
 
     def _spread(self, second: Array, white: Array) -> Array:
         return jnp.sum(linalg.matmul(white, second) * white, axis=(-1, -2))
@@ -240,7 +295,7 @@ class TiedGaussian(_Elliptic):
     def _covariances(self) -> Array:
         return jnp.broadcast_to(self.covariance[..., None, :, :], (*self.mean.shape, self.mean.shape[-1]))
 
-    def _white(self) -> Array:
+    def _whole(self) -> Array:
         white = linalg.whitening(self.covariance)[..., None, :, :]
         return jnp.broadcast_to(white, (*self.mean.shape, self.mean.shape[-1]))
 
@@ -263,7 +318,12 @@ class _Axial(_Normal):
     def _variances(self) -> Float[Array, "*batch d"]:
         return self.variance
 
-    def _white(self) -> Float[Array, "*batch d"]:
+    def gaps(self, x: Incomplete) -> Rows:
+        """Columns, and which of their cells were seen."""
+        seen = ~jnp.isnan(x.values.T)
+        return Rows(Cells(jnp.where(seen, x.values.T, 0), seen))
+
+    def _white(self, columns: Columns | None = None) -> Float[Array, "*batch d"]:
         return 1 / jnp.sqrt(self._variances())
 
     def _log_det(self, white: Array) -> Array:
@@ -272,8 +332,18 @@ class _Axial(_Normal):
     def _distance(self, columns: Any, white: Array) -> Array:
         return quadratic.axial_distance(columns, self.mean, white)
 
-    def _moments(self, columns: Any, weight: Array, white: Array) -> Moments:
+    def _log_density(self, columns: Columns, white: Array) -> Array:
+        if isinstance(columns, Cells):
+            return columns.log_density(self.mean, self._variances())
+        return super()._log_density(columns, white)
+
+    def _moments(self, columns: Columns, weight: Array, white: Array) -> Moments:
+        if isinstance(columns, Cells):
+            return columns.moments(weight, self.mean, self._variances())
         return quadratic.axial_moments(columns, weight, self.mean)
+
+    def _completed(self, columns: Columns, base: Array) -> Array:
+        return columns.completed(base) if isinstance(columns, Cells) else super()._completed(columns, base)
 
     def _spread(self, second: Array, white: Array) -> Array:
         return jnp.sum(second / self._variances(), axis=-1)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxem.distributions.base import Family, Pullback, Rows, Statistics
+from jaxem.missing import some_columns
 from jaxem.pytree import module, replace
 
 
@@ -89,34 +90,41 @@ class Product(Family):
     def event_shape(self) -> tuple[int, ...]:
         return (sum(_width(part) for part in self.parts),)
 
-    def columns(self, x: Float[Array, "n d"]) -> tuple[Any, ...]:
+    def columns(self, x: Float[Array, "n d"]) -> tuple[Rows, ...]:
+        return self.gaps(x).columns
+
+    def gaps(self, x: Any) -> Rows:
+        """Each part knows what was not seen of its own columns."""
         blocks, at = [], 0
         for part in self.parts:
-            block = x[:, at : at + _width(part)] if part.event_shape else x[:, at]
-            blocks.append(part.columns(block))
+            columns = slice(at, at + _width(part)) if part.event_shape else at
+            blocks.append(part.observe(some_columns(x, columns)))
             at += _width(part)
-        return tuple(blocks)
+        return Rows(tuple(blocks))
 
     def expand(self, x: Rows) -> Rows:
         """Each block for itself."""
-        return Rows(tuple(p.expand(Rows(block)).columns for p, block in zip(self.parts, x.columns, strict=True)))
+        return Rows(tuple(p.expand(block) for p, block in zip(self.parts, x.columns, strict=True)))
 
-    def contains(self, columns: tuple[Any, ...]) -> Array:
-        return jnp.stack([p.contains(block) for p, block in zip(self.parts, columns, strict=True)]).all(0)
+    def check(self, x: Any, weight: Array, prior: Any) -> None:
+        at = 0
+        for part in self.parts:
+            part.check(some_columns(x, slice(at, at + _width(part))), weight, prior)
+            at += _width(part)
 
-    def log_density(self, columns: tuple[Any, ...]) -> Float[Array, "*batch n"]:
-        return sum(p.log_density(block) for p, block in zip(self.parts, columns, strict=True))  # type: ignore
+    def inside(self, x: Any) -> Array:
+        blocks = self.observe(x).columns
+        return jnp.stack([p.inside(block) for p, block in zip(self.parts, blocks, strict=True)]).all(0)
 
     def e_step(self, x: Any) -> tuple[Array, Pullback]:
-        blocks = self.expand(self.observe(x)).columns
-        steps = [p.e_step(Rows(block)) for p, block in zip(self.parts, blocks, strict=True)]
+        blocks = self.observe(x).columns
+        steps = [p.e_step(block) for p, block in zip(self.parts, blocks, strict=True)]
         log_prob = sum(log_prob for log_prob, _ in steps)
         return log_prob, lambda weight: tuple(pullback(weight) for _, pullback in steps)  # type: ignore
 
     def statistics(self, x: Any, weight: Array) -> tuple[Statistics, ...]:
         """The statistics of each part."""
-        blocks = self.observe(x).columns
-        return tuple(p.statistics(Rows(block), weight) for p, block in zip(self.parts, blocks, strict=True))
+        return self.e_step(x)[1](weight)
 
     def expected_statistics(self) -> tuple[Statistics, ...]:
         return tuple(part.expected_statistics() for part in self.parts)
@@ -131,7 +139,7 @@ class Product(Family):
 
     def floor(self, x: Any, weight: Array) -> tuple[Statistics, ...]:
         blocks = self.observe(x).columns
-        return tuple(p.floor(Rows(block), weight) for p, block in zip(self.parts, blocks, strict=True))
+        return tuple(p.floor(block, weight) for p, block in zip(self.parts, blocks, strict=True))
 
     def collapsed(self, floor: tuple[Statistics, ...]) -> Array:
         return jnp.stack([p.collapsed(f) for p, f in zip(self.parts, floor, strict=True)]).any(0)
@@ -139,9 +147,21 @@ class Product(Family):
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n d"]:
         """`n` rows from each member, `[*batch_shape, n, D]`."""
         keys = jax.random.split(key, len(self.parts))
-        draws = [part.sample(k, n) for part, k in zip(self.parts, keys, strict=True)]
-        columns = [d if part.event_shape else d[..., None] for part, d in zip(self.parts, draws, strict=True)]
-        return jnp.concatenate(columns, axis=-1)
+        return self._joined([part.sample(k, n) for part, k in zip(self.parts, keys, strict=True)])
+
+    def expected_rows(self, x: Any, weight: Array) -> Float[Array, "n d"]:
+        blocks = self.observe(x).columns
+        return self._joined([p.expected_rows(block, weight) for p, block in zip(self.parts, blocks, strict=True)])
+
+    def drawn_rows(self, key: Array, x: Any, n: int) -> Float[Array, "*batch n d"]:
+        blocks, keys = self.observe(x).columns, jax.random.split(key, len(self.parts))
+        each = zip(self.parts, blocks, keys, strict=True)
+        return self._joined([part.drawn_rows(k, block, n) for part, block, k in each])
+
+    def _joined(self, blocks: list[Array]) -> Array:
+        """Blocks of columns side by side."""
+        pairs = zip(self.parts, blocks, strict=True)
+        return jnp.concatenate([block if part.event_shape else block[..., None] for part, block in pairs], axis=-1)
 
     @staticmethod
     def of(*families: Any) -> ProductFamily:
@@ -218,24 +238,38 @@ class Independent(Family):
         """The member axis of `base` that is the columns here."""
         return len(self.batch_shape)
 
-    def columns(self, x: Float[Array, "n d"]) -> Any:
-        return jax.vmap(self.base.columns, in_axes=1)(x)
+    @property
+    def _one(self) -> Family:
+        """The first of the columns: what it reads does not depend on its parameters."""
+        return jax.tree.map(lambda leaf: jax.lax.index_in_dim(leaf, 0, self._axis, keepdims=False), self.base)
 
-    def contains(self, columns: Any) -> Array:
-        return jax.vmap(self.base.contains)(columns).all(0)
+    def columns(self, x: Float[Array, "n d"]) -> Rows:
+        return self.gaps(x).columns
 
-    def log_density(self, columns: Any) -> Float[Array, "*batch n"]:
-        each = jax.vmap(lambda base, column: base.log_density(column), in_axes=(self._axis, 0))
-        return each(self.base, columns).sum(0)
+    def gaps(self, x: Any) -> Rows:
+        """Each column knows what was not seen of it."""
+        return Rows(jax.vmap(lambda column: self._one.observe(column), in_axes=1, out_axes=0)(x))
+
+    def inside(self, x: Any) -> Array:
+        return jax.vmap(self._one.inside)(self.observe(x).columns).all(0)
+
+    def e_step(self, x: Any) -> tuple[Array, Pullback]:
+        columns = self.observe(x).columns
+
+        def log_prob(base: Family, column: Rows) -> Array:
+            return base.e_step(column)[0]
+
+        def statistics(base: Family, column: Rows, weight: Array) -> Statistics:
+            return base.e_step(column)[1](weight)
+
+        axis = self._axis
+        each = jax.vmap(log_prob, in_axes=(axis, 0))(self.base, columns)
+        pullback = jax.vmap(statistics, in_axes=(axis, 0, None), out_axes=axis)
+        return each.sum(0), lambda weight: pullback(self.base, columns, weight)
 
     def statistics(self, x: Any, weight: Array) -> Statistics:
         """The statistics of each column."""
-        each = jax.vmap(
-            lambda base, column: base.statistics(Rows(column), weight),
-            in_axes=(self._axis, 0),
-            out_axes=self._axis,
-        )
-        return each(self.base, self.observe(x).columns)
+        return self.e_step(x)[1](weight)
 
     def expected_statistics(self) -> Statistics:
         return self.base.expected_statistics()
@@ -251,6 +285,13 @@ class Independent(Family):
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n d"]:
         """`n` rows from each member, `[*batch_shape, n, D]`."""
         return jnp.swapaxes(self.base.sample(key, n), -1, -2)
+
+    def expected_rows(self, x: Any, weight: Array) -> Float[Array, "n d"]:
+        each = jax.vmap(lambda base, column: base.expected_rows(column, weight), (self._axis, 0), out_axes=1)
+        return each(self.base, self.observe(x).columns)
+
+    def drawn_rows(self, key: Array, x: Any, n: int) -> Float[Array, "*batch n d"]:
+        return self.sample(key, n)
 
     @staticmethod
     def of(family: Any) -> IndependentFamily:

@@ -202,16 +202,16 @@ def axial_moments(
     return Moments(rows, rows, _rows_sum(weighted), _rows_sum(weighted * difference), mean)
 
 
-def scale(columns: Float[Array, "d n"], weight: Float[Array, "n"]) -> Float[Array, "d"]:
+def scale(columns: Float[Array, "d n"], weight: Float[Array, "n"] | Float[Array, "d n"]) -> Float[Array, "d"]:
     """The spread of each column that a few wild rows cannot move: the smaller of sd and interquartile range / 1.349.
 
-    Rows of weight zero count for nothing and a row of weight two counts twice. A column that does not vary takes a
-    thousandth of its size instead, or one if it is all zero, so that a floor is always above zero.
+    Rows (or cells) of weight zero count for nothing and a row of weight two counts twice. A column that does not vary
+    takes a thousandth of its size instead, or one if it is all zero, so that a floor is always above zero.
     """
-    total = jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
     lower, middle, upper = quantiles(columns, weight, (0.25, 0.5, 0.75))
+    weight = linalg.lead(weight, 2)
+    total = jnp.maximum(jnp.sum(weight, axis=-1), jnp.finfo(weight.dtype).tiny)
     difference = columns - middle[:, None]
-    weight = weight[None]
     shift = jnp.sum(weight * difference, axis=-1) / total
     deviation = jnp.sqrt(jnp.sum(weight * (difference - shift[:, None]) ** 2, axis=-1) / total)
     quartiles = (upper - lower) / 1.349
@@ -221,7 +221,7 @@ def scale(columns: Float[Array, "d n"], weight: Float[Array, "n"]) -> Float[Arra
 
 
 def quantiles(
-    columns: Float[Array, "d n"], weight: Float[Array, "n"], levels: tuple[float, ...]
+    columns: Float[Array, "d n"], weight: Float[Array, "n"] | Float[Array, "d n"], levels: tuple[float, ...]
 ) -> Float[Array, "q d"]:
     """The smallest value of each column at or below which lies at least this share of the weight.
 
@@ -235,12 +235,13 @@ def quantiles(
         return jnp.where(bits < 0, bits ^ flip, bits)
 
     keys = ordered(jax.lax.bitcast_convert_type(columns, kind))
-    wanted = jnp.asarray(levels, weight.dtype)[:, None] * jnp.sum(weight)
+    weight = linalg.lead(weight, 2)
+    wanted = jnp.asarray(levels, weight.dtype)[:, None] * jnp.sum(weight, axis=-1)[None]
 
     def halve(_: Array, limits: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = limits
         middle = (low & high) + ((low ^ high) >> 1)
-        mass = jnp.stack(totals(*(jnp.where(keys <= m[:, None], weight[None], 0) for m in middle)))
+        mass = jnp.stack(totals(*(jnp.where(keys <= m[:, None], weight, 0) for m in middle)))
         return jnp.where(mass < wanted, middle + 1, low), jnp.where(mass < wanted, high, middle)
 
     shape = (len(levels), len(columns))

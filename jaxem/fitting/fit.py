@@ -42,7 +42,8 @@ def fit(
 
     Args:
         model: where to start. With one leading axis of R starts, all are fitted and the best is returned.
-        x: rows, `[n]` or `[n, D]`, or `Sequences`. Integers and booleans are read as floats.
+        x: rows, `[n]` or `[n, D]`, or `Sequences`. Integers and booleans are read as floats. A cell that is NaN was
+            not seen: it is integrated out (under `jit`, where values are not known, pass `jem.incomplete(x)` for that).
         solver: how to climb.
         weight: `[n]` weights of rows (of sequences), zero or above. What has weight zero is ignored.
         prior: pseudo-statistics, or something that makes them (see `jaxem.priors`).
@@ -51,7 +52,7 @@ def fit(
         max_steps: M-steps at most.
 
     Returns:
-        A `Fit`. A failure is its `status`: NaN in x ends as `nonfinite`, never as converged.
+        A `Fit`. A failure is its `status`: infinity in x ends as `nonfinite`, never as converged.
 
     Raises:
         TypeError: x does not hold numbers.
@@ -67,6 +68,8 @@ def fit(
     x, weight, labels = ready(model.read(x), weight, labels, hidden_states(model))
     check_limits(tol, max_steps)
     check_rows(model, x)
+    if not isinstance(weight, Tracer):
+        model.check(x, weight, prior)
     limits = Limits(jnp.asarray(tol, weight.dtype), jnp.asarray(max_steps, jnp.int32))
     data = x if labels is None else Labelled(x, labels)
     if len(model.batch_shape) > 1:

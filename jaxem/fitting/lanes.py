@@ -61,7 +61,8 @@ def pace(model: Any, x: Any, rows: int) -> Pace:
     """How lanes of this model run, on data like x with so many rows."""
     if isinstance(x, Sequences):
         return SEQUENCES
-    return ONE_BY_ONE if rows * (hidden_states(model) or 1) > LARGE else SIDE_BY_SIDE
+    width = getattr(model, "width", None) or hidden_states(model) or 1
+    return ONE_BY_ONE if rows * width > LARGE else SIDE_BY_SIDE
 
 
 def member(models: Any, index: Any) -> Any:

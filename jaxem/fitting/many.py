@@ -20,6 +20,7 @@ from jaxem.fitting.lanes import COMPILING, Queue, member, pace
 from jaxem.fitting.loop import Limits
 from jaxem.fitting.ragged import SHAPE, padded_lengths
 from jaxem.fitting.result import Fit
+from jaxem.missing import Incomplete, has_nan, incomplete
 from jaxem.sequences import Sequences
 from jaxem.sequences import stacked as stacked_sequences
 from jaxem.solvers.em import EM
@@ -45,8 +46,8 @@ def fit_many(
 
     Args:
         models: where to start, `batch_shape` (B,), or (B, R) for R starts of each problem: the best is returned.
-        xs: `[B, n, ...]`, or a list of B arrays of any lengths; for models of sequences a list of B
-            `Sequences`, or a batch of them (`Sequences.batch`).
+        xs: `[B, n, ...]`, an array or `Incomplete`, or a list of B arrays of any lengths; for models of sequences a
+            list of B `Sequences`, or a batch of them (`Sequences.batch`).
         solver: how to climb.
         weight: row weights, shaped like the rows of xs.
         prior: as in `fit`; the same for all problems, or scaled to each by itself (`jaxem.priors.Weak`).
@@ -165,9 +166,12 @@ def _batches(model: Any, xs: Any, weight: Any, labels: Any, problems: int, resta
     if len(xs) != problems:
         raise ValueError(f"xs holds {len(xs)} problems and models {problems}; they must be as many")
     states = hidden_states(model)
-    if isinstance(xs, Sequences):
-        row_weight = np.ones(xs.length.shape) if weight is None else _shaped(weight, xs.length.shape, "weight")
-        return [_padded(np.arange(problems), xs, row_weight, labels, states)]
+    if isinstance(xs, (Sequences, Incomplete)):
+        # One batch as it is: what a person has put together stays together.
+        shape = xs.values.shape[:2] if isinstance(xs, Incomplete) else xs.length.shape
+        row_weight = np.ones(shape) if weight is None else _shaped(weight, shape, "weight")
+        xs = as_floats(xs) if isinstance(xs, Incomplete) else xs
+        return _padded(np.arange(problems), xs, row_weight, labels, states)
     first = model.read(xs[0])
     if isinstance(first, Sequences):
         return _sequence_batches([first, *(model.read(x) for x in xs[1:])], weight, labels, states, restarts)
@@ -177,7 +181,7 @@ def _batches(model: Any, xs: Any, weight: Any, labels: Any, problems: int, resta
             raise ValueError(f"xs has shape {x.shape}; it must be [problems, rows, ...] or a list of arrays")
         row_weight = np.ones(x.shape[:2]) if weight is None else _shaped(weight, x.shape[:2], "weight")
         known = None if labels is None else _shaped(labels, x.shape[:2], "labels")
-        return [_padded(np.arange(problems), x, row_weight, known, states)]
+        return _padded(np.arange(problems), x, row_weight, known, states)
 
     arrays = [np.asarray(x) for x in xs]
     lengths = np.array([len(array) for array in arrays])
@@ -186,7 +190,7 @@ def _batches(model: Any, xs: Any, weight: Any, labels: Any, problems: int, resta
     batches = []
     for length, index in _by_length(lengths, restarts * (states or 1)):
         x, row_weight, known = stacked(_of(index, arrays), length, _of(index, weight), _of(index, labels))
-        batches.append(_padded(index, as_floats(x), row_weight, known, states))
+        batches += _padded(index, as_floats(x), row_weight, known, states)
     return batches
 
 
@@ -208,16 +212,22 @@ def _sequence_batches(xs: list[Sequences], weight: Any, labels: Any, states: int
     work = restarts * (states or 1) * max(len(x) for x in xs)
     for steps, index in _by_length(np.array([x.steps for x in xs]), work):
         padded = stacked_sequences(_of(index, xs), steps, _of(index, weight), _of(index, labels))
-        batches.append(_padded(index, *padded, states))
+        batches += _padded(index, *padded, states)
     return batches
 
 
-def _padded(index: np.ndarray, x: Any, weight: Any, labels: Any, states: int | None) -> _Batch:
+def _padded(index: np.ndarray, x: Any, weight: Any, labels: Any, states: int | None) -> list[_Batch]:
+    """Problems of one shape; those with missing cells apart, because the others are done in a simpler way."""
     check_weight(weight)
     if labels is not None:
         check_labels(labels, states)
     weight = np.asarray(weight, getattr(x, "values", x).dtype)
-    return _Batch(index, *_ready(x, weight, labels))
+    batch = _Batch(index, *_ready(x, weight, labels))
+    if not has_nan(batch.x):
+        return [batch]
+    gaps = np.isnan(np.asarray(batch.x)).reshape(len(index), -1).any(axis=1)
+    parts = [jax.tree.map(lambda leaf, some=some: leaf[some], batch) for some in (~gaps, gaps) if some.any()]
+    return [part._replace(x=incomplete(part.x)) for part in parts]
 
 
 @jax.jit

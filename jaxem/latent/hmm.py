@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from jaxem import sums
 from jaxem.chains.best import best_score
 from jaxem.chains.chain import Chain
-from jaxem.chains.exact import forward, probabilities
+from jaxem.chains.exact import draws, forward, probabilities
 from jaxem.chains.normalizer import log_normalizer, plain
 from jaxem.chains.sampled import sampled_score
 from jaxem.constraints import parameter, simplex
@@ -21,6 +21,7 @@ from jaxem.distributions.base import Distribution, Labelled
 from jaxem.latent.base import Latent, chosen, log_potential, shares
 from jaxem.latent.mixture import Mixture
 from jaxem.linalg import HIGHEST, lead, matmul
+from jaxem.missing import hot_deck
 from jaxem.pytree import module, replace
 from jaxem.sequences import Sequences, as_sequences
 
@@ -134,6 +135,8 @@ class HMM(Latent):
         x, weight, labels = ready(as_sequences(x), weight, labels, states)
         row_weight = jnp.where(x.seen, weight[:, None], 0)
         rows = x.values.reshape(len(x) * x.steps, *x.values.shape[2:])
+        if x.patterns:
+            rows = hot_deck(jax.random.fold_in(key, 1), rows, row_weight.ravel())
         known = None if labels is None else labels.ravel()
         mixture = Mixture.start(
             key, family, rows, states, weight=row_weight.ravel(), labels=known, restarts=restarts, method=method
@@ -155,11 +158,13 @@ class HMM(Latent):
         if isinstance(x, Steps):
             return x
         x = as_sequences(x, self.event_shape)
-        flat = jnp.swapaxes(x.values, 0, 1).reshape(x.steps * len(x), *x.values.shape[2:])
-        return Steps(self.emission.observe(flat), x.length, x.seen.T)
+        return Steps(self.emission.observe(x.rows()), x.length, x.seen.T)
 
     def read(self, x: Any) -> Sequences:
         return as_sequences(x, self.event_shape)
+
+    def check(self, x: Sequences, weight: Array, prior: Any) -> None:
+        self.emission.check(x.rows(), jnp.where(x.seen.T, weight[None], 0).ravel(), prior)
 
     def child_data(self, x: Any) -> Any:
         return x.rows
@@ -231,6 +236,29 @@ class HMM(Latent):
         members = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*states.shape[:2], *leaf.shape)), self.emission)
         return states, Mixture(states, members)
 
+    def impute(self, x: Any, key: Array | None = None) -> Sequences:
+        """Sequences with every gap filled, whole steps among them; what was seen stays as it is.
+
+        Args:
+            x: sequences.
+            key: as in `Distribution.impute`; draws are made given the whole sequence.
+
+        Raises:
+            ValueError: the model is a batch of several.
+        """
+        if self.batch_shape:
+            raise ValueError(f"impute needs one model; this is a batch of shape {self.batch_shape}")
+        return _impute(self, self.read(x), key)
+
+    def drawn_rows(self, key: Array, x: Steps, n: int) -> Array:
+        """A path by its posterior, and what its states draw: `[T x S, ...]`."""
+        which, what = jax.random.split(key)
+        initial, transition = self.potentials()
+        steps = jnp.swapaxes(self.evidence_of(x).reshape(len(initial), *x.seen.shape), 0, 1)
+        chain = Chain(initial[:, None], transition[..., None], steps, x.length)
+        path = draws(which, chain, forward(chain), 1)[:, :, 0]
+        return chosen(self.emission.drawn_rows(what, x.rows, x.seen.size), path.ravel(), 0)
+
     def sample(self, key: Array, n: int, steps: int = 100) -> Array:
         """`n` sequences from each member, `[*batch_shape, n, steps, *event_shape]`.
 
@@ -240,6 +268,21 @@ class HMM(Latent):
             steps: how long each is.
         """
         return _sample(self, key, n, steps)
+
+
+@jax.jit
+def _impute(model: HMM, x: Sequences, key: Array | None) -> Sequences:
+    there = x.seen.reshape(*x.seen.shape, *(1 for _ in x.values.shape[2:]))
+    seen = there & ~jnp.isnan(x.values)
+    # A step that was not observed is one more pattern.
+    gaps = replace(x, values=jnp.where(there, x.values, jnp.nan), patterns=2 * max(x.patterns, 1))
+    data = model.observe(gaps)
+    if key is None:
+        rows = model.expected_rows(data, jnp.ones(len(x), x.values.dtype))
+    else:
+        rows = model.drawn_rows(key, data, data.seen.size)
+    values = jnp.swapaxes(rows.reshape(x.steps, len(x), *x.values.shape[2:]), 0, 1)
+    return replace(x, values=jnp.where(seen, x.values, values), mask=None, patterns=0)
 
 
 @partial(jax.jit, static_argnums=(2, 3))

@@ -15,6 +15,7 @@ from jaxem.data import as_floats, ready
 from jaxem.distributions.base import Distribution
 from jaxem.distributions.product import sized
 from jaxem.latent.base import Latent, LatentStatistics, chosen, log_potential, shares
+from jaxem.missing import Incomplete, hot_deck
 from jaxem.pytree import module, replace
 
 
@@ -83,7 +84,7 @@ class Mixture(Latent):
             key: a JAX random key.
             family: the kind of component: a family, `jem.sized(family, ...)`, or `jem.Product.of(...)`. A family of
                 numbers on several columns becomes `Independent` columns.
-            x: `[n]` or `[n, D]` rows.
+            x: `[n]` or `[n, D]` rows. What is missing (NaN) is drawn from its column, for the start only.
             components: K.
             weight: `[n]` row weights; rows of weight zero are ignored, whatever they hold.
             labels: `[n]` known components, -1 where unknown.
@@ -105,6 +106,8 @@ class Mixture(Latent):
         if method not in start.METHODS:
             raise ValueError(f"method is {method!r}; it must be one of {', '.join(start.METHODS)}")
         x, weight, labels = ready(as_floats(x), weight, labels, components)
+        if isinstance(x, Incomplete):
+            x = hot_deck(jax.random.fold_in(key, 1), x.values, weight)
         members, held = start.responsibilities(
             key,
             x,
@@ -148,6 +151,13 @@ class Mixture(Latent):
     def sample(self, key: Array, n: int) -> Array:
         """`n` rows from each member, `[*batch_shape, n, *event_shape]`."""
         return _sample(self, key, n)
+
+    def drawn_rows(self, key: Array, x: Any, n: int) -> Array:
+        """A component by its posterior, and what it draws."""
+        which, what = jax.random.split(key)
+        terms = self.potentials()[..., None] + self.evidence_of(x)
+        component = jax.random.categorical(which, terms, axis=-2)
+        return chosen(self.components.drawn_rows(what, self.child_data(x), n), component, len(self.batch_shape))
 
 
 @partial(jax.jit, static_argnums=2)

@@ -12,6 +12,7 @@ from jaxtyping import Array
 from jaxem.data import as_floats, stacked
 from jaxem.latent.hmm import HMM
 from jaxem.latent.mixture import Mixture
+from jaxem.missing import incomplete
 from jaxem.sequences import Sequences
 from jaxem.sequences import stacked as stacked_sequences
 
@@ -33,7 +34,7 @@ def start_many(
     Args:
         key: a JAX random key; each problem takes one of its own from it.
         family, components, restarts, method: as in `Mixture.start`.
-        xs: `[B, n, ...]`, or a list of B arrays of any lengths, or a list of B `Sequences`.
+        xs: `[B, n, ...]`, an array or `Incomplete`, or a list of B arrays of any lengths, or a list of B `Sequences`.
         weight, labels: shaped like the rows of xs.
         active: `[B]` how many of the components each problem uses, or None for all. Mixtures only.
 
@@ -52,7 +53,7 @@ def start_many(
         longest = max(x.steps if chains else len(x) for x in xs)
         xs, weight, labels = (stacked_sequences if chains else stacked)(xs, longest, weight, labels)
     given = tuple(None if value is None else jnp.asarray(value) for value in (weight, labels, active))
-    xs = xs if chains else as_floats(xs)
+    xs = xs if chains else incomplete(as_floats(xs))
     return _start_many(key, xs, *given, (family, components, restarts, method))
 
 

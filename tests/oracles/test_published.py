@@ -174,3 +174,20 @@ def test_latent_classes(name: str, k: int) -> None:
     if set(x.max(0)) == {1}:
         binary = best_fit(x, jem.Independent.of(jem.Bernoulli), k, restarts=16, weight=np.array(found["data"]["count"]))
         np.testing.assert_allclose(binary.log_likelihood, fit.log_likelihood, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mvn_missing_cholesterol", "mvn_missing_missvals", "mvn_missing_apple"])
+def test_normals_with_missing_cells(name: str) -> None:
+    """Schafer 1997 and the packages norm2 and mvnmle: the observed-data maximum, and how fast EM nears it."""
+    found = case(name)
+    x = np.array(found["data"]["X_null_is_missing"], float)
+    expected = found["expected"]["computed"]
+    start = jem.Gaussian(np.nanmean(x, axis=0), np.diag(np.nanvar(x, axis=0)))
+    fit = jem.fit(start, x, jem.SQUAREM(jem.EM()), tol=1e-12, max_steps=3000)
+    assert fit.words == "converged"
+    np.testing.assert_allclose(fit.log_likelihood, expected["loglik_with_2pi"], atol=2e-5)
+    assert fit.log_likelihood < expected["loglik_with_2pi"] + 1e-8
+    # The floor of a covariance that is all but singular shows.
+    np.testing.assert_allclose(fit.model.mean, expected["mean"], rtol=1e-4)
+    np.testing.assert_allclose(fit.model.covariance, expected["cov"], rtol=1e-3)
+    np.testing.assert_allclose(jem.em_rate(fit.model, x), expected["em_rates"][0], rtol=1e-3)

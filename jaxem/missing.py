@@ -1,0 +1,176 @@
+"""Rows of which some cells were not seen: NaN where they were not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxem.pytree import module, replace, static
+
+WORD = 31
+"""Bits of a pattern in one integer."""
+
+BLOCK = 256
+"""Rows of one pattern that are handled together, at most."""
+
+
+class ByRow:
+    """Data whose arrays all have their rows first, so that some rows of it are data again."""
+
+
+@module
+class Incomplete(ByRow):
+    """Rows with cells that were not seen. `incomplete` makes one; a model takes it wherever it takes rows.
+
+    Attributes:
+        values: `[n]` or `[n, D]`, NaN where a cell was not seen.
+        patterns: not below the number of different sets of seen columns that occur.
+
+    >>> import jax.numpy as jnp, jaxem as jem
+    >>> x = jem.incomplete(jnp.array([[1.0, jnp.nan], [2.0, 3.0]]))
+    >>> jem.DiagonalGaussian([0.0, 0.0], [1.0, 1.0]).log_prob(x).round(2).tolist()
+    [-1.42, -8.34]
+    """
+
+    values: Array
+    patterns: int = static()
+
+    def __len__(self) -> int:
+        return self.values.shape[0]
+
+
+def incomplete(x: Any) -> Any:
+    """`x` as `Incomplete` if it is an array of which cells are NaN, else `x` itself.
+
+    Models look for NaN by themselves, but not inside `jit`, where values are not known: make this outside.
+
+    Args:
+        x: rows `[n]` or `[n, D]`, or `[B, n, D]` for B problems.
+
+    >>> import jax.numpy as jnp
+    >>> incomplete(jnp.array([[1.0, jnp.nan], [2.0, 3.0], [jnp.nan, jnp.nan]])).patterns
+    4
+    >>> incomplete([1.0, 2.0])
+    [1.0, 2.0]
+    """
+    if isinstance(x, (Tracer, Incomplete)) or not has_nan(x):
+        return x
+    x = x if isinstance(x, jax.Array) else np.asarray(x)
+    return Incomplete(jnp.asarray(x), _count(np.isnan(np.asarray(x))))
+
+
+def has_nan(x: Any) -> bool:
+    """Is a cell of these rows NaN? Values that are not known yet, and what is no array, have none."""
+    if isinstance(x, Tracer) or not isinstance(x, (jax.Array, np.ndarray, list, tuple)):
+        return False
+    x = x if isinstance(x, jax.Array) else np.asarray(x)
+    # The least of all is NaN if one of them is, and takes no memory to find.
+    return x.dtype.kind == "f" and bool(np.isnan(np.min(np.asarray(x), initial=0)))
+
+
+def _count(missing: np.ndarray) -> int:
+    """A power of two not below the number of patterns of any problem, so that like data share a compilation."""
+    if missing.ndim < 3:
+        missing = missing.reshape(1, len(missing), -1)
+    most = max(len(np.unique(np.packbits(rows, axis=1), axis=0)) for rows in missing)
+    return 1 << (most - 1).bit_length()
+
+
+def cells(x: Any) -> Any:
+    """The array of rows, whether cells are missing or not."""
+    return x.values if isinstance(x, Incomplete) else x
+
+
+def some_columns(x: Any, at: Any) -> Any:
+    """Some columns of rows."""
+    return replace(x, values=x.values[:, at]) if isinstance(x, Incomplete) else x[:, at]
+
+
+def unseen_rows(x: Any) -> Bool[Array, "n"]:
+    """Rows of which no cell was seen."""
+    values = cells(x)
+    return jnp.all(jnp.isnan(values.reshape(len(values), -1)), axis=1)
+
+
+@module
+class Blocks:
+    """Rows sorted by pattern, in blocks of one pattern each; what is left over in a block is padding.
+
+    Attributes:
+        seen: `[P, D]`, the patterns.
+        pattern: `[blocks]`, the pattern of each.
+        row: `[blocks, size]`, which row stands there; n for padding.
+        place: `[n]`, where each row stands, counted through all blocks.
+    """
+
+    seen: Bool[Array, "p d"]
+    pattern: Int[Array, "b"]
+    row: Int[Array, "b s"]
+    place: Int[Array, "n"]
+
+    def spread(self, rows: Float[Array, "*batch n"]) -> Float[Array, "*batch b s"]:
+        """Values of rows, put into the blocks; zero for padding."""
+        padded = jnp.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, 1)])
+        return padded[..., self.row]
+
+    def gathered(self, blocks: Float[Array, "*batch b s"]) -> Float[Array, "*batch n"]:
+        """Values in blocks, put back into the order of the rows."""
+        return blocks.reshape(*blocks.shape[:-2], -1)[..., self.place]
+
+    def by_pattern(self, blocks: Float[Array, "k b *rest"]) -> Float[Array, "k p *rest"]:
+        """Sums of blocks, added up for each pattern."""
+        zero = jnp.zeros((blocks.shape[0], len(self.seen), *blocks.shape[2:]), blocks.dtype)
+        return zero.at[:, self.pattern].add(blocks)
+
+
+def in_blocks(seen: Bool[Array, "d n"], patterns: int) -> Blocks:
+    """The rows in blocks of like pattern, of which there are at most so many; shapes depend on their number only."""
+    columns, n = seen.shape
+    size = min(BLOCK, 1 << max(0, (n // (2 * patterns)).bit_length() - 1))
+    blocks = -(-n // size) + patterns
+    rows = jnp.arange(n, dtype=jnp.int32)
+    *words, order = jax.lax.sort((*_words(seen), rows), num_keys=-(-columns // WORD))
+    new = jnp.stack([word[1:] != word[:-1] for word in words]).any(0)
+    pattern = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(new.astype(jnp.int32), dtype=jnp.int32)])
+    table = jnp.zeros((patterns, columns), bool).at[pattern].set(seen[:, order].T)
+    count = jnp.zeros(patterns, jnp.int32).at[pattern].add(1)
+    first_row, first_block = _before(count), _before(-(-count // size))
+    within = rows - first_row[pattern]
+    block = first_block[pattern] + within // size
+    place = block * size + within % size
+    return Blocks(
+        seen=table,
+        pattern=jnp.zeros(blocks, jnp.int32).at[block].set(pattern),
+        row=jnp.full(blocks * size, n, jnp.int32).at[place].set(order).reshape(blocks, size),
+        place=jnp.zeros(n, jnp.int32).at[order].set(place),
+    )
+
+
+def _words(seen: Bool[Array, "d n"]) -> list[Array]:
+    """Which columns of a row were seen, as the bits of integers."""
+    parts = [seen[at : at + WORD].astype(jnp.int32) for at in range(0, len(seen), WORD)]
+    return [sum(bit << place for place, bit in enumerate(part)) for part in parts]  # type: ignore[misc]
+
+
+def _before(count: Int[Array, "p"]) -> Int[Array, "p"]:
+    """The sum of all counts before each."""
+    return jnp.cumsum(count, dtype=jnp.int32) - count
+
+
+def hot_deck(key: Array, x: Float[Array, "n *d"], weight: Float[Array, "n"]) -> Float[Array, "n *d"]:
+    """Rows without gaps to start from: what is missing is drawn from what was seen in its column."""
+    columns = x.reshape(len(x), -1).T
+
+    def filled(key: Array, column: Array) -> Array:
+        there = ~jnp.isnan(column)
+        cumulated = jnp.cumsum(jnp.where(there, weight, 0))
+        wanted = jax.random.uniform(key, column.shape, weight.dtype) * cumulated[-1]
+        drawn = column[jnp.searchsorted(cumulated, wanted, side="right")]
+        return jnp.where(there, column, drawn)
+
+    return jax.vmap(filled)(jax.random.split(key, len(columns)), columns).T.reshape(x.shape)
