@@ -24,8 +24,43 @@ class LatentStatistics:
     child: Any
 
 
-class Latent(Distribution):
-    """A model with a hidden part: `log Z = log sum_z exp(sum of the potentials that z uses)`.
+class Hidden(Distribution):
+    """A model with something hidden: `log Z = log sum_z exp(sum of the potentials that z uses)`.
+
+    What you write:
+
+    - `potentials()`: a pytree of own log-parameters;
+    - `evidence_of(x)`: what observed x says about the hidden states, log-potentials `[..., K, n]` or a pytree of them;
+    - `log_normalizer(potentials, evidence, add, x)`: `[..., n]`, with `add(terms, axis)` as its sum;
+    - `e_step(x, add)`, and the rest of `Distribution`.
+
+    What you get: `log_prob`, `entropy`, the solvers that put another sum in the place of log-sum (hard, annealed and
+    stochastic EM). `Latent` is the kind that has a child and gets much more.
+    """
+
+    def potentials(self) -> PyTree:
+        raise NotImplementedError
+
+    def evidence_of(self, x: Any) -> PyTree:
+        raise NotImplementedError
+
+    def log_normalizer(self, potentials: PyTree, evidence: Any, add: Any, x: Any) -> Array:
+        raise NotImplementedError
+
+    def e_step(self, x: Any, add: Any = sums.log_sum) -> tuple[Array, Pullback]:
+        raise NotImplementedError
+
+    def log_prob(self, x: Any) -> Float[Array, "*batch n"]:
+        """log p(x_i), summed over what is hidden: `[*batch_shape, n]`, in nats."""
+        return _log_prob(self, self.observe(x))
+
+    def entropy(self, x: Any, weight: Any = None) -> Float[Array, "*batch"]:
+        """sum_i w_i H(hidden | x_i), in nats: how undecided the model is. See `jaxem.entropy`."""
+        return _entropy(self, self.observe(x), weight)
+
+
+class Latent(Hidden):
+    """A model with a hidden part and a child, which says how probable the data are under each hidden state.
 
     What you write:
 
@@ -56,12 +91,6 @@ class Latent(Distribution):
         """How many hidden states are in use."""
         return self.child.batch_shape[-1]
 
-    def potentials(self) -> PyTree:
-        raise NotImplementedError
-
-    def log_normalizer(self, potentials: PyTree, evidence: Array, add: Any, x: Any) -> Array:
-        raise NotImplementedError
-
     def with_counts(self, counts: PyTree, child: Any) -> Self:
         raise NotImplementedError
 
@@ -80,6 +109,11 @@ class Latent(Distribution):
     def evidence(self, child_log_prob: Array, x: Any) -> Array:
         """What the child's log-probabilities say about the hidden states."""
         return child_log_prob
+
+    def evidence_of(self, x: Any) -> Array:
+        """What the child's log-probabilities and known labels say."""
+        data, labels = _split(x)
+        return _known(self.evidence(self.child.log_prob(self.child_data(data)), data), labels)
 
     def per_row(self, values: Array, x: Any) -> Array:
         """`[..., n]`, one for each of the child's rows, as the axes that a person expects."""
@@ -110,7 +144,7 @@ class Latent(Distribution):
 
         For `Labelled` data it is log p(x_i, label_i) where the label is known.
         """
-        return _log_prob(self, self.observe(x))
+        return super().log_prob(x)
 
     def e_step(self, x: Any, add: Any = sums.log_sum) -> tuple[Array, Pullback]:
         """`(log_prob, pullback)`; `pullback(weight)` gives `LatentStatistics`. `add` is the sum to differentiate."""
@@ -154,15 +188,21 @@ class Latent(Distribution):
         """The most probable hidden state of each row by itself: `[*batch_shape, n]` integers."""
         return jnp.argmax(self.posterior(x), axis=-1)
 
-    def entropy(self, x: Any, weight: Any = None) -> Float[Array, "*batch"]:
-        """sum_i w_i H(hidden | x_i), in nats: how undecided the model is. See `jaxem.entropy`."""
-        return _entropy(self, self.observe(x), weight)
+    def expected_rows(self, x: Any, weight: Array) -> Array:
+        """What the child expects, averaged over the posterior of its states."""
+        data, _ = _split(self.observe(x))
+        own, evidence = self.potentials(), self.evidence_of(x)
+        _, backward = jax.vjp(lambda e: self.log_normalizer(own, e, sums.log_sum, data), evidence)
+        return self.child.expected_rows(self.child_data(data), backward(weight)[0])
 
     def floor(self, x: Any, weight: Array) -> LatentStatistics:
         """Nothing of its own, and the child's floor."""
         data, _ = _split(self.observe(x))
         child = self.child.floor(self.child_data(data), self.child_weight(data, weight))
         return LatentStatistics(jax.tree.map(jnp.zeros_like, self.potentials()), child)
+
+    def check(self, x: Any, weight: Array, prior: Any) -> None:
+        self.child.check(x, weight, prior)
 
     def observations(self, x: Any, weight: Array) -> Array:
         data, _ = _split(x)
@@ -183,29 +223,33 @@ class Latent(Distribution):
 
 
 @jax.jit
-def _log_prob(model: Latent, x: Any) -> Array:
-    return model.log_normalizer(model.potentials(), _evidence(model, x), sums.log_sum, _split(x)[0])
+def _log_prob(model: Hidden, x: Any) -> Array:
+    return model.log_normalizer(model.potentials(), model.evidence_of(x), sums.log_sum, _split(x)[0])
 
 
 @partial(jax.jit, static_argnums=2)
 def _derivative(model: Latent, x: Any, add: Any) -> Array:
     data, _ = _split(x)
-    log_prob, backward = jax.vjp(lambda e: model.log_normalizer(model.potentials(), e, add, data), _evidence(model, x))
+    own, evidence = model.potentials(), model.evidence_of(x)
+    log_prob, backward = jax.vjp(lambda e: model.log_normalizer(own, e, add, data), evidence)
     return backward(jnp.ones_like(log_prob))[0]
 
 
 @jax.jit
-def _entropy(model: Latent, x: Any, weight: Array | None) -> Array:
+def _entropy(model: Hidden, x: Any, weight: Array | None) -> Array:
     data, _ = _split(x)
-    evidence = _evidence(model, x)
-    # What all states have in common says nothing of them, and would cost digits.
-    common = jnp.max(evidence, axis=-2, keepdims=True)
-    evidence = evidence - jnp.where(jnp.isfinite(common), common, 0)
+    evidence = jax.tree.map(_less_common, model.evidence_of(x))
     own = model.potentials()
     log_prob, backward = jax.vjp(lambda own, e: model.log_normalizer(own, e, sums.log_sum, data), own, evidence)
     counted = jnp.where(jnp.isfinite(log_prob), 1 if weight is None else weight, 0).astype(log_prob.dtype)
     expected = _used(backward(counted), (own, evidence), len(model.batch_shape))
     return jnp.sum(jnp.where(counted > 0, counted * log_prob, 0), axis=-1) - expected
+
+
+def _less_common(evidence: Float[Array, "*batch k n"]) -> Float[Array, "*batch k n"]:
+    """Evidence without what all states have in common: that says nothing of them, and would cost digits."""
+    common = jnp.max(evidence, axis=-2, keepdims=True)
+    return evidence - jnp.where(jnp.isfinite(common), common, 0)
 
 
 def _used(counts: Any, potentials: Any, members: int) -> Array:
@@ -216,11 +260,6 @@ def _used(counts: Any, potentials: Any, members: int) -> Array:
         return value.reshape(*value.shape[:members], -1).sum(-1)
 
     return sum(jax.tree.leaves(jax.tree.map(used, counts, potentials)))  # type: ignore[return-value]
-
-
-def _evidence(model: Latent, x: Any) -> Array:
-    data, labels = _split(x)
-    return _known(model.evidence(model.child.log_prob(model.child_data(data)), data), labels)
 
 
 def log_potential(probability: Array) -> Array:

@@ -12,6 +12,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jaxem.distributions.base import Labelled, Statistics, add, scale
+from jaxem.latent.base import Hidden
+from jaxem.missing import ByRow, Incomplete
 from jaxem.pytree import module
 from jaxem.solvers.base import Solver
 from jaxem.sums import Sampled, log_sum, maximum, tempered, total, two_sum
@@ -158,33 +160,38 @@ def expectation(model: Any, x: Any, weight: Float[Array, "n"], over: Any = log_s
     Statistics add over rows, so a large x that has not been observed yet goes through in chunks, and nothing of size
     rows x components is kept.
     """
-    n = len(weight)
+    n, size = len(weight), chunk_rows(x)
     if not in_chunks(x, weight):
         return _expectation(model, x, weight, over)
 
     def chunk(i: Array, carry: Any) -> Any:
         (high, low), statistics = carry
-        start = jnp.minimum(i * CHUNK, n - CHUNK)
-        rows, row_weight = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, CHUNK), (x, weight))
+        start = jnp.minimum(i * size, n - size)
+        rows, row_weight = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size), (x, weight))
         # The last chunk reaches back over rows that have been counted, so that all have one shape.
-        row_weight = jnp.where(start + jnp.arange(CHUNK, dtype=start.dtype) >= i * CHUNK, row_weight, 0)
+        row_weight = jnp.where(start + jnp.arange(size, dtype=start.dtype) >= i * size, row_weight, 0)
         part, more = _expectation(model, rows, row_weight, over)
         return two_sum(high, low, part), add(statistics, more)
 
     nothing = scale(model.floor(*jax.tree.map(lambda leaf: leaf[:1], (x, weight))), 0)
     zero = jnp.zeros((), weight.dtype)
-    (high, low), statistics = jax.lax.fori_loop(0, -(-n // CHUNK), chunk, ((zero, zero), nothing))
+    (high, low), statistics = jax.lax.fori_loop(0, -(-n // size), chunk, ((zero, zero), nothing))
     return high + low, statistics
 
 
 def in_chunks(x: Any, weight: Array) -> bool:
     """Is x an array of rows, not observed yet, that is too large to go through in one piece?"""
-    return len(weight) > CHUNK and isinstance(x.x if isinstance(x, Labelled) else x, jax.Array)
+    return len(weight) > chunk_rows(x) and isinstance(x.x if isinstance(x, Labelled) else x, (jax.Array, ByRow))
+
+
+def chunk_rows(x: Any) -> int:
+    """How many rows make a chunk: more of those with gaps, which are sorted in every pass."""
+    return 16 * CHUNK if isinstance(x.x if isinstance(x, Labelled) else x, Incomplete) else CHUNK
 
 
 def _expectation(model: Any, x: Any, weight: Array, over: Any) -> tuple[Array, Statistics]:
     # A family has nothing hidden to sum over.
-    log_prob, pullback = model.e_step(x, over) if hasattr(model, "child") else model.e_step(x)
+    log_prob, pullback = model.e_step(x, over) if isinstance(model, Hidden) else model.e_step(x)
     # A row of weight zero adds nothing even where it is impossible: 0 x -inf would be NaN.
     counts = (weight > 0) | jnp.isfinite(log_prob)
     return total(jnp.where(counts, weight * jnp.where(counts, log_prob, 0), 0)), pullback(weight)

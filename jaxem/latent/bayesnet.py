@@ -1,0 +1,631 @@
+"""Discrete Bayesian networks: categorical variables on a directed acyclic graph, any cell of any row hidden."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from graphlib import CycleError, TopologicalSorter
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxem import missing, sums
+from jaxem.data import as_floats, check_weight
+from jaxem.distributions.base import Labelled, Pullback
+from jaxem.distributions.discrete import Categorical
+from jaxem.latent import elimination
+from jaxem.latent.base import Hidden, log_potential
+from jaxem.latent.elimination import Factor
+from jaxem.linalg import lead, matmul
+from jaxem.pytree import module, replace, static
+
+CORNERS = 64
+"""Configurations of seen variables up to which their counts are a matrix product, not a scatter."""
+PIECE = 8_192
+"""Rows of which log-probabilities, posteriors and explanations are found together."""
+
+Graph = tuple[tuple[str, tuple[str, ...]], ...]
+
+
+@module
+class Cells(missing.ByRow):
+    """Rows of categories, and which variables are hidden anywhere in them: the others need no sum.
+
+    Attributes:
+        values: `[n, V]`, NaN where a cell is hidden.
+        variables: `(name, number of categories)` of each column.
+        hidden: the columns with hidden cells.
+    """
+
+    values: Array
+    variables: tuple[tuple[str, int], ...] = static()
+    hidden: tuple[int, ...] = static()
+
+    def __len__(self) -> int:
+        return self.values.shape[0]
+
+    def check(self, weight: Any = None) -> None:
+        """Raise ValueError for a cell that holds no category, in a row that has a weight. Traced values pass."""
+        if isinstance(self.values, Tracer) or isinstance(weight, Tracer):
+            return
+        values = np.asarray(self.values)
+        sizes = np.array([size for _, size in self.variables])
+        outside = ~(np.isnan(values) | ((values == np.floor(values)) & (values >= 0) & (values < sizes)))
+        if weight is not None:
+            outside &= np.asarray(weight)[:, None] > 0
+        if outside.any():
+            v = int(np.argmax(outside.any(axis=0)))
+            row, (name, size) = int(np.argmax(outside[:, v])), self.variables[v]
+            raise ValueError(
+                f"x: {name} holds {values[row, v]:g} in row {row}; its categories are the whole numbers from 0 to "
+                f"{size - 1} (NaN if hidden)"
+            )
+
+
+@module
+class Seen:
+    """Rows as the network reads them.
+
+    Attributes:
+        codes: `[V, n]`, the category of each cell, -1 where it is hidden.
+        possible: `[n]`, False where a variable that is never hidden has a category that it has not.
+        place: for each variable, which entry of its table (over those of the table's variables that are never
+            hidden) a row takes, `[n]`; None if all may be hidden.
+        corner: the same as ones in `[entries, n]`; None where that is too much.
+        indicators: `[C, n]` for each variable that may be hidden: zero for the categories that it may have, else -inf.
+        hidden: which those are.
+    """
+
+    codes: Int[Array, "v n"]
+    possible: Bool[Array, "n"]
+    place: tuple[Array | None, ...]
+    corner: tuple[Array | None, ...]
+    indicators: tuple[Array, ...]
+    hidden: tuple[int, ...] = static()
+
+
+@module
+class BayesNet(Hidden):
+    """A discrete Bayesian network: each variable is categorical given its parents; any cell of a row may be hidden.
+
+    log p(seen) = log sum over what is hidden of prod over variables v of table_v[values of v's parents, value of v]
+
+    The sum is taken by eliminating one hidden variable after the other, in log space; its derivative with respect to
+    the log-tables is the expected number of times that each entry is used, so every solver of jaxem fits it (Lauritzen
+    1995). Rows are `[n, V]` categories, numbered from zero, a column for each variable in the order of the graph, NaN
+    where a cell is hidden; or a dict from names to categories, of which variables that are left out are hidden.
+
+    Args:
+        graph: `{variable: [its parents]}`, each parent a key as well; or a networkx `DiGraph`.
+        tables: `{variable: [..., *categories of its parents, C]}`, the parents in the order of the graph; every row on
+            the simplex. A probability of zero stays zero.
+        tied: `{variable: the variable whose table it uses}`; it has no table of its own, and both are counted in one.
+
+    Raises:
+        ValueError: a cycle (which is named), a parent that is no variable, tables that are missing or of the wrong
+            shape, or a row of a table that does not sum to one.
+
+    Koller and Friedman (2009), Probabilistic Graphical Models, chapters 9 and 19.
+
+    >>> import jaxem as jem
+    >>> graph = {"rain": [], "sprinkler": ["rain"], "wet": ["rain", "sprinkler"]}
+    >>> wet = [[[1.0, 0.0], [0.1, 0.9]], [[0.2, 0.8], [0.01, 0.99]]]
+    >>> tables = {"rain": [0.8, 0.2], "sprinkler": [[0.6, 0.4], [0.99, 0.01]], "wet": wet}
+    >>> model = jem.BayesNet(graph, tables)
+    >>> model.posterior({"wet": 1})["rain"].round(4).tolist()
+    [[0.6423, 0.3577]]
+    """
+
+    graph: Any = static()
+    tables: Any
+    tied: Any = static(default=())
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "graph", as_graph(self.graph))
+        given = self.tied.items() if isinstance(self.tied, Mapping) else self.tied
+        object.__setattr__(self, "tied", tuple((str(variable), str(owner)) for variable, owner in given))
+        self._check_ties()
+        arrays = _arrays(self.tables, self.owners)
+        object.__setattr__(self, "tables", tuple(arrays.values()))
+        self._check_shapes()
+        for name, array in arrays.items():
+            self._check_sums(name, array)
+        object.__setattr__(self, "tables", tuple(Categorical(array) for array in arrays.values()))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The variables."""
+        return tuple(name for name, _ in self.graph)
+
+    @property
+    def parents(self) -> tuple[tuple[int, ...], ...]:
+        """The parents of each variable, as numbers of variables."""
+        number = {name: v for v, name in enumerate(self.names)}
+        return tuple(tuple(number[parent] for parent in parents) for _, parents in self.graph)
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """The variables that have a table of their own."""
+        using = dict(self.tied)
+        return tuple(name for name in self.names if name not in using)
+
+    @property
+    def table_of(self) -> tuple[int, ...]:
+        """The number of the table that each variable uses."""
+        using, number = dict(self.tied), {name: i for i, name in enumerate(self.owners)}
+        return tuple(number[using.get(name, name)] for name in self.names)
+
+    @property
+    def categories(self) -> tuple[int, ...]:
+        """How many categories each variable has."""
+        return tuple(_probs(self.tables[table]).shape[-1] for table in self.table_of)
+
+    @property
+    def width(self) -> int:
+        """What a row stands for, in numbers: the entries of all tables."""
+        sizes = self.categories
+        return sum(math.prod(sizes[u] for u in (*parents, v)) for v, parents in enumerate(self.parents))
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """The shape of the members: that of a table without its variables."""
+        shape = _probs(self.tables[self.table_of[0]]).shape
+        return shape[: len(shape) - 1 - len(self.parents[0])]
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """A column for each variable."""
+        return (len(self.graph),)
+
+    def table(self, name: str) -> Float[Array, "*batch_parents_c"]:
+        """The table of a variable, `[*batch_shape, *categories of its parents, C]`."""
+        if name not in self.names:
+            raise ValueError(f"BayesNet: {name!r} is no variable; they are {', '.join(self.names)}")
+        return self.tables[self.table_of[self.names.index(name)]].probs
+
+    @classmethod
+    def start(
+        cls,
+        key: Array,
+        graph: Any,
+        x: Any,
+        categories: Mapping[str, int] | None = None,
+        *,
+        weight: Any = None,
+        restarts: int | None = None,
+        tied: Any = (),
+    ) -> Self:
+        """A network to set out from: counts of the rows that show a variable with its parents, and a random row more.
+
+        The random row of pseudo-counts is spread over the categories as they were seen, times noise: it tells hidden
+        categories apart, and no probability is zero.
+
+        Args:
+            key: a JAX random key.
+            graph: as for the network.
+            x: `[n, V]` rows, or a dict; NaN where hidden.
+            categories: of variables that are never seen, or not seen in all their categories: one more than the
+                largest seen, if left out.
+            weight: `[n]` row weights.
+            restarts: how many starts; the model then has a leading axis of this length.
+            tied: as for the network.
+
+        Raises:
+            ValueError: a variable that is never seen and not in `categories`, or a category out of range.
+
+        >>> import jax, jaxem as jem
+        >>> x = [[float("nan"), 0, 0], [float("nan"), 1, 1]]
+        >>> graph = {"class": [], "A": ["class"], "B": ["class"]}
+        >>> jem.BayesNet.start(jax.random.key(0), graph, x, {"class": 2}).table("A").shape
+        (2, 2)
+        """
+        graph = as_graph(graph)
+        names = [name for name, _ in graph]
+        values = np.asarray(_columns(x, names))
+        if restarts is not None and restarts < 1:
+            raise ValueError(f"restarts is {restarts}; it must be at least one")
+        check_weight(1 if weight is None else weight)
+        rows = np.ones(len(values)) if weight is None else np.asarray(weight, float)
+        using = dict(tied)
+        sizes = _sizes(names, values[rows > 0], dict(categories or {}), using)
+        Cells(jnp.asarray(values), tuple((name, sizes[name]) for name in names), ()).check(weight)
+        values, rows = values[rows > 0], rows[rows > 0]
+        tables = {}
+        for v, name in enumerate(names):
+            if name in using:
+                continue
+            users = [name] + [other for other, owner in using.items() if owner == name]
+            counts, seen = _counted(graph, names, sizes, values, rows, users)
+            draws = (restarts or 1, *counts.shape)
+            noise = np.asarray(jax.random.exponential(jax.random.fold_in(key, v), draws, values.dtype))
+            row = seen * noise
+            table = counts + row / row.sum(-1, keepdims=True)
+            tables[name] = jnp.asarray(table / table.sum(-1, keepdims=True), values.dtype)
+        model = cls(graph, tables, tied)
+        return model if restarts is not None else jax.tree.map(lambda leaf: leaf[0], model)
+
+    def read(self, x: Any) -> Any:
+        """Rows as `Cells`; inside `jit`, where values are not known yet, any of them may be hidden.
+
+        Raises:
+            ValueError: the wrong number of columns, or a name that is no variable.
+        """
+        if isinstance(x, (Cells, Seen)):
+            return x
+        if isinstance(x, Labelled):
+            raise ValueError("BayesNet: it takes no labels; write what is known into the columns of x")
+        values = _columns(x, self.names)
+        known = not isinstance(values, Tracer)
+        hidden = np.flatnonzero(np.isnan(np.asarray(values)).any(axis=0)) if known else np.arange(len(self.names))
+        return Cells(values, tuple(zip(self.names, self.categories, strict=True)), tuple(hidden.tolist()))
+
+    def observe(self, x: Any) -> Seen:
+        """`x` as categories, rows last, and where in its table each variable stands."""
+        return x if isinstance(x, Seen) else _observe(self, self.read(x))
+
+    def check(self, x: Any, weight: Array, prior: Any) -> None:
+        """Raise ValueError for a cell that holds no category."""
+        if isinstance(x, Cells):
+            x.check(weight)
+
+    def potentials(self) -> tuple[Array, ...]:
+        """Log-tables; -inf, with zero gradient, where a probability is zero."""
+        return tuple(log_potential(table.probs) for table in self.tables)
+
+    def evidence_of(self, x: Seen) -> tuple[Array, ...]:
+        """Which categories each hidden cell may have, for each member."""
+        members = self.batch_shape
+        return tuple(jnp.broadcast_to(lead(each, len(members) + 2), (*members, *each.shape)) for each in x.indicators)
+
+    def log_normalizer(
+        self, potentials: tuple[Array, ...], evidence: tuple[Array, ...], add: Any, x: Seen
+    ) -> Float[Array, "*batch n"]:
+        """log sum over all hidden cells of the product of the tables, for each row."""
+        factors = [Factor((v,), indicator) for v, indicator in zip(x.hidden, evidence, strict=True)]
+        for v, table in enumerate(self.table_of):
+            factors.append(_factor((*self.parents[v], v), potentials[table], x, v))
+        turns = elimination.order(tuple(factor.scope for factor in factors), self.categories)
+        value = elimination.log_normalizer(factors, turns, add)
+        # Where no factor has rows, all rows are alike.
+        value = jnp.broadcast_to(value, (*self.batch_shape, len(x.possible)))
+        # A row that is impossible uses nothing.
+        return jnp.where(lead(x.possible, value.ndim) & (value > -jnp.inf), value, -jnp.inf)
+
+    def e_step(self, x: Any, add: Any = sums.log_sum) -> tuple[Array, Pullback]:
+        """`(log_prob, pullback)`; `pullback(weight)` gives the expected counts of each table, shaped like it."""
+        seen = self.observe(x)
+        evidence = self.evidence_of(seen)
+        log_prob, backward = jax.vjp(lambda own: self.log_normalizer(own, evidence, add, seen), self.potentials())
+        return log_prob, lambda weight: backward(weight)[0]
+
+    def m_step(self, statistics: tuple[Array, ...]) -> Self:
+        """Each row of each table as the shares of its counts; a row without counts stays as it is."""
+        tables = zip(self.tables, statistics, strict=True)
+        return replace(self, tables=tuple(table.m_step(counts) for table, counts in tables))
+
+    def expected_log_prob(self, statistics: tuple[Array, ...]) -> Float[Array, "*batch"]:
+        """<counts, log-tables>."""
+        members = self.batch_shape
+        each = [table.expected_log_prob(counts) for table, counts in zip(self.tables, statistics, strict=True)]
+        return sum(value.reshape(*members, -1).sum(-1) for value in each)  # type: ignore[return-value]
+
+    def log_prob(self, x: Any) -> Float[Array, "*batch n"]:
+        """log p(what is seen of row i), summed over what is hidden: `[*batch_shape, n]`, in nats."""
+        return self._by_pieces(_log_prob, x)
+
+    def posterior(self, x: Any) -> dict[str, Float[Array, "*batch n c"]]:
+        """The probabilities of each variable given what is seen of a row, by name: `[*batch_shape, n, C]`.
+
+        A row that is impossible has zeros throughout.
+        """
+        return dict(zip(self.names, self._by_pieces(_posterior, x), strict=True))
+
+    def decode(self, x: Any) -> Int[Array, "*batch n v"]:
+        """The most probable explanation: all hidden cells of a row jointly, the seen ones as they are.
+
+        Of several that are equally probable one is taken. `[*batch_shape, n, V]` integers.
+        """
+        return self._by_pieces(_decode, x)
+
+    def sample(self, key: Array, n: int) -> Float[Array, "*batch n v"]:
+        """`n` rows from each member, `[*batch_shape, n, V]`, nothing hidden."""
+        return _sample(self, key, n)
+
+    def floor(self, x: Any, weight: Array) -> tuple[Array, ...]:
+        """Nothing: tables are total as they are."""
+        return tuple(jnp.zeros_like(table.probs) for table in self.tables)
+
+    def collapsed(self, floor: tuple[Array, ...]) -> Array:
+        """It cannot."""
+        return jnp.zeros(self.batch_shape, bool)
+
+    def inside(self, x: Any) -> Bool[Array, "n"]:
+        """`[n]` bool: does each cell that is not hidden hold a category of its variable?"""
+        values = _columns(x, self.names)
+        sizes = jnp.asarray(self.categories, values.dtype)[None]
+        return jnp.all(jnp.isnan(values) | ((values == jnp.floor(values)) & (values >= 0) & (values < sizes)), axis=1)
+
+    def _by_pieces(self, function: Any, x: Any) -> Any:
+        if isinstance(x, Seen):
+            return function(self, x)
+        cells = self.read(x)
+        cells.check()
+        return _by_pieces(function, self, cells)
+
+    def _check_ties(self) -> None:
+        for variable, owner in self.tied:
+            if variable not in self.names or owner not in self.owners:
+                raise ValueError(f"BayesNet: tied says that {variable!r} uses the table of {owner!r}, which has none")
+
+    def _check_shapes(self) -> None:
+        """The axes of every table are members, parents and categories."""
+        batches, sizes = {}, self.categories
+        for v, (name, parents) in enumerate(zip(self.names, self.parents, strict=True)):
+            shape = self.tables[self.table_of[v]].shape
+            wanted = (*(sizes[parent] for parent in parents), sizes[v])
+            if shape[max(len(shape) - len(wanted), 0) :] != wanted:
+                raise ValueError(
+                    f"BayesNet: the table of {name!r} has shape {shape}; with its parents it must end in {wanted}"
+                )
+            batches[name] = shape[: len(shape) - len(wanted)]
+        if len(set(batches.values())) > 1:
+            raise ValueError(f"BayesNet: the tables have different leading axes: {batches}")
+
+    def _check_sums(self, name: str, array: Array) -> None:
+        if isinstance(array, Tracer):
+            return
+        values = np.asarray(array)
+        rounding = float(np.finfo(values.dtype).eps) * max(8, values.shape[-1])
+        off = np.abs(values.sum(-1) - 1)
+        bad = ~((off <= rounding) & (values >= 0).all(-1))
+        if bad.any():
+            at = tuple(np.argwhere(bad)[0].tolist())
+            parents = [self.names[parent] for parent in self.parents[self.names.index(name)]]
+            given = ", ".join(f"{p} = {i}" for p, i in zip(parents, at[len(at) - len(parents) :], strict=True))
+            raise ValueError(
+                f"BayesNet: the table of {name!r}{' at ' + given if given else ''} is {values[at].tolist()}, which "
+                f"sums to {values[at].sum():.6g}; a row must be zero or above and sum to one"
+            )
+
+
+def as_graph(graph: Any) -> Graph:
+    """Variables and the names of their parents, from a dict or a networkx `DiGraph`.
+
+    Raises:
+        ValueError: a cycle, a parent that is no variable, or no variables.
+
+    >>> as_graph({"a": ["b"], "b": []})
+    (('a', ('b',)), ('b', ()))
+    """
+    if hasattr(graph, "predecessors"):
+        pairs = [(node, graph.predecessors(node)) for node in graph.nodes]
+    else:
+        pairs = list(graph.items()) if isinstance(graph, Mapping) else list(graph)
+    found = {str(name): tuple(str(parent) for parent in parents) for name, parents in pairs}
+    if not found:
+        raise ValueError("BayesNet: graph has no variables")
+    for name, parents in found.items():
+        for parent in parents:
+            if parent not in found:
+                raise ValueError(f"BayesNet: {parent!r} is a parent of {name!r}, but no variable of the graph")
+        if len(set(parents)) < len(parents):
+            raise ValueError(f"BayesNet: a parent of {name!r} is there twice: {', '.join(parents)}")
+    try:
+        TopologicalSorter(found).prepare()
+    except CycleError as error:
+        raise ValueError(f"BayesNet: the graph has a cycle: {' -> '.join(error.args[1])}") from None
+    return tuple(found.items())
+
+
+def _probs(table: Any) -> Any:
+    """The array of a table, whether it is one already or not."""
+    return getattr(table, "probs", table)
+
+
+def _arrays(tables: Any, owners: tuple[str, ...]) -> dict[str, Array]:
+    """Tables in the order of the variables, as floats of one type."""
+    if not isinstance(tables, Mapping):
+        tables = dict(zip(owners, tables, strict=True))
+    tables = {str(name): table for name, table in tables.items()}
+    if set(tables) != set(owners):
+        wrong = sorted(set(tables) ^ set(owners))[0]
+        raise ValueError(
+            f"BayesNet: {wrong!r} has {'a table, but none is needed' if wrong in tables else 'no table'}; "
+            f"there must be one for each of {', '.join(owners)}"
+        )
+    given = [_probs(tables[name]) for name in owners]
+    arrays = [jnp.asarray(table) for table in given]
+    typed = [a.dtype for a, g in zip(arrays, given, strict=True) if hasattr(g, "dtype") and a.dtype.kind == "f"]
+    dtype = jnp.result_type(*typed) if typed else jnp.result_type(float)
+    for name, array in zip(owners, arrays, strict=True):
+        if not array.ndim:
+            raise ValueError(f"BayesNet: the table of {name!r} is a number; it must hold one for each category")
+    return {name: array.astype(dtype) for name, array in zip(owners, arrays, strict=True)}
+
+
+def _columns(x: Any, names: Any) -> Array:
+    """Rows `[n, V]` as floats, from an array or from a dict of columns.
+
+    Raises:
+        ValueError: the wrong number of columns, or a name that is no variable.
+    """
+    if isinstance(x, Cells):
+        return x.values
+    if isinstance(x, Mapping):
+        for name in x:
+            if name not in names:
+                raise ValueError(f"BayesNet: {name!r} is no variable; they are {', '.join(names)}")
+        columns = {name: np.atleast_1d(np.asarray(column, float)) for name, column in x.items()}
+        n = max((len(column) for column in columns.values()), default=1)
+        if any(column.shape not in ((n,), (1,)) for column in columns.values()):
+            shapes = {name: column.shape for name, column in columns.items()}
+            raise ValueError(f"x: the columns have shapes {shapes}; they must be as long as each other")
+        x = np.full((n, len(names)), np.nan)
+        for name, column in columns.items():
+            x[:, list(names).index(name)] = column
+    x = as_floats(missing.cells(x))
+    if x.ndim != 2 or x.shape[1] != len(names):
+        raise ValueError(f"x has shape {x.shape}; this network reads rows of shape [n, {len(names)}]")
+    return x
+
+
+def _sizes(names: list[str], values: np.ndarray, given: dict[str, int], tied: dict[str, str]) -> dict[str, int]:
+    """How many categories each variable has; as many as any that uses the same table."""
+    sizes = {}
+    for v, name in enumerate(names):
+        seen = values[:, v][np.isfinite(values[:, v])]
+        if name not in given and not len(seen):
+            raise ValueError(f"BayesNet: {name!r} is never seen; say in `categories` how many it has")
+        sizes[name] = int(given[name]) if name in given else int(seen.max()) + 1
+    most: dict[str, int] = {}
+    for name in names:
+        owner = tied.get(name, name)
+        most[owner] = max(most.get(owner, 0), sizes[name])
+    return {name: most[tied.get(name, name)] for name in names}
+
+
+def _counted(
+    graph: Graph, names: list[str], sizes: dict[str, int], values: np.ndarray, rows: np.ndarray, users: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Counts of a table in the rows that show all of its variables, and the shares of the categories in all rows."""
+    counts, seen = 0.0, 0.0
+    parents_of = dict(graph)
+    for user in users:
+        family = [*parents_of[user], user]
+        shape = tuple(sizes[name] for name in family)
+        columns = values[:, [names.index(name) for name in family]]
+        complete = ~np.isnan(columns).any(axis=1)
+        place = np.ravel_multi_index(columns[complete].astype(int).T, shape)  # type: ignore[arg-type]
+        counts = counts + np.bincount(place, rows[complete], math.prod(shape)).reshape(shape)
+        there = ~np.isnan(columns[:, -1])
+        # A tenth of a row for each category: one that was never seen may be there all the same.
+        seen = seen + 0.1 + np.bincount(columns[there, -1].astype(int), rows[there], shape[-1])
+    return np.asarray(counts), np.asarray(seen)
+
+
+@jax.jit
+def _observe(model: BayesNet, x: Cells) -> Seen:
+    dtype = _probs(model.tables[0]).dtype
+    columns, n = x.values.T, len(x)
+    hidden = jnp.isnan(columns)
+    sizes = model.categories
+    limits = jnp.asarray(sizes, jnp.int32)[:, None]
+    codes = jnp.where(hidden, 0, columns).astype(jnp.int32)
+    inside = (codes.astype(columns.dtype) == columns) & (codes >= 0) & (codes < limits)
+    always = [v for v in range(len(codes)) if v not in x.hidden]
+    possible = jnp.all(inside[jnp.asarray(always, jnp.int32)], axis=0) if always else jnp.ones(n, bool)
+    clipped = jnp.clip(codes, 0, limits - 1)
+    place, corner = [], []
+    for v, parents in enumerate(model.parents):
+        seen = [u for u in (*parents, v) if u not in x.hidden]
+        shape = tuple(sizes[u] for u in seen)
+        entries = math.prod(shape)
+        index = sum((clipped[u] * math.prod(shape[i + 1 :]) for i, u in enumerate(seen)), jnp.zeros(n, jnp.int32))
+        place.append(index if seen else None)
+        ones = (jnp.arange(entries, dtype=jnp.int32)[:, None] == index[None]).astype(dtype)
+        corner.append(ones if seen and entries <= CORNERS else None)
+    indicators = []
+    for v in x.hidden:
+        may = (jnp.arange(sizes[v], dtype=jnp.int32)[:, None] == codes[v][None]) & inside[v][None]
+        indicators.append(jnp.where(may | hidden[v][None], 0, -jnp.inf).astype(dtype))
+    return Seen(jnp.where(hidden, -1, codes), possible, tuple(place), tuple(corner), tuple(indicators), hidden=x.hidden)
+
+
+def _factor(family: tuple[int, ...], table: Array, x: Seen, v: int) -> Factor:
+    """A log-table `[*members, *family]` as a factor over those of its variables that may be hidden."""
+    members = table.ndim - len(family)
+    axis = {u: members + i for i, u in enumerate(family)}
+    scope = tuple(sorted(u for u in family if u in x.hidden))
+    seen = [u for u in family if u not in x.hidden]
+    order = [*range(members), *(axis[u] for u in scope), *(axis[u] for u in seen)]
+    values = jnp.transpose(table, order).reshape(*(table.shape[place] for place in order[: members + len(scope)]), -1)
+    place, corner = x.place[v], x.corner[v]
+    if place is None:
+        return Factor(scope, values)
+    return Factor(scope, values[..., place] if corner is None else _taken(values, place, corner))
+
+
+@jax.custom_jvp
+def _taken(values: Float[Array, "*rest s"], place: Int[Array, "n"], corner: Array) -> Float[Array, "*rest n"]:
+    """The entries of the last axis that rows take: whose derivative is a matrix product."""
+    return values[..., place]
+
+
+@_taken.defjvp
+def _taken_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Array, Any, Any]) -> tuple[Array, Array]:
+    values, place, corner = primals
+    change = tangents[0].reshape(-1, values.shape[-1])
+    return values[..., place], matmul(change, corner).reshape(*values.shape[:-1], -1)
+
+
+@partial(jax.jit, static_argnums=0)
+def _by_pieces(function: Any, model: BayesNet, x: Cells) -> Any:
+    """`function(model, rows)`, whose results are `[*members, n, ...]`, on pieces of many rows: all that one needs."""
+    n, members = len(x), len(model.batch_shape)
+    if n <= PIECE:
+        return function(model, model.observe(x))
+    pieces = -(-n // PIECE)
+    padded = jnp.pad(x.values, ((0, pieces * PIECE - n), (0, 0)))
+    found = jax.lax.map(
+        lambda values: function(model, model.observe(replace(x, values=values))), padded.reshape(pieces, PIECE, -1)
+    )
+
+    def joined(leaf: Array) -> Array:
+        rows = jnp.moveaxis(leaf, 0, members)
+        rows = rows.reshape(*rows.shape[:members], pieces * PIECE, *rows.shape[members + 2 :])
+        return jax.lax.slice_in_dim(rows, 0, n, axis=members)
+
+    return jax.tree.map(joined, found)
+
+
+def _log_prob(model: BayesNet, x: Seen) -> Array:
+    return model.log_normalizer(model.potentials(), model.evidence_of(x), sums.log_sum, x)
+
+
+def _used(model: BayesNet, x: Seen, add: Any) -> tuple[Array, dict[int, Array]]:
+    """The log-normaliser, and its derivative with respect to each category of what is hidden, `[*members, C, n]`."""
+    own, evidence = model.potentials(), model.evidence_of(x)
+    log_prob, backward = jax.vjp(lambda evidence: model.log_normalizer(own, evidence, add, x), evidence)
+    return log_prob, dict(zip(x.hidden, backward(jnp.ones_like(log_prob))[0], strict=True))
+
+
+def _posterior(model: BayesNet, x: Seen) -> tuple[Array, ...]:
+    log_prob, marginal = _used(model, x, sums.log_sum)
+    possible = (log_prob > -jnp.inf).astype(log_prob.dtype)[..., None, :]
+    for v, size in enumerate(model.categories):
+        if v not in marginal:
+            is_it = x.codes[v][None] == jnp.arange(size, dtype=jnp.int32)[:, None]
+            marginal[v] = possible * lead(is_it.astype(log_prob.dtype), log_prob.ndim + 1)
+    return tuple(jnp.swapaxes(marginal[v], -1, -2) for v in range(len(marginal)))
+
+
+def _decode(model: BayesNet, x: Seen) -> Array:
+    log_prob, best = _used(model, x, sums.maximum)
+    columns = []
+    for v, codes in enumerate(x.codes):
+        codes = jnp.broadcast_to(lead(codes, log_prob.ndim), log_prob.shape)
+        if v in best:
+            codes = jnp.where(codes < 0, jnp.argmax(best[v], axis=-2).astype(jnp.int32), codes)
+        columns.append(codes)
+    return jnp.stack(columns, axis=-1)
+
+
+@partial(jax.jit, static_argnums=2)
+def _sample(model: BayesNet, key: Array, n: int) -> Array:
+    members, sizes = model.batch_shape, model.categories
+    uniform = jax.random.uniform(key, (len(sizes), *members, n), _probs(model.tables[0]).dtype)
+    drawn = {}
+    for v in TopologicalSorter(dict(enumerate(model.parents))).static_order():
+        place = jnp.zeros((*members, n), jnp.int32)
+        for parent in model.parents[v]:
+            place = place * sizes[parent] + drawn[parent]
+        rows = model.tables[model.table_of[v]].probs.reshape(*members, -1, sizes[v])
+        reach = jnp.take_along_axis(jnp.cumsum(rows, axis=-1), place[..., None], axis=-2)
+        # Below the last sum, so that rounding never draws a category of probability zero.
+        drawn[v] = jnp.sum(uniform[v][..., None] * reach[..., -1:] >= reach[..., :-1], axis=-1, dtype=jnp.int32)
+    return jnp.stack([drawn[v] for v in range(len(sizes))], axis=-1).astype(uniform.dtype)
