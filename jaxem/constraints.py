@@ -24,13 +24,13 @@ class Constraint:
     Attributes:
         name: the set, in words.
         event_ndim: axes of one value (0 number, 1 vector, 2 matrix); the axes before them are members.
-        free: size of the last axis -> free numbers in one value.
+        free: shape of one value -> free numbers in it.
         check: (values, rounding) -> what is wrong with them, or None.
     """
 
     name: str
     event_ndim: int
-    free: Callable[[int], int]
+    free: Callable[..., int]
     check: Check
 
 
@@ -72,14 +72,18 @@ def _positive_definite(values: np.ndarray, rounding: float) -> str | None:
     return None if smallest > -rounding * 1e3 * size.max(initial=0.0) else "is not positive definite"
 
 
-real = Constraint("real", 0, lambda size: 1, _no_nan)
+real = Constraint("real", 0, lambda: 1, _no_nan)
 vector = Constraint("real vector", 1, lambda size: size, _no_nan)
-positive = Constraint("positive", 0, lambda size: 1, _positive)
+matrix = Constraint("real matrix", 2, lambda rows, columns: rows * columns, _no_nan)
+# What a rotation of the factors undoes is not known from data.
+loadings = Constraint("matrix of loadings", 2, lambda size, k: size * k - k * (k - 1) // 2, _no_nan)
+positive = Constraint("positive", 0, lambda: 1, _positive)
 positive_vector = Constraint("vector of positive numbers", 1, lambda size: size, _positive)
-non_negative = Constraint("non-negative", 0, lambda size: 1, _non_negative)
-unit_interval = Constraint("unit interval", 0, lambda size: 1, _unit_interval)
+non_negative = Constraint("non-negative", 0, lambda: 1, _non_negative)
+unit_interval = Constraint("unit interval", 0, lambda: 1, _unit_interval)
 simplex = Constraint("simplex", 1, lambda size: size - 1, _simplex)
-positive_definite = Constraint("positive definite", 2, lambda size: size * (size + 1) // 2, _positive_definite)
+positive_definite = Constraint("positive definite", 2, lambda size, _: size * (size + 1) // 2, _positive_definite)
+held = Constraint("held as it is", 0, lambda: 0, _no_nan)
 
 
 def parameter(constraint: Constraint) -> Any:
@@ -92,6 +96,11 @@ def parameters(node: Any) -> dict[str, Constraint]:
     return {f.name: f.metadata["constraint"] for f in dataclasses.fields(node) if "constraint" in f.metadata}
 
 
+def is_held(node: Any, name: str) -> bool:
+    """Does this model never change this parameter? Its `held` names those (a tuple); most models change all."""
+    return name in getattr(node, "held", ())
+
+
 def leaves(model: Any) -> list[tuple[tuple[Any, ...], Constraint, Any]]:
     """The parameters of a model and of all that it holds: path, constraint, values; in the order of its leaves."""
     found = []
@@ -99,7 +108,8 @@ def leaves(model: Any) -> list[tuple[tuple[Any, ...], Constraint, Any]]:
         owner = model
         for key in path[:-1]:
             owner = owner[key.idx] if hasattr(key, "idx") else getattr(owner, key.name)
-        found.append((path, parameters(owner)[path[-1].name], values))
+        name = path[-1].name
+        found.append((path, held if is_held(owner, name) else parameters(owner)[name], values))
     return found
 
 
@@ -136,10 +146,12 @@ def free_parameters(node: Any) -> int:
     declared = parameters(node)
     for field in dataclasses.fields(node):
         value = getattr(node, field.name)
+        if is_held(node, field.name):
+            continue
         if field.name in declared:
             constraint = declared[field.name]
-            members = int(np.prod(value.shape[: value.ndim - constraint.event_ndim], dtype=int))
-            total += members * constraint.free(value.shape[-1] if value.ndim else 1)
+            axes = value.ndim - constraint.event_ndim
+            total += int(np.prod(value.shape[:axes], dtype=int)) * constraint.free(*value.shape[axes:])
         else:
             for child in jax.tree.leaves(value, is_leaf=dataclasses.is_dataclass):
                 if dataclasses.is_dataclass(child):

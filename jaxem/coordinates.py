@@ -96,12 +96,15 @@ POSITIVE = Chart(_log, _exp)
 CHARTS: dict[Constraint, Chart] = {
     constraints.real: REAL,
     constraints.vector: REAL,
+    constraints.matrix: REAL,
+    constraints.loadings: REAL,
     constraints.positive: POSITIVE,
     constraints.positive_vector: POSITIVE,
     constraints.non_negative: POSITIVE,
     constraints.unit_interval: Chart(_logit, _expit),
     constraints.simplex: Chart(_log_ratios, _shares),
     constraints.positive_definite: Chart(_triangle, _squared),
+    constraints.held: Chart(lambda values, like: jnp.zeros(0, values.dtype), lambda free, like: like),
 }
 
 

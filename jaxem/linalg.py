@@ -178,6 +178,81 @@ def half_log_det(white: Float[Array, "*batch d d"]) -> Float[Array, "*batch"]:
     return -jnp.sum(jnp.log(diagonal(white)), axis=-1)
 
 
+WRITTEN_OUT = 4
+"""Up to so many rows the algebra of matrices on the first two axes is written out; above, a loop goes over the rows."""
+
+
+def product(a: Float[Array, "d k *s1"], b: Float[Array, "k e *s2"]) -> Float[Array, "d e *s"]:
+    """a b for matrices on the first two axes, their batch behind them."""
+    if len(b) > WRITTEN_OUT:
+        return jnp.sum(a[:, :, None] * b[None], axis=1)
+    return sum((a[:, k, None] * b[k][None] for k in range(1, len(b))), a[:, 0, None] * b[0][None])
+
+
+def triangular_root(matrix: Float[Array, "d e *s"]) -> Float[Array, "d d *s"]:
+    """The lower triangular L with L L^T = M M^T, for wide matrices on the first two axes, their batch behind them.
+
+    By modified Gram-Schmidt, without the product M M^T, which has half the digits. A row that the rows before it span
+    has a zero on the diagonal.
+
+    >>> import jax.numpy as jnp
+    >>> triangular_root(jnp.array([[3.0, 4.0], [0.0, 5.0]])).tolist()
+    [[5.0, 0.0], [4.0, 3.0]]
+    """
+    size = len(matrix)
+    if size > WRITTEN_OUT:
+        index = jnp.arange(size).reshape(size, *(1,) * (matrix.ndim - 2))
+
+        def column(rest: Array, i: Array) -> tuple[Array, Array]:
+            along, rest = _without(rest, jax.lax.dynamic_index_in_dim(rest, i, keepdims=False))
+            return rest, jnp.where(index >= i, along, 0)
+
+        return jnp.swapaxes(jax.lax.scan(column, matrix, jnp.arange(size))[1], 0, 1)
+    rest, columns = matrix, []
+    for i in range(size):
+        along, rest = _without(rest, rest[0])
+        columns.append(jnp.concatenate([jnp.zeros((i, *along.shape[1:]), along.dtype), along]))
+        rest = rest[1:]
+    return jnp.stack(columns, axis=1)
+
+
+def _without(rows: Float[Array, "d e *s"], row: Float[Array, "e *s"]) -> tuple[Array, Array]:
+    """How far each row goes along another, and what is left of it."""
+    squared = _added(row * row)
+    some = squared > 0
+    unit = row * jnp.where(some, 1 / jnp.sqrt(jnp.where(some, squared, 1)), 0)[None]
+    along = _added(jnp.moveaxis(rows * unit[None], 1, 0))
+    return along, rows - along[:, None] * unit[None]
+
+
+def _added(terms: Array) -> Array:
+    """The sum over the first axis: written out if it is short, so that XLA makes it part of what comes before."""
+    if len(terms) > 3 * WRITTEN_OUT:
+        return jnp.sum(terms, axis=0)
+    return sum((terms[k] for k in range(1, len(terms))), terms[0])
+
+
+def root_inverse(factor: Float[Array, "d d *s"]) -> Float[Array, "d d *s"]:
+    """The inverse of lower triangular matrices on the first two axes, their batch behind them."""
+    size = len(factor)
+    eye = jnp.eye(size, dtype=factor.dtype).reshape(size, size, *(1,) * (factor.ndim - 2))
+    if size > WRITTEN_OUT:
+        index = jnp.arange(size).reshape(size, *(1,) * (factor.ndim - 1))
+
+        def row(inverse: Array, i: Array) -> tuple[Array, None]:
+            below = jax.lax.dynamic_index_in_dim(factor, i)
+            pivot = jax.lax.dynamic_index_in_dim(below, i, 1)
+            new = (jax.lax.dynamic_index_in_dim(eye, i) - product(below, inverse)) / pivot
+            return jnp.where(index == i, new, inverse), None
+
+        return jax.lax.scan(row, jnp.zeros_like(factor), jnp.arange(size))[0]
+    inverse = jnp.broadcast_to(eye[:1], factor[:1].shape) / factor[0, 0][None, None]
+    for i in range(1, size):
+        new = (eye[i : i + 1] - product(factor[i : i + 1, :i], inverse)) / factor[i, i][None, None]
+        inverse = jnp.concatenate([inverse, new])
+    return inverse
+
+
 def solve(matrix: Float[Array, "d d"], b: Float[Array, "d"]) -> tuple[Float[Array, "d"], Float[Array, ""]]:
     """matrix^-1 b for a symmetric positive definite matrix; and the smallest pivot, relative to its diagonal entry.
 

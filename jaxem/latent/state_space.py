@@ -1,0 +1,517 @@
+"""Linear Gaussian state-space models: the state of each step is a hidden vector, and depends on the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxem import linalg
+from jaxem.chains import kalman
+from jaxem.chains.kalman import Observed, System
+from jaxem.constraints import check_parameters, matrix, parameter, parameters, positive_definite, vector
+from jaxem.data import ready
+from jaxem.distributions import quadratic
+from jaxem.distributions.base import Distribution, Labelled, Pullback, convert_parameters
+from jaxem.distributions.gaussian import FLOOR, Gaussian
+from jaxem.distributions.moments import enough
+from jaxem.linalg import matmul, outer, transpose
+from jaxem.pytree import module, replace, static
+from jaxem.sequences import Sequences, as_sequences
+
+
+@module
+class Regression:
+    """Sums of a linear regression y = coefficients f + noise, about the coefficients of the model that made them.
+
+    Residuals, and not products of y: a noise that is small beside what is regressed keeps its digits.
+
+    Attributes:
+        rows: `[...]` sum of w.
+        residual: `[..., D, D]` sum of w E r r^T, with r = y - coefficients f.
+        cross: `[..., D, F]` sum of w E r f^T.
+        features: `[..., F, F]` sum of w E f f^T.
+        coefficients: `[..., D, F]`.
+    """
+
+    rows: Array
+    residual: Array
+    cross: Array
+    features: Array
+    coefficients: Array
+
+    def about(self, coefficients: Float[Array, "*batch d f"]) -> Regression:
+        """The same rows, about other coefficients."""
+        change = coefficients - self.coefficients
+        crossed = matmul(self.cross, transpose(change))
+        residual = self.residual - crossed - transpose(crossed) + self._explained(change)
+        cross = self.cross - matmul(change, self.features)
+        return replace(self, residual=residual, cross=cross, coefficients=coefficients)
+
+    def _explained(self, change: Float[Array, "*batch d f"]) -> Float[Array, "*batch d d"]:
+        return matmul(matmul(change, self.features), transpose(change))
+
+    def __add__(self, other: Regression) -> Regression:
+        return replace(jax.tree.map(jnp.add, self, other.about(self.coefficients)), coefficients=self.coefficients)
+
+    def __mul__(self, factor: Array | float) -> Regression:
+        """`factor` (a number) times as many of the same rows."""
+        return replace(jax.tree.map(lambda total: total * factor, self), coefficients=self.coefficients)
+
+    def expected_log_prob(self, coefficients: Array, noise: Array) -> Float[Array, "*batch"]:
+        """-1/2 [rows log det noise + trace(noise^-1 residual)]."""
+        white = linalg.whitening(noise)
+        spread = jnp.sum(matmul(white, self.about(coefficients).residual) * white, axis=(-1, -2))
+        return -self.rows * linalg.half_log_det(white) - 0.5 * spread
+
+    def solved(self, coefficients: Array, noise: Array, free: slice) -> tuple[Array, Array]:
+        """The coefficients that fit best, of which only those of some features are `free`, and the noise about them.
+
+        Without rows they are the ones that came in.
+        """
+        now, some = self.about(coefficients), enough(self.rows)[..., None, None]
+        change = jnp.zeros_like(coefficients)
+        if free.start < free.stop:
+            white = linalg.whitening(now.features[..., free, free])
+            best = matmul(matmul(now.cross[..., free], transpose(white)), white)
+            change = change.at[..., free].set(jnp.where(some, best, 0))
+        # What taking the explained part away may have lost: it keeps the residual above zero.
+        lost = 8 * float(jnp.finfo(noise.dtype).eps) * linalg.diagonal(now._explained(change))
+        residual = now.about(coefficients + change).residual + linalg.diagonal_matrix(lost)
+        around = linalg.symmetrize(residual) / jnp.where(some, self.rows[..., None, None], 1)
+        return coefficients + change, jnp.where(some, around, noise)
+
+
+@module
+class StateSpaceStatistics:
+    """Expected sums over sequences, as three regressions.
+
+    Attributes:
+        initial: of the first state, on a one.
+        transition: of each state, on the one before.
+        emission: of what is seen at a step, on its state and a one. A cell that was not seen, beside one that was,
+            stands there as it is expected.
+    """
+
+    initial: Regression
+    transition: Regression
+    emission: Regression
+
+
+@module
+class LinearGaussianSSM(Distribution):
+    """Linear Gaussian state-space models: the hidden Markov model whose state is a vector of H numbers.
+
+    z_1 ~ N(initial_mean, initial_covariance)
+    z_t = transition z_t-1 + N(0, transition_noise)
+    x_t = emission z_t + emission_bias + N(0, emission_noise)
+
+    One row of such a model is a sequence: `log_prob` has one number for each, and weights are weights of sequences. A
+    cell that is NaN, and a step that is masked, was not seen. EM is that of Shumway and Stoffer (1982).
+
+    A single sequence tells nothing of how much first states differ: `initial_covariance` then shrinks towards zero,
+    slowly, unless it is held, together with something that fixes the scale of the states (`transition_noise`).
+
+    Args:
+        initial_mean: `[..., H]`.
+        initial_covariance: `[..., H, H]`, symmetric positive definite, as are the other two; they may be singular.
+        transition: `[..., H, H]`: the new state is this times the old.
+        transition_noise: `[..., H, H]`.
+        emission: `[..., D, H]`.
+        emission_bias: `[..., D]`, in the units of x.
+        emission_noise: `[..., D, D]`, in squared units of x.
+        held: names of parameters that no fit changes.
+
+    Raises:
+        ValueError: shapes that do not match, covariances that are none, or names in `held` that are no parameters.
+
+    >>> import jaxem as jem
+    >>> one = [[1.0]]
+    >>> level = jem.LinearGaussianSSM([0.0], one, one, one, one, [0.0], one, held=("transition", "emission"))
+    >>> level.log_prob([[0.0, 1.0], [2.0]]).round(2).tolist(), level.smooth([0.0, 1.0]).mean.round(4).tolist()
+    ([-2.84, -2.27], [[[0.2], [0.6]]])
+    """
+
+    initial_mean: Float[Array, "*batch h"] = parameter(vector)
+    initial_covariance: Float[Array, "*batch h h"] = parameter(positive_definite)
+    transition: Float[Array, "*batch h h"] = parameter(matrix)
+    transition_noise: Float[Array, "*batch h h"] = parameter(positive_definite)
+    emission: Float[Array, "*batch d h"] = parameter(matrix)
+    emission_bias: Float[Array, "*batch d"] = parameter(vector)
+    emission_noise: Float[Array, "*batch d d"] = parameter(positive_definite)
+    held: tuple[str, ...] = static(default=())
+
+    def __post_init__(self) -> None:
+        convert_parameters(self)
+        check_parameters(self)
+        object.__setattr__(self, "held", tuple(self.held))
+        unknown = [name for name in self.held if name not in parameters(self)]
+        if unknown:
+            raise ValueError(
+                f"LinearGaussianSSM: held names {unknown[0]!r}; parameters are {', '.join(parameters(self))}"
+            )
+        members, (size, hidden) = self.batch_shape, self.emission.shape[-2:]
+        square, noise = (*members, hidden, hidden), (*members, size, size)
+        wanted = {
+            "initial_mean": (*members, hidden),
+            "initial_covariance": square,
+            "transition": square,
+            "transition_noise": square,
+            "emission": (*members, size, hidden),
+            "emission_bias": (*members, size),
+            "emission_noise": noise,
+        }
+        for name, shape in wanted.items():
+            if getattr(self, name).shape != shape:
+                raise ValueError(
+                    f"LinearGaussianSSM: {name} has shape {getattr(self, name).shape}; with an initial_mean of shape "
+                    f"{self.initial_mean.shape} and an emission of shape {self.emission.shape} it must be {shape}"
+                )
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """The shape of the members: that of `initial_mean` without its last axis."""
+        return self.initial_mean.shape[:-1]
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """`(D,)`, of one step."""
+        return self.emission_bias.shape[-1:]
+
+    @classmethod
+    def start(cls, key: Array, x: Any, states: int, *, weight: Any = None, restarts: int | None = None) -> Self:
+        """A model to set out from, scaled to the data: states that forget at random rates, seen in random mixtures.
+
+        Args:
+            key: a JAX random key.
+            x: sequences.
+            states: H.
+            weight: `[S]` weights of the sequences.
+            restarts: how many starts; the model then has a leading axis of this length.
+
+        Raises:
+            ValueError: states or restarts below one.
+
+        >>> import jax, jaxem as jem
+        >>> jem.LinearGaussianSSM.start(jax.random.key(0), [[1.0, 2.0, 4.0]], 2).transition.shape
+        (2, 2)
+        """
+        if states < 1 or (restarts is not None and restarts < 1):
+            raise ValueError(f"states is {states} and restarts {restarts}; both must be at least one")
+        x, weight, _ = ready(as_sequences(x), weight, None)
+        values = x.values if x.values.ndim == 3 else x.values[..., None]
+        seen = kalman.observed(values, x.seen, x.length)
+        cell = jnp.where(seen.seen, weight[None, None], 0)
+        count = jnp.maximum(jnp.sum(cell, axis=(0, 2)), jnp.finfo(cell.dtype).tiny)
+        mean = jnp.sum(cell * seen.values, axis=(0, 2)) / count
+        variance = jnp.maximum(_spread(seen, weight) ** 2, jnp.finfo(cell.dtype).tiny)
+        rates, directions = jax.random.split(key)
+        members, dtype = (restarts or 1,), cell.dtype
+        rate = jax.random.uniform(rates, (*members, states), dtype, minval=0.3, maxval=0.97)
+        direction = jax.random.normal(directions, (*members, len(mean), states), dtype)
+        direction = direction / jnp.sqrt(jnp.sum(direction**2, axis=-1, keepdims=True))
+        model = cls(
+            jnp.zeros_like(rate),
+            linalg.diagonal_matrix(jnp.ones_like(rate)),
+            linalg.diagonal_matrix(rate),
+            linalg.diagonal_matrix(1 - rate**2),
+            # Half of the variance is the states', half is noise.
+            direction * jnp.sqrt(variance / 2)[None, :, None],
+            jnp.broadcast_to(mean, (*members, len(mean))),
+            jnp.broadcast_to(linalg.diagonal_matrix(variance / 2), (*members, len(mean), len(mean))),
+        )
+        return model if restarts is not None else jax.tree.map(lambda leaf: leaf[0], model)
+
+    def read(self, x: Any) -> Sequences:
+        return as_sequences(x, self.event_shape)
+
+    def observe(self, x: Any) -> Observed:
+        """Sequences (see `Sequences.from_list`), a list of arrays, or one array, which is one sequence.
+
+        Raises:
+            ValueError: steps of another size than the emission's, or known states.
+        """
+        if isinstance(x, Observed):
+            return x
+        if isinstance(x, Labelled):
+            raise ValueError("LinearGaussianSSM: its states are vectors; labels cannot name them")
+        x = as_sequences(x, self.event_shape)
+        values = x.values[..., None] if x.values.ndim == 2 and self.event_shape == (1,) else x.values
+        if values.shape[2:] != self.event_shape:
+            raise ValueError(f"x has steps of shape {values.shape[2:]}; this model reads steps of {self.event_shape}")
+        return kalman.observed(values.astype(self.emission.dtype), x.seen, x.length)
+
+    def observations(self, x: Any, weight: Array) -> Array:
+        """The weight of the steps of which anything was seen."""
+        return jnp.sum(weight * _steps(self.observe(x)))
+
+    def log_prob(self, x: Any) -> Float[Array, "*batch s"]:
+        """log p(x_1 .. x_T) of each sequence: `[*batch_shape, S]`, in nats, by the Kalman filter."""
+        return _log_prob(self, self.observe(x))
+
+    def e_step(self, x: Any) -> tuple[Array, Pullback]:
+        """`(log_prob, pullback)`; `pullback(weight [*batch_shape, S])` gives `StateSpaceStatistics`."""
+        x = self.observe(x)
+        log_prob, expected = self._each(kalman.expectations)(self._system(), x)
+
+        def pullback(weight: Array) -> StateSpaceStatistics:
+            def total(leaf: Array) -> Array:
+                spread = (*self.batch_shape, *(1,) * (leaf.ndim - weight.ndim), weight.shape[-1])
+                return jnp.sum(leaf * weight.reshape(spread), axis=-1)
+
+            def counted(steps: Array) -> Array:
+                return jnp.sum(linalg.lead(steps.astype(weight.dtype), weight.ndim) * weight, axis=-1)
+
+            # The slope by a noise S is S^-1 (E sum r r^T - rows S) S^-1 / 2, and by coefficients S^-1 E sum r f^T.
+            slope, level = jax.tree.map(total, expected.score), total(expected.level)
+            moves, steps = counted(x.length - 1), counted(_steps(x))
+            present = _bordered(total(expected.present), level, steps)
+            by_emission = jnp.concatenate([slope.emission, slope.emission_bias[..., None]], axis=-1)
+            rows = jnp.sum(weight, axis=-1)
+            shift = matmul(self.initial_covariance, slope.initial_mean[..., None])
+            return StateSpaceStatistics(
+                Regression(rows, total(expected.first), shift, rows[..., None, None], self.initial_mean[..., None]),
+                Regression(
+                    moves,
+                    _residual(self.transition_noise, slope.transition_noise, moves),
+                    matmul(self.transition_noise, slope.transition),
+                    total(expected.left),
+                    self.transition,
+                ),
+                Regression(
+                    steps,
+                    _residual(self.emission_noise, slope.emission_noise, steps),
+                    matmul(self.emission_noise, by_emission),
+                    present,
+                    self._emission(),
+                ),
+            )
+
+        return log_prob, pullback
+
+    def m_step(self, statistics: StateSpaceStatistics) -> Self:
+        """Three regressions: coefficients that fit best, and the noise about them; what is held stays.
+
+        Without sequences, or without a step that another follows, parameters stay as they are.
+        """
+        hidden = self.emission.shape[-1]
+        columns = slice(hidden if "emission" in self.held else 0, hidden + ("emission_bias" not in self.held))
+        initial = statistics.initial.solved(
+            self.initial_mean[..., None], self.initial_covariance, slice(0, int("initial_mean" not in self.held))
+        )
+        moved = statistics.transition.solved(
+            self.transition, self.transition_noise, slice(0, hidden * ("transition" not in self.held))
+        )
+        seen = statistics.emission.solved(self._emission(), self.emission_noise, columns)
+        found = {
+            "initial_mean": initial[0][..., 0],
+            "initial_covariance": initial[1],
+            "transition": moved[0],
+            "transition_noise": moved[1],
+            "emission": seen[0][..., :hidden],
+            "emission_bias": seen[0][..., hidden],
+            "emission_noise": seen[1],
+        }
+        return replace(self, **{name: value for name, value in found.items() if name not in self.held})
+
+    def expected_log_prob(self, statistics: StateSpaceStatistics) -> Float[Array, "*batch"]:
+        """The expected log-probability of states and data together: that of three regressions."""
+        return (
+            statistics.initial.expected_log_prob(self.initial_mean[..., None], self.initial_covariance)
+            + statistics.transition.expected_log_prob(self.transition, self.transition_noise)
+            + statistics.emission.expected_log_prob(self._emission(), self.emission_noise)
+        )
+
+    def expected_statistics(self) -> StateSpaceStatistics:
+        """The mean statistics of one sequence of two steps."""
+        one = jnp.ones_like(self.initial_mean[..., 0])
+        start, next_ = self.initial_mean, matmul(self.transition, self.initial_mean[..., None])[..., 0]
+        first = self.initial_covariance + outer(start, start)
+        spread = matmul(matmul(self.transition, self.initial_covariance), transpose(self.transition))
+        second = spread + self.transition_noise + outer(next_, next_)
+        emission = self._emission()
+        return StateSpaceStatistics(
+            Regression(
+                one, self.initial_covariance, jnp.zeros_like(start)[..., None], one[..., None, None], start[..., None]
+            ),
+            Regression(one, self.transition_noise, jnp.zeros_like(first), first, self.transition),
+            Regression(
+                2 * one,
+                2 * self.emission_noise,
+                jnp.zeros_like(emission),
+                _bordered(first + second, start + next_, 2 * one),
+                emission,
+            ),
+        )
+
+    def floor(self, x: Any, weight: Array) -> StateSpaceStatistics:
+        """No rows, and for the emission a diagonal scatter of `FLOOR` times the squared scale of each column.
+
+        With noise in what is seen the likelihood is bounded, whatever becomes of the states.
+        """
+        nothing = jax.tree.map(jnp.zeros_like, self.expected_statistics())
+        scatter = FLOOR[self.emission.dtype.itemsize] * _spread(self.observe(x), weight) ** 2
+        emission = Regression(
+            nothing.emission.rows,
+            jnp.broadcast_to(linalg.diagonal_matrix(scatter), self.emission_noise.shape),
+            nothing.emission.cross,
+            nothing.emission.features,
+            self._emission(),
+        )
+        return StateSpaceStatistics(
+            replace(nothing.initial, coefficients=self.initial_mean[..., None]),
+            replace(nothing.transition, coefficients=self.transition),
+            emission,
+        )
+
+    def collapsed(self, floor: StateSpaceStatistics) -> Array:
+        """Is the noise of some column, given those before it, no more than the floor of a single step?"""
+        pivot = linalg.diagonal(linalg.cholesky(self.emission_noise)) ** 2
+        return jnp.any(pivot < linalg.diagonal(floor.emission.residual), axis=-1) & ("emission_noise" not in self.held)
+
+    def inside(self, x: Any) -> Array:
+        """`[S]` bool: sequences of finite numbers."""
+        return jnp.all(jnp.isfinite(self.observe(x).values), axis=(0, 1))
+
+    def filter(self, x: Any) -> Gaussian:
+        """The state of each step given what was seen up to that step.
+
+        Args:
+            x: sequences.
+
+        Returns:
+            `Gaussian` with `batch_shape [*batch_shape, S, T]`; zeros beyond a length.
+        """
+        return _states(self, self.observe(x), kalman.filtered)
+
+    def smooth(self, x: Any) -> Gaussian:
+        """The state of each step given the whole sequence.
+
+        Args:
+            x: sequences.
+
+        Returns:
+            `Gaussian` with `batch_shape [*batch_shape, S, T]`; zeros beyond a length.
+        """
+        return _states(self, self.observe(x), kalman.smoothed)
+
+    def forecast(self, x: Any, steps: int) -> tuple[Gaussian, Gaussian]:
+        """What comes after each sequence.
+
+        Args:
+            x: sequences.
+            steps: how many steps ahead.
+
+        Returns:
+            `(states, emission)`: the predictive distributions of the state and of what is seen, each a `Gaussian`
+            with `batch_shape [*batch_shape, S, steps]`.
+        """
+        return _forecast(self, self.observe(x), steps)
+
+    def sample(self, key: Array, n: int, steps: int = 100) -> Float[Array, "*batch n t d"]:
+        """`n` sequences from each member, `[*batch_shape, n, steps, D]`.
+
+        Args:
+            key: a JAX random key.
+            n: how many sequences.
+            steps: how long each is.
+        """
+        return _sample(self, key, n, steps)
+
+    def _system(self) -> System:
+        return System(*(getattr(self, name) for name in parameters(self)))
+
+    def _emission(self) -> Float[Array, "*batch d f"]:
+        """The coefficients of the state and of a one."""
+        return jnp.concatenate([self.emission, self.emission_bias[..., None]], axis=-1)
+
+    def _each(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function of a system and observed data, for every member."""
+        for _ in self.batch_shape:
+            function = jax.vmap(function, in_axes=(0, None))
+        return function
+
+
+def _steps(x: Observed) -> Array:
+    """`[S]` steps of which anything was seen."""
+    return jnp.sum(jnp.any(x.seen, axis=1), axis=0, dtype=x.values.dtype)
+
+
+def _bordered(second: Array, first: Array, rows: Array) -> Array:
+    """Sums of products of features with one more, which is one: `[[second, first], [first^T, rows]]`."""
+    right = jnp.concatenate([first, rows[..., None]], axis=-1)[..., None]
+    return jnp.concatenate([jnp.concatenate([second, first[..., None, :]], axis=-2), right], axis=-1)
+
+
+def _residual(noise: Array, slope: Array, rows: Array) -> Array:
+    """The expected squares of so many draws of a noise, from the slope of the log-likelihood by it."""
+    return rows[..., None, None] * noise + 2 * matmul(matmul(noise, slope), noise)
+
+
+def _spread(x: Observed, weight: Float[Array, "s"]) -> Float[Array, "d"]:
+    """The spread of each column over the cells that were seen."""
+    cells = jnp.moveaxis(jnp.where(x.seen, weight[None, None], 0), 1, 0).reshape(x.values.shape[1], -1)
+    values = jnp.moveaxis(x.values, 1, 0).reshape(cells.shape)
+    return jax.vmap(lambda column, weight: quadratic.scale(column[None], weight)[0])(values, cells)
+
+
+def _sequences_first(values: Array, members: int) -> Array:
+    """`[..., T, (...), S]` as `[..., S, T, (...)]`."""
+    return jnp.moveaxis(values, -1, members)
+
+
+@jax.jit
+def _log_prob(model: LinearGaussianSSM, x: Observed) -> Array:
+    return model._each(kalman.log_normalizer)(model._system(), x)
+
+
+@partial(jax.jit, static_argnums=2)
+def _states(model: LinearGaussianSSM, x: Observed, function: Callable[..., Any]) -> Gaussian:
+    moments = model._each(function)(model._system(), x)[1:]
+    return Gaussian(*(_sequences_first(moment, len(model.batch_shape)) for moment in moments))
+
+
+@partial(jax.jit, static_argnums=2)
+def _forecast(model: LinearGaussianSSM, x: Observed, steps: int) -> tuple[Gaussian, Gaussian]:
+    members = len(model.batch_shape)
+    filtered = _states(model, x, kalman.filtered)
+    last = (x.length - 1).reshape((1,) * members + (-1, 1, 1))
+    mean = jnp.take_along_axis(filtered.mean, last, axis=-2)[..., 0, :]
+    covariance = jnp.take_along_axis(filtered.covariance, last[..., None], axis=-3)[..., 0, :, :]
+    move, noise, emission, bias, blur = (
+        jnp.expand_dims(part, members)
+        for part in (
+            model.transition,
+            model.transition_noise,
+            model.emission,
+            model.emission_bias,
+            model.emission_noise,
+        )
+    )
+
+    def through(matrix: Array, mean: Array, covariance: Array, noise: Array) -> tuple[Array, Array]:
+        spread = matmul(matmul(matrix, covariance), transpose(matrix)) + noise
+        return matmul(matrix, mean[..., None])[..., 0], linalg.symmetrize(spread)
+
+    def ahead(now: tuple[Array, Array], _: None) -> tuple[Any, Any]:
+        state = through(move, *now, noise)
+        seen = through(emission, *state, blur)
+        return state, (Gaussian(*state), Gaussian(seen[0] + bias, seen[1]))
+
+    _, found = jax.lax.scan(ahead, (mean, covariance), None, length=steps)
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, members + 1), found)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _sample(model: LinearGaussianSSM, key: Array, n: int, steps: int) -> Array:
+    def one(key: Array, system: System) -> Array:
+        return jnp.moveaxis(kalman.draws(key, system, n, steps)[1], -1, 0)
+
+    for _ in model.batch_shape:
+        one = jax.vmap(one)
+    keys = jax.random.split(key, model.batch_shape) if model.batch_shape else key
+    return one(keys, model._system())
