@@ -1,0 +1,206 @@
+"""Newton's step for linear predictors that never lowers the log-likelihood: what its statistics are, and the step.
+
+Let eta = (1, z) theta, one predictor or several, and f(eta) the log-density of a row (logistic, Poisson, or the log of
+a softmax). Then -f is convex, its third derivative is at most its second, and a change d of eta obeys
+
+    f(eta + d) >= f + f' d - c(r) d^T (-f'') d,  c(r) = (e^r - 1 - r) / r^2         Bach 2010, proposition 1
+
+where r is |d|, or the range of the d of several predictors. Let g be the sum of the slopes, H that of the curvatures,
+D = H^-1 g Newton's step, N = g D, and delta = t D + e with H-orthogonal parts. Convexity separates the two, with any
+1/p + 1/q = 1, and the sum over rows has the lower bound
+
+    Q(delta) = t N - c(p |t| r) p t^2 N - c(q s) q e^T H e,   s^2 = R e^T H e
+
+r is the largest change that D makes within the limits of the inputs, and R the largest x^T H^-1 x. Q touches at
+delta = 0, and its maximiser is Newton's step, shortened:
+
+    e = 0,  t = log(1 + r) / (p r)                                                  (Sun and Tran-Dinh 2019)
+
+Near the maximum r goes to zero and a step leaves 1 - 1 / p of the distance, a hundredth of that in nats.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxem import linalg
+from jaxem.distributions.moments import enough
+from jaxem.linalg import HIGHEST, matmul
+from jaxem.pytree import module, replace
+
+ALONG = 1.1
+"""p: the smaller, the nearer to Newton's step, and the steeper Q falls off beside it."""
+
+
+@module
+class Tangent:
+    """Sums over weighted rows, at the parameters that they were made with; quadratic priors are of the same kind.
+
+    M predictors of P inputs; a row is (1, z - centre).
+
+    Attributes:
+        rows: `[...]`, sum of w; zero for a prior.
+        curvature: `[..., M, P + 1, M, P + 1]`, sum of w (minus the second derivative).
+        linear: `[..., M, P + 1]`, sum of w (the first derivative), plus the curvature times the parameters: of a
+            quadratic it is the linear term.
+        low, high: `[..., P]`, the least and the largest input, less the centre.
+        level: `[..., M]`, the predictors at the centre.
+        slopes: `[..., M, P]`.
+        centre: `[..., P]`.
+    """
+
+    rows: Array
+    curvature: Array
+    linear: Array
+    low: Array
+    high: Array
+    level: Array
+    slopes: Array
+    centre: Array
+
+    def about(self, centre: Float[Array, "*batch p"]) -> Tangent:
+        """The same rows, about another centre."""
+        shift = self.centre - centre
+        eye = jnp.broadcast_to(jnp.eye(shift.shape[-1], dtype=shift.dtype), (*shift.shape, shift.shape[-1]))
+        first = jnp.eye(1, shift.shape[-1] + 1, dtype=shift.dtype)
+        first = jnp.broadcast_to(first, (*shift.shape[:-1], *first.shape))
+        move = jnp.concatenate([first, jnp.concatenate([shift[..., None], eye], axis=-1)], axis=-2)
+        moved = jnp.einsum("...ab,...mbnc->...manc", move, self.curvature, precision=HIGHEST)
+        return replace(
+            self,
+            curvature=jnp.einsum("...manc,...dc->...mand", moved, move, precision=HIGHEST),
+            linear=jnp.einsum("...ab,...mb->...ma", move, self.linear, precision=HIGHEST),
+            low=self.low + shift,
+            high=self.high + shift,
+            level=self.level - jnp.sum(self.slopes * shift[..., None, :], axis=-1),
+            centre=centre,
+        )
+
+    def __add__(self, other: Tangent) -> Tangent:
+        other = other.about(self.centre)
+        # A prior has no rows: it reaches nothing, and was not made at any parameters.
+        mine, its = self.rows > 0, other.rows > 0
+        both = (mine & its)[..., None]
+
+        def known(a: Array, b: Array) -> Array:
+            chosen = mine | ~its
+            return jnp.where(chosen.reshape(*chosen.shape, *(1,) * (a.ndim - chosen.ndim)), a, b)
+
+        return Tangent(
+            rows=self.rows + other.rows,
+            curvature=self.curvature + other.curvature,
+            linear=self.linear + other.linear,
+            low=jnp.where(both, jnp.minimum(self.low, other.low), known(self.low, other.low)),
+            high=jnp.where(both, jnp.maximum(self.high, other.high), known(self.high, other.high)),
+            level=known(self.level, other.level),
+            slopes=known(self.slopes, other.slopes),
+            centre=self.centre,
+        )
+
+    def __mul__(self, factor: Array | float) -> Tangent:
+        """`factor` (a number) times as many of the same rows."""
+        return replace(self, rows=self.rows * factor, curvature=self.curvature * factor, linear=self.linear * factor)
+
+    @classmethod
+    def quadratic(cls, curvature: Array, level: Array, slopes: Array, centre: Array) -> Tangent:
+        """What a Gaussian prior says: its precision and its mean; no rows."""
+        at = jnp.concatenate([level[..., None], slopes], axis=-1)
+        none = jnp.zeros_like(centre)
+        return cls(none.sum(-1), curvature, _applied(curvature, at), none, none, level, slopes, centre)
+
+    def value(self, level: Float[Array, "*batch m"], slopes: Float[Array, "*batch m p"]) -> Float[Array, "*batch"]:
+        """Q for other parameters, `level` at this centre: the lower bound above."""
+        here = self._central()
+        level = level + jnp.sum(slopes * (here.centre - self.centre)[..., None, :], axis=-1)
+        change = jnp.concatenate([(level - here.level)[..., None], slopes - here.slopes], axis=-1)
+        white = here._white()
+        slope, newton, gain = here._newton(white)
+        length = jnp.sum(slope * change, axis=(-1, -2)) / jnp.where(gain > 0, gain, 1)
+        beside = change - length[..., None, None] * newton
+        size = jnp.sum(beside * _applied(here.curvature, beside), axis=(-1, -2))
+        # A quadratic is what it is.
+        p = jnp.where(self.rows > 0, ALONG, 1.0).astype(size.dtype)
+        q = jnp.where(self.rows > 0, ALONG / (ALONG - 1), 1.0).astype(size.dtype)
+        along = p * length**2 * gain * _growth((p * length * here._farthest(newton)) ** 2)
+        return length * gain - along - q * size * _growth(q**2 * here._leverage(white) * size)
+
+    def step(self) -> tuple[Float[Array, "*batch m"], Float[Array, "*batch m p"]]:
+        """The parameters that maximise it: level at this centre, and slopes."""
+        here = self._central()
+        _, newton, _ = here._newton(here._white())
+        farthest = here._farthest(newton)
+        some = farthest > 0
+        shorter = jnp.log1p(farthest) / jnp.where(some, farthest, 1) / ALONG
+        change = jnp.where(some, shorter, jnp.where(self.rows > 0, 1 / ALONG, 1.0))[..., None, None] * newton
+        level, slopes = here.level + change[..., 0], here.slopes + change[..., 1:]
+        return level + jnp.sum(slopes * (self.centre - here.centre)[..., None, :], axis=-1), slopes
+
+    def _central(self) -> Tangent:
+        """About the centre of the curvature, where level and slopes have least to do with each other."""
+        predictors = np.arange(self.level.shape[-1])
+        own = jnp.sum(self.curvature[..., predictors, 0, predictors, :], axis=-2)
+        some = enough(own[..., :1])
+        return self.about(self.centre + jnp.where(some, own[..., 1:] / jnp.where(some, own[..., :1], 1), 0))
+
+    def _white(self) -> Float[Array, "*batch s s"]:
+        size = self.linear.shape[-1] * self.linear.shape[-2]
+        return linalg.whitening(self.curvature.reshape(*self.rows.shape, size, size))
+
+    def _newton(self, white: Float[Array, "*batch s s"]) -> tuple[Array, Array, Array]:
+        """The slope g at the parameters that the rows were seen with, Newton's step D, and N = g D."""
+        slope = self.linear - _applied(self.curvature, jnp.concatenate([self.level[..., None], self.slopes], axis=-1))
+        half = matmul(white, slope.reshape(*self.rows.shape, -1, 1))
+        newton = matmul(linalg.transpose(white), half).reshape(slope.shape)
+        return slope, newton, jnp.sum(half**2, axis=(-1, -2))
+
+    def _pairs(self, of: Any) -> list[Array]:
+        """`of(k, i)` of any two predictors; `of(k, None)` of one and that of the class of reference, which is zero."""
+        predictors = range(self.level.shape[-1])
+        return [of(k, None) for k in predictors] + [of(k, i) for k in predictors for i in range(k)]
+
+    def _farthest(self, change: Float[Array, "*batch m q"]) -> Float[Array, "*batch"]:
+        """r: by how much a change of the parameters changes a predictor, or the difference of two, at most."""
+
+        def most(k: int, i: int | None) -> Array:
+            both = change[..., k, :] if i is None else change[..., k, :] - change[..., i, :]
+            at_low, at_high = both[..., 1:] * self.low, both[..., 1:] * self.high
+            highest = both[..., 0] + jnp.sum(jnp.maximum(at_low, at_high), axis=-1)
+            lowest = both[..., 0] + jnp.sum(jnp.minimum(at_low, at_high), axis=-1)
+            return jnp.maximum(jnp.abs(highest), jnp.abs(lowest))
+
+        return jnp.where(self.rows > 0, jnp.max(jnp.stack(self._pairs(most)), axis=0), 0)
+
+    def _leverage(self, white: Float[Array, "*batch s s"]) -> Float[Array, "*batch"]:
+        """R: no row's change of a predictor, or difference of two, squares to more of e^T H e."""
+        m, size = self.linear.shape[-2:]
+        inverse = matmul(linalg.transpose(white), white).reshape(*self.rows.shape, m, size, m, size)
+        limit = jnp.maximum(jnp.abs(self.low), jnp.abs(self.high))
+        reach = jnp.concatenate([jnp.ones_like(limit[..., :1]), limit], axis=-1)
+
+        def most(k: int, i: int | None) -> Array:
+            block = inverse[..., k, :, k, :]
+            if i is not None:
+                block = block + inverse[..., i, :, i, :] - inverse[..., k, :, i, :] - inverse[..., i, :, k, :]
+            return jnp.sum(jnp.abs(block) * linalg.outer(reach, reach), axis=(-1, -2))
+
+        return jnp.where(self.rows > 0, jnp.max(jnp.stack(self._pairs(most)), axis=0), 0)
+
+
+def _applied(curvature: Array, change: Float[Array, "*batch m q"]) -> Float[Array, "*batch m q"]:
+    return jnp.einsum("...manb,...nb->...ma", curvature, change, precision=HIGHEST)
+
+
+def _growth(squared: Array) -> Array:
+    """(e^s - 1 - s) / s^2 of s^2: a half at zero, where it has no slope to speak of."""
+    some = squared > 0
+    s = jnp.where(some, jnp.sqrt(jnp.where(some, squared, 1)), 0)
+    series = jnp.zeros_like(s)
+    for k in range(14, 0, -1):
+        series = (series * s + 1) / (k + 1)
+    small = s < 0.5
+    large = jnp.where(small, 1, s)
+    return jnp.where(small, series, (jnp.expm1(large) - large) / large**2)
