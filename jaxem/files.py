@@ -12,8 +12,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem.distributions import discrete, gaussian, product
-from jaxem.latent import hmm, mixture
+from jaxem.distributions import (
+    censored,
+    circular,
+    counts,
+    discrete,
+    either,
+    factors,
+    gaussian,
+    positive,
+    product,
+    proportions,
+    regression,
+    robust,
+    weibull,
+)
+from jaxem.latent import bayesnet, experts, hmm, mixture, rbf, state_space
 
 FORMAT = "jaxem 1"
 CLASSES = {
@@ -23,14 +37,41 @@ CLASSES = {
         gaussian.TiedGaussian,
         gaussian.DiagonalGaussian,
         gaussian.SphericalGaussian,
+        robust.StudentT,
+        robust.Laplace,
+        factors.FactorAnalysis,
+        factors.PPCA,
         discrete.Bernoulli,
         discrete.Binomial,
         discrete.Categorical,
         discrete.Poisson,
+        counts.Geometric,
+        counts.NegativeBinomial,
+        counts.Multinomial,
+        counts.PointMass,
+        proportions.Beta,
+        proportions.Dirichlet,
+        circular.VonMises,
+        either.Either,
+        positive.Exponential,
+        positive.Gamma,
+        positive.LogNormal,
+        positive.InverseGaussian,
+        weibull.Weibull,
+        censored.Censored,
+        regression.LinearRegression,
+        regression.LogisticRegression,
+        regression.PoissonRegression,
+        regression.Joint,
         product.Product,
         product.Independent,
+        bayesnet.BayesNet,
         mixture.Mixture,
+        experts.SoftmaxGate,
+        experts.MixtureOfExperts,
+        rbf.RBFNetwork,
         hmm.HMM,
+        state_space.LinearGaussianSSM,
     )
 }
 
@@ -103,9 +144,9 @@ def _describe(node: Any, name: str, tensors: dict[str, np.ndarray]) -> Any:
     if isinstance(node, tuple):
         return [_describe(part, f"{name}.{i}", tensors) for i, part in enumerate(node)]
     if isinstance(node, (jax.Array, np.ndarray)):
-        tensors[name] = np.ascontiguousarray(node)
+        tensors[name] = np.asarray(node, order="C")  # ascontiguousarray would make a vector of a number
         return {"shape": list(node.shape), "dtype": str(node.dtype)}
-    if isinstance(node, int):
+    if isinstance(node, (int, str)):
         return {"value": node}
     if type(node).__name__ not in CLASSES or not dataclasses.is_dataclass(node):
         raise TypeError(f"{name} is a {type(node).__name__}; only jaxem's own models can be saved")

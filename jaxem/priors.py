@@ -166,6 +166,38 @@ class NormalInverseWishart:
 
 
 @module
+class Ridge:
+    """Of the coefficients of a regression: Gaussian about zero; the intercept is left free.
+
+    log p(coefficients) = -1/2 sum_p strength_p coefficients_p^2 + constant
+
+    Of a `LinearRegression` it is divided by the variance, so that `strength` is what ridge regression adds to the
+    diagonal of the normal equations (Hoerl and Kennard 1970).
+
+    Args:
+        strength: zero or above; a number or one for each input. In squared units of the inverse of the input.
+
+    Raises:
+        ValueError: a negative strength.
+
+    >>> import jax.numpy as jnp, jaxem as jem
+    >>> rows = jnp.array([[-1.0, -1.0], [1.0, 1.0]])
+    >>> fit = jem.fit(jem.LinearRegression([0.0], 0.0, 1.0), rows, prior=jem.priors.Ridge(2.0))
+    >>> fit.model.coefficients.round(4).tolist()
+    [0.5]
+    """
+
+    strength: Any
+
+    def __post_init__(self) -> None:
+        _above("Ridge", 0, strength=self.strength)
+
+    def statistics(self, model: Any, x: Any, weight: Any) -> Statistics:
+        """Pseudo-statistics without rows."""
+        return model.ridge(self.strength)
+
+
+@module
 class PseudoRows:
     """As if `rows` more rows had been seen for each member, looking just like draws from `like`.
 
@@ -247,6 +279,36 @@ class OfHMM:
         return LatentStatistics(counts, _of_child(self.emission, model, x, weight))
 
 
+@module
+class OfBayesNet:
+    """Of the tables of a Bayesian network: one prior for all, or one for each that has any.
+
+    Args:
+        tables: a `Dirichlet` of every row of every table, or `{variable: Dirichlet}`; of tied tables the variable that
+            has it is named. A concentration of shape `[*categories of the parents, C]` tells the entries apart.
+
+    Raises:
+        ValueError: (in a fit) a name that has no table of its own.
+
+    >>> import jaxem as jem
+    >>> model = jem.BayesNet({"a": [], "b": ["a"]}, {"a": [0.5, 0.5], "b": [[0.5, 0.5], [1.0, 0.0]]})
+    >>> prior = jem.priors.OfBayesNet({"b": jem.priors.Dirichlet(2.0)})
+    >>> [counts.tolist() for counts in prior.statistics(model, None, None)]
+    [[0.0, 0.0], [[1.0, 1.0], [1.0, 0.0]]]
+    """
+
+    tables: Any
+
+    def statistics(self, model: Any, x: Any, weight: Any) -> tuple[Array, ...]:
+        """Pseudo-counts of every table, none where a probability is zero for good."""
+        named = self.tables if isinstance(self.tables, dict) else dict.fromkeys(model.owners, self.tables)
+        for name in named:
+            if name not in model.owners:
+                raise ValueError(f"OfBayesNet: {name!r} has no table of its own; {', '.join(model.owners)} have")
+        owned = zip(model.owners, model.tables, strict=True)
+        return tuple(_pseudo_counts(named.get(name), table.probs) for name, table in owned)
+
+
 def _pseudo_counts(prior: Any, probability: Array) -> Array:
     """What a Dirichlet adds to counts: nothing where a probability is zero for good."""
     if prior is None:
@@ -292,7 +354,33 @@ class Weak:
             raise ValueError("Weak: it is a prior of mixtures; for a single family use PseudoRows")
         components, x = model.child, model.observe(x)
         data, weight = model.child_data(x), model.child_weight(x, weight)
-        everywhere = jnp.broadcast_to(weight, (*components.batch_shape, len(weight)))
-        pooled = components.m_step(add(components.statistics(data, everywhere), components.floor(data, weight)))
+        pooled = _pooled(components, data, weight)
         nothing = jax.tree.map(jnp.zeros_like, model.potentials())
         return LatentStatistics(nothing, scale(pooled.weak(model.states), self.rows))
+
+
+SETTLED = 1e-8
+"""Nats a row: with less than this to gain, one model of all data together has settled."""
+
+
+def _pooled(members: Any, x: Any, weight: Array) -> Any:
+    """Members that have each been fitted to all rows: by one M-step, or by many where a family hides something.
+
+    Wherever they set out from they end in one place: or every start would have a prior of its own.
+    """
+    everywhere, floor = jnp.broadcast_to(weight, (*members.batch_shape, len(weight))), members.floor(x, weight)
+    start, rows, counted, least = jax.lax.stop_gradient((members, x, everywhere, floor))
+
+    def goes_on(state: tuple[Any, Array, Array, Array]) -> Array:
+        return (state[3] < 100) & ~(state[2] <= SETTLED * jnp.sum(counted))
+
+    def step(state: tuple[Any, Array, Array, Array]) -> tuple[Any, Array, Array, Array]:
+        now, before, _, count = state
+        log_prob, pullback = now.e_step(rows)
+        value = jnp.sum(jnp.where(counted > 0, counted * log_prob, 0))
+        return now.m_step(add(pullback(counted), least)), value, value - before, count + 1
+
+    never = jnp.full((), jnp.inf, weight.dtype)
+    settled = jax.lax.while_loop(goes_on, step, (start, -never, never, jnp.zeros((), jnp.int32)))[0]
+    # The last step has a derivative.
+    return settled.m_step(add(settled.e_step(x)[1](everywhere), floor))

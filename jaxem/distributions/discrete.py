@@ -11,30 +11,32 @@ from jaxtyping import Array, Float
 
 from jaxem import linalg
 from jaxem.constraints import non_negative, parameter, simplex, unit_interval
-from jaxem.distributions.base import Family
+from jaxem.distributions.base import Family, flat_members
 from jaxem.distributions.moments import enough
 from jaxem.pytree import module, replace, static
 
 
-def _sums(weight: Float[Array, "*batch n"], values: Float[Array, "n"]) -> Float[Array, "*batch"]:
+def weighted(weight: Float[Array, "*batch n"], values: Float[Array, "n"]) -> Float[Array, "*batch"]:
+    """The weighted sum over rows."""
     return jnp.sum(weight * linalg.lead(values, weight.ndim), axis=-1)
 
 
-def _times_log(count: Array, p: Array) -> Array:
+def times_log(count: Array, p: Array) -> Array:
     """`count log p`: zero, with zero slope, where the count is zero; -inf where only p is. One logarithm for each p."""
     some = p > 0
     log = jnp.log(jnp.where(some, p, 1))
     return jnp.where(some, count * log, jnp.where(count == 0, 0, -jnp.inf))
 
 
-def _times_log_rest(count: Array, p: Array) -> Array:
+def times_log_rest(count: Array, p: Array) -> Array:
     """`count log(1 - p)`, in the same way."""
     some = p < 1
     log = jnp.log1p(-jnp.where(some, p, 0))
     return jnp.where(some, count * log, jnp.where(count == 0, 0, -jnp.inf))
 
 
-def _whole(values: Array) -> Array:
+def whole(values: Array) -> Array:
+    """Is each a whole number from zero upward?"""
     return jnp.isfinite(values) & (values >= 0) & (values == jnp.floor(values))
 
 
@@ -46,7 +48,7 @@ class Trials:
     failures: Array
 
 
-class _Trials(Family):
+class OfTrials(Family):
     """Successes among a number of trials that is known for each row."""
 
     probs: Array
@@ -56,7 +58,7 @@ class _Trials(Family):
         raise NotImplementedError
 
     def contains(self, columns: Array) -> Array:
-        return _whole(columns) & (columns <= self._trials)
+        return whole(columns) & (columns <= self._trials)
 
     def log_density(self, columns: Float[Array, "n"]) -> Float[Array, "*batch n"]:
         probs, total = self.probs[..., None], self._trials
@@ -64,20 +66,23 @@ class _Trials(Family):
         inside = self.contains(columns)
         successes = jnp.where(inside, columns, 0)
         ways = gammaln(total + 1.0) - gammaln(successes + 1) - gammaln(total - successes + 1) if total > 1 else 0.0
-        log_prob = _times_log(successes, probs) + _times_log_rest(total - successes, probs) + ways
+        log_prob = times_log(successes, probs) + times_log_rest(total - successes, probs) + ways
         return jnp.where(inside, log_prob, -jnp.inf)
 
     def statistics(self, x: Any, weight: Array) -> Trials:
         """The weighted number of successes and of failures."""
         successes = self.observe(x).columns
-        return Trials(_sums(weight, successes), _sums(weight, self._trials - successes))
+        return Trials(weighted(weight, successes), weighted(weight, self._trials - successes))
+
+    def centre(self) -> Array:
+        return self._trials * self.probs
 
     def expected_statistics(self) -> Trials:
         return Trials(self._trials * self.probs, self._trials * (1 - self.probs))
 
     def expected_log_prob(self, statistics: Trials) -> Float[Array, "*batch"]:
         """successes log(probs) + failures log(1 - probs)."""
-        return _times_log(statistics.successes, self.probs) + _times_log_rest(statistics.failures, self.probs)
+        return times_log(statistics.successes, self.probs) + times_log_rest(statistics.failures, self.probs)
 
     def m_step(self, statistics: Trials) -> Self:
         """successes / (successes + failures); a member without rows keeps its probability."""
@@ -88,7 +93,7 @@ class _Trials(Family):
 
 
 @module
-class Bernoulli(_Trials):
+class Bernoulli(OfTrials):
     """Yes or no.
 
     log p(x) = x log probs + (1 - x) log(1 - probs), x in {0, 1}
@@ -115,6 +120,10 @@ class Bernoulli(_Trials):
     def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         return cls(jnp.full(members, 0.5, row.dtype))
 
+    def expected_rows(self, x: Any, weight: Array) -> Float[Array, "n"]:
+        """The more probable of the two."""
+        return (super().expected_rows(x, weight) > 0.5).astype(weight.dtype)
+
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n"]:
         """`n` draws of 0 or 1 from each member, `[*batch_shape, n]`."""
         draws = jax.random.uniform(key, (*self.batch_shape, n), self.probs.dtype)
@@ -122,7 +131,7 @@ class Bernoulli(_Trials):
 
 
 @module
-class Binomial(_Trials):
+class Binomial(OfTrials):
     """Successes in a known number of independent trials.
 
     log p(x) = log (total_count choose x) + x log probs + (total_count - x) log(1 - probs)
@@ -201,20 +210,25 @@ class Categorical(Family):
 
     def log_density(self, columns: Float[Array, "c n"]) -> Float[Array, "*batch n"]:
         ndim = self.probs.ndim
-        terms = [_times_log(linalg.lead(columns[c], ndim), self.probs[..., c, None]) for c in range(self.categories)]
+        terms = [times_log(linalg.lead(columns[c], ndim), self.probs[..., c, None]) for c in range(self.categories)]
         return jnp.where(linalg.lead(self.contains(columns), ndim), sum(terms), -jnp.inf)
 
     def statistics(self, x: Any, weight: Array) -> Float[Array, "*batch c"]:
         """The weighted count of each category."""
         columns = self.observe(x).columns
-        return jnp.stack([_sums(weight, columns[c]) for c in range(self.categories)], axis=-1)
+        return jnp.stack([weighted(weight, columns[c]) for c in range(self.categories)], axis=-1)
 
     def expected_statistics(self) -> Array:
         return self.probs
 
+    def expected_rows(self, x: Any, weight: Array) -> Float[Array, "n"]:
+        """The most probable category."""
+        votes = jnp.einsum("kn,kc->nc", *flat_members(weight, self.probs), precision=linalg.HIGHEST)
+        return jnp.argmax(votes, axis=-1).astype(weight.dtype)
+
     def expected_log_prob(self, statistics: Array) -> Float[Array, "*batch"]:
         """sum over categories of count log(probs)."""
-        return jnp.sum(_times_log(statistics, self.probs), axis=-1)
+        return jnp.sum(times_log(statistics, self.probs), axis=-1)
 
     def m_step(self, statistics: Array) -> Self:
         """count / sum of counts; a member without rows keeps its probabilities."""
@@ -263,7 +277,7 @@ class Poisson(Family):
     rate: Float[Array, "*batch"] = parameter(non_negative)
 
     def columns(self, x: Array) -> tuple[Array, Array]:
-        inside = _whole(x)
+        inside = whole(x)
         return jnp.where(inside, x, jnp.nan), gammaln(jnp.where(inside, x, 0) + 1)
 
     def contains(self, columns: tuple[Array, Array]) -> Array:
@@ -273,19 +287,22 @@ class Poisson(Family):
         rate = self.rate[..., None]
         counts, log_factorial = (linalg.lead(column, rate.ndim) for column in columns)
         inside = jnp.isfinite(counts)
-        log_prob = _times_log(jnp.where(inside, counts, 0), rate) - rate - log_factorial
+        log_prob = times_log(jnp.where(inside, counts, 0), rate) - rate - log_factorial
         return jnp.where(inside, log_prob, -jnp.inf)
 
     def statistics(self, x: Any, weight: Array) -> Arrivals:
         """The weighted sum of the counts, and the weighted number of rows."""
-        return Arrivals(_sums(weight, self.observe(x).columns[0]), jnp.sum(weight, axis=-1))
+        return Arrivals(weighted(weight, self.observe(x).columns[0]), jnp.sum(weight, axis=-1))
+
+    def centre(self) -> Array:
+        return self.rate
 
     def expected_statistics(self) -> Arrivals:
         return Arrivals(self.rate, jnp.ones_like(self.rate))
 
     def expected_log_prob(self, statistics: Arrivals) -> Float[Array, "*batch"]:
         """total log(rate) - exposure rate."""
-        return _times_log(statistics.total, self.rate) - statistics.exposure * self.rate
+        return times_log(statistics.total, self.rate) - statistics.exposure * self.rate
 
     def m_step(self, statistics: Arrivals) -> Self:
         """total / exposure; a member without rows keeps its rate."""

@@ -271,6 +271,14 @@ class Independent(Family):
         """The statistics of each column."""
         return self.e_step(x)[1](weight)
 
+    def floor(self, x: Any, weight: Array) -> Statistics:
+        """That of each column."""
+        each = jax.vmap(lambda base, column: base.floor(column, weight), (self._axis, 0), out_axes=self._axis)
+        return each(self.base, self.observe(x).columns)
+
+    def collapsed(self, floor: Statistics) -> Array:
+        return self.base.collapsed(floor).any(-1)
+
     def expected_statistics(self) -> Statistics:
         return self.base.expected_statistics()
 

@@ -1,0 +1,212 @@
+"""Numbers of which only an interval is known: not before, not after, somewhere between. A row is (lower, upper)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Self
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxem.distributions import truncated
+from jaxem.distributions.base import Family, Rows, Statistics
+from jaxem.distributions.gaussian import DiagonalGaussian, Gaussian, SphericalGaussian, TiedGaussian
+from jaxem.distributions.moments import Moments
+from jaxem.distributions.product import sized
+from jaxem.linalg import lead
+from jaxem.pytree import module, replace
+
+GAUSSIANS = (Gaussian, DiagonalGaussian, SphericalGaussian, TiedGaussian)
+HOOKS = ("intervals", "log_interval", "interval_statistics")
+
+
+@module
+class Ends:
+    """Rows of (lower, upper) as a base family reads them.
+
+    Attributes:
+        points: the base's columns of one number for each row, which is the row itself where it was seen exactly.
+        intervals: what the base makes of the ends; both are that number where the row was seen exactly.
+        exact: `[n]`, was it?
+        inside: `[n]`, is it possible?
+    """
+
+    points: Any
+    intervals: Any
+    exact: Bool[Array, "n"]
+    inside: Bool[Array, "n"]
+
+
+@module
+class Censored(Family):
+    """Numbers seen exactly, or known to lie in an interval.
+
+    log p(lower, upper) = log p(x | base) if lower = upper = x, else log P(lower < X < upper | base)
+
+    `upper = inf` is censored on the right (it lasted at least until `lower`), `lower = -inf`, or 0 for positive
+    numbers, on the left. The E-step takes what is expected of the unseen number under the member's own parameters.
+
+    Args:
+        base: an `Exponential`, `Weibull` or `LogNormal`, a Gaussian of one column, or any family of numbers with
+            `intervals(lower, upper)` (what does not depend on parameters), `log_interval(intervals)` and
+            `interval_statistics(intervals, weight)`.
+
+    Raises:
+        TypeError: a base that does not know intervals.
+
+    >>> import jaxem as jem, jax.numpy as jnp
+    >>> model = jem.Censored(jem.Exponential(0.5))
+    >>> model.log_prob([[2.0, 2.0], [2.0, jnp.inf], [0.0, 2.0]]).round(4).tolist()
+    [-1.6931, -1.0, -0.4587]
+    """
+
+    scalar = False
+    base: Family
+
+    def __post_init__(self) -> None:
+        known = isinstance(self.base, GAUSSIANS) and self.base.event_shape == (1,)
+        if not known and (self.base.event_shape or not all(hasattr(self.base, hook) for hook in HOOKS)):
+            raise TypeError(
+                f"Censored: base is a {type(self.base).__name__} with event shape {self.base.event_shape}; it must be "
+                "a Gaussian of one column or a family of numbers that knows intervals (Exponential, LogNormal, Weibull)"
+            )
+
+    @property
+    def support(self) -> str:  # type: ignore[override]
+        return f"pairs (lower, upper) with lower not above upper, in {self.base.support}"
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        return self.base.batch_shape
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (2,)
+
+    def harmless(self) -> Any:
+        return self.base.harmless()
+
+    def centre(self) -> Float[Array, "*batch 2"]:
+        mean = self.base.centre().reshape(*self.batch_shape, 1)
+        return jnp.concatenate([mean, mean], axis=-1)
+
+    @property
+    def _known(self) -> Any:
+        """The base, or a Gaussian's stand-in that knows intervals."""
+        return _OneColumn(self.base) if isinstance(self.base, GAUSSIANS) else self.base
+
+    def columns(self, x: Float[Array, "n 2"]) -> Ends:
+        lower, upper = x.T
+        exact = lower == upper
+        reach = jnp.maximum(lower, getattr(self.base, "infimum", -jnp.inf))
+        points = self._points(jnp.where(exact, lower, representatives(reach, upper)))
+        inside = jnp.where(exact, self.base.contains(points), reach < upper)
+        harmless = jnp.asarray(self.base.harmless(), x.dtype)
+        settled = exact | ~inside
+        lower, upper = (
+            jnp.where(inside, jnp.where(exact, own, end), harmless) for own, end in ((lower, reach), (upper, upper))
+        )
+        return Ends(points, self._known.intervals(lower, upper), settled, inside)
+
+    def _points(self, values: Float[Array, "n"]) -> Any:
+        return self.base.columns(values[:, None] if self.base.event_shape else values)
+
+    def contains(self, columns: Ends) -> Array:
+        return columns.inside
+
+    def log_density(self, columns: Ends) -> Float[Array, "*batch n"]:
+        between = self._known.log_interval(columns.intervals)
+        exact, inside = lead(columns.exact, between.ndim), lead(columns.inside, between.ndim)
+        return jnp.where(inside, jnp.where(exact, self.base.log_density(columns.points), between), -jnp.inf)
+
+    def statistics(self, x: Any, weight: Array) -> Statistics:
+        """Those of the base: seen, or expected within each interval."""
+        columns = self.observe(x).columns
+        return self._known.interval_statistics(
+            columns.intervals, jnp.where(lead(columns.inside, weight.ndim), weight, 0)
+        )
+
+    def expected_statistics(self) -> Statistics:
+        return self.base.expected_statistics()
+
+    def expected_log_prob(self, statistics: Statistics) -> Float[Array, "*batch"]:
+        """That of the base."""
+        return self.base.expected_log_prob(statistics)
+
+    def m_step(self, statistics: Statistics) -> Self:
+        """That of the base."""
+        return replace(self, base=self.base.m_step(statistics))
+
+    def weak(self, members: Array | int) -> Statistics:
+        """That of the base."""
+        return self.base.weak(members)
+
+    def floor(self, x: Any, weight: Array) -> Statistics:
+        """That of the base, for one number of each row."""
+        columns = self.observe(x).columns
+        return self.base.floor(Rows(columns.points), jnp.where(columns.inside, weight, 0))
+
+    def collapsed(self, floor: Statistics) -> Array:
+        """Has the base?"""
+        return self.base.collapsed(floor)
+
+    def sample(self, key: Array, n: int) -> Float[Array, "*batch n 2"]:
+        """`n` rows from each member, all seen exactly: `[*batch_shape, n, 2]`."""
+        draws = self.base.sample(key, n)
+        draws = draws if self.base.event_shape else draws[..., None]
+        return jnp.concatenate([draws, draws], axis=-1)
+
+    @staticmethod
+    def of(family: Any) -> CensoredFamily:
+        """The censored `family`, as `Mixture.start` takes it: `Censored.of(jem.Weibull)`."""
+        return CensoredFamily(sized(family))
+
+
+def representatives(lower: Float[Array, "n"], upper: Float[Array, "n"]) -> Float[Array, "n"]:
+    """One number for each row: the middle of an interval, or its finite end; zero if it has none."""
+    below, above = jnp.isfinite(lower), jnp.isfinite(upper)
+    low, high = jnp.where(below, lower, upper), jnp.where(above, upper, lower)
+    return jnp.where(below | above, low + (high - low) / 2, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class CensoredFamily:
+    """A censored family that is still to be fitted: something that can `start`."""
+
+    base: Any
+    scalar = False
+
+    def start(self, x: Any, weight: Array, **sizes: int) -> Censored:
+        """Members fitted to one number of each row."""
+        return Censored(self.base.start(self._rows(x), weight))
+
+    def points(self, x: Array, weight: Array, **sizes: int) -> Array:
+        """Rows as points between which a distance means something."""
+        return self.base.points(self._rows(x), weight)
+
+    def _rows(self, x: Array) -> Array:
+        lower = jnp.maximum(x[:, 0], getattr(self.base.family, "infimum", -jnp.inf))
+        one = jnp.where(lower == x[:, 1], lower, representatives(lower, x[:, 1]))
+        return one if self.base.family.scalar else one[:, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class _OneColumn:
+    """A Gaussian of one column, as a family that knows intervals."""
+
+    gaussian: Any
+
+    @property
+    def _location_and_scale(self) -> tuple[Array, Array]:
+        variance = self.gaussian.expected_statistics().second
+        return self.gaussian.mean[..., 0], jnp.sqrt(variance.reshape(self.gaussian.batch_shape))
+
+    def intervals(self, lower: Float[Array, "n"], upper: Float[Array, "n"]) -> truncated.Interval:
+        return truncated.Interval(lower, upper, upper - lower)
+
+    def log_interval(self, intervals: truncated.Interval) -> Float[Array, "*batch n"]:
+        return truncated.log_normal_mass(intervals, *self._location_and_scale)
+
+    def interval_statistics(self, intervals: truncated.Interval, weight: Array) -> Moments:
+        moments = truncated.normal_moments(intervals, *self._location_and_scale, weight)
+        return replace(moments, second=moments.second.reshape(self.gaussian.expected_statistics().second.shape))

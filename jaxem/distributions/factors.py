@@ -1,0 +1,372 @@
+"""Few hidden factors behind many columns: a covariance of low rank and a diagonal, never formed.
+
+With M = 1 + loadings^T noise^-1 loadings (F x F), the factors of a row are expected at f = M^-1 loadings^T noise^-1
+(x - mean), its distance is that of x from mean + loadings f, and of f from zero (a sum of squares, of which nothing
+cancels), and the log-determinant of the covariance is log det noise + log det M (Woodbury).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxem import linalg
+from jaxem.constraints import loadings, parameter, positive, positive_vector, vector
+from jaxem.distributions import quadratic
+from jaxem.distributions.base import Family, Rows, add, as_rows, scale
+from jaxem.distributions.gaussian import FLOOR
+from jaxem.distributions.moments import enough
+from jaxem.linalg import matmul, transpose
+from jaxem.pytree import module, replace
+
+WARM = 5
+"""Steps of EM in which a start finds where its factors point: on all rows together, and on those of each member."""
+
+
+@module
+class Regressions:
+    """Sums for the regression of every column on g = (factors, 1), about the coefficients `reference`.
+
+    With the residuals e = x - reference g; expected, as the factors are hidden.
+
+    Attributes:
+        rows: `[...]` sum of w.
+        gram: `[..., F + 1, F + 1]` sum of w E[g g^T]. A prior may set its last entry, the rows that speak about the
+            mean, apart from `rows`.
+        cross: `[..., D, F + 1]` sum of w E[e g^T].
+        second: `[..., D]` sum of w E[e^2].
+        reference: `[..., D, F + 1]`, loadings and mean.
+    """
+
+    rows: Array
+    gram: Array
+    cross: Array
+    second: Array
+    reference: Array
+
+    def about(self, reference: Float[Array, "*batch d g"]) -> Regressions:
+        """The same rows, about other coefficients."""
+        shift = reference - self.reference
+        moved = matmul(shift, self.gram)
+        second = self.second - jnp.sum(shift * (2 * self.cross - moved), axis=-1)
+        return replace(self, cross=self.cross - moved, second=second, reference=reference)
+
+    def __add__(self, other: Regressions) -> Regressions:
+        other = other.about(self.reference)
+        return Regressions(
+            self.rows + other.rows,
+            self.gram + other.gram,
+            self.cross + other.cross,
+            self.second + other.second,
+            self.reference,
+        )
+
+    def __mul__(self, factor: Array | float) -> Regressions:
+        """`factor` (a number) times as many of the same rows."""
+        return Regressions(
+            self.rows * factor, self.gram * factor, self.cross * factor, self.second * factor, self.reference
+        )
+
+    def best(self, otherwise: Float[Array, "*batch d g"]) -> tuple[Array, Array]:
+        """The coefficients of least squares (`otherwise` without rows), and what they leave of each column."""
+        some = enough(self.rows)[..., None, None]
+        rows = jnp.where(some, self.rows[..., None, None], 1)
+        identity = linalg.lead(jnp.eye(self.gram.shape[-1], dtype=self.gram.dtype), self.gram.ndim)
+        white = linalg.whitening(jnp.where(some, self.gram / rows, identity))
+        shift = matmul(matmul(self.cross / rows, transpose(white)), white)
+        reference = jnp.where(some, self.reference + shift, otherwise)
+        second = self.about(reference).second
+        # What is less than moving may have lost is not known to be above zero.
+        lost = 8 * float(jnp.finfo(second.dtype).eps) * jnp.sum(shift * matmul(shift, self.gram), axis=-1)
+        return reference, jnp.maximum(second, lost)
+
+
+class _Factors(Family):
+    """What both share: everything but the noise."""
+
+    scalar = False
+    mean: Array
+    loadings: Array
+    noise: Array
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shape, noise = self.mean.shape, self._pooled(self.mean).shape
+        if self.loadings.shape[:-1] != shape or self.noise.shape != noise:
+            raise ValueError(
+                f"{type(self).__name__}: loadings has shape {self.loadings.shape} and noise {self.noise.shape}; with a "
+                f"mean of shape {shape} they must be {(*shape, 'F')} and {noise}"
+            )
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return self.mean.shape[-1:]
+
+    @property
+    def factors(self) -> int:
+        """How many there are."""
+        return self.loadings.shape[-1]
+
+    @property
+    def covariance(self) -> Float[Array, "*batch d d"]:
+        """loadings loadings^T + noise, `[..., D, D]`. No fit forms it."""
+        return matmul(self.loadings, transpose(self.loadings)) + linalg.diagonal_matrix(self._variances())
+
+    @staticmethod
+    def _pooled(columns: Float[Array, "*batch d"]) -> Array:
+        """One number for each column, as the noise has them."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _per_column(noise: Array, shape: tuple[int, ...]) -> Float[Array, "*batch d"]:
+        """What is shaped like the noise, for each column."""
+        raise NotImplementedError
+
+    def _variances(self) -> Float[Array, "*batch d"]:
+        """The noise of each column."""
+        return self._per_column(self.noise, self.mean.shape)
+
+    def _coefficients(self) -> Float[Array, "*batch d g"]:
+        return jnp.concatenate([self.loadings, self.mean[..., None]], axis=-1)
+
+    def _posterior(self) -> tuple[Array, Array]:
+        """`[..., F, D]`, what turns x - mean into expected factors, and `[..., F, F]`, what whitens M."""
+        scaled = self.loadings / self._variances()[..., None]
+        identity = linalg.lead(jnp.eye(self.factors, dtype=self.mean.dtype), self.mean.ndim + 1)
+        white = linalg.whitening(identity + matmul(transpose(self.loadings), scaled))
+        return matmul(matmul(transpose(white), white), transpose(scaled)), white
+
+    def _each(self, function: Any, columns: Array, project: Array, *others: Array) -> Any:
+        """`function(residuals [D, n], factors [F, n], ...)` of each member, from what turns x - mean into factors."""
+
+        def member(own: tuple[Array, ...]) -> Any:
+            mean, weights, project, *rest = own
+            difference = columns - mean[:, None]
+            factors = matmul(project, difference)
+            return function(difference - matmul(weights, factors), factors, *rest)
+
+        batch = self.batch_shape
+        arrays = (self.mean, self.loadings, project, *others)
+        flat = tuple(array.reshape(-1, *array.shape[len(batch) :]) for array in arrays)
+        # One after the other: all at once would be members x columns x rows, and was no faster where that is little.
+        return jax.tree.map(lambda leaf: leaf.reshape(*batch, *leaf.shape[1:]), jax.lax.map(member, flat))
+
+    def log_density(self, columns: Float[Array, "d n"]) -> Float[Array, "*batch n"]:
+        def distance(residuals: Array, factors: Array, noise: Array) -> Array:
+            return jnp.sum(residuals**2 / noise[:, None], axis=0) + jnp.sum(factors**2, axis=0)
+
+        noise, (project, white) = self._variances(), self._posterior()
+        log_det = jnp.sum(jnp.log(noise), axis=-1) + 2 * linalg.half_log_det(white)
+        log_volume = self.event_shape[0] * math.log(2 * math.pi) + log_det
+        return -0.5 * (self._each(distance, columns, project, noise) + log_volume[..., None])
+
+    def statistics(self, x: Any, weight: Array) -> Regressions:
+        """The sums of a regression on the expected factors, and what their uncertainty adds."""
+
+        def sums(residuals: Array, factors: Array, weight: Array) -> tuple[Array, ...]:
+            known = jnp.concatenate([factors, jnp.ones_like(factors[:1])])
+            weighted = weight[None] * known
+            second = jnp.sum(weight[None] * residuals**2, axis=-1)
+            return matmul(weighted, known.T), matmul(residuals, weighted.T), second
+
+        project, white = self._posterior()
+        rows = jnp.sum(weight, axis=-1)
+        gram, cross, second = self._each(sums, self.observe(x).columns, project, weight)
+        # The covariance of the factors of a row, given that row, is M^-1.
+        open_ = rows[..., None, None] * matmul(transpose(white), white)
+        spread = matmul(self.loadings, open_)
+        return Regressions(
+            rows=rows,
+            gram=gram.at[..., :-1, :-1].add(open_),
+            cross=cross.at[..., :-1].add(-spread),
+            second=second + jnp.sum(spread * self.loadings, axis=-1),
+            reference=self._coefficients(),
+        )
+
+    def expected_statistics(self) -> Regressions:
+        ones, reference = jnp.ones_like(self.mean[..., 0]), self._coefficients()
+        gram = linalg.diagonal_matrix(jnp.ones_like(reference[..., 0, :]))
+        return Regressions(ones, gram, jnp.zeros_like(reference), self._variances(), reference)
+
+    def expected_log_prob(self, statistics: Regressions) -> Float[Array, "*batch"]:
+        """-1/2 [rows (D log 2 pi + log det noise) + sum of squared residuals / noise]."""
+        noise = self._variances()
+        log_volume = self.event_shape[0] * math.log(2 * math.pi) + jnp.sum(jnp.log(noise), axis=-1)
+        squares = jnp.sum(statistics.about(self._coefficients()).second / noise, axis=-1)
+        return -0.5 * (statistics.rows * log_volume + squares)
+
+    def m_step(self, statistics: Regressions) -> Self:
+        """Loadings and mean by one regression, the noise from what it leaves; a member without rows keeps its own."""
+        reference, second = statistics.best(otherwise=self._coefficients())
+        some = enough(statistics.rows)
+        noise = self._pooled(second / jnp.where(some, statistics.rows, 1)[..., None])
+        noise = jnp.where(some.reshape(*some.shape, *(1,) * (noise.ndim - some.ndim)), noise, self.noise)
+        return replace(self, mean=reference[..., -1], loadings=reference[..., :-1], noise=noise)
+
+    def transform(self, x: Any) -> Float[Array, "*batch n f"]:
+        """The expected factors of each row, `[*batch_shape, n, F]`.
+
+        Args:
+            x: `[n, D]` rows.
+        """
+        return _transform(self, self.observe(x))
+
+    def weak(self, members: Array | int) -> Regressions:
+        """A row about the spread, narrower the more members share the data, and a hundredth of one about the mean."""
+        one = self.expected_statistics()
+        share = jnp.asarray(members, self.mean.dtype) ** (-2 / self.event_shape[0])
+        reference = one.reference.at[..., :-1].multiply(jnp.sqrt(share))
+        gram = one.gram.at[..., -1, -1].divide(100)
+        return replace(one, gram=gram, second=one.second * share, reference=reference)
+
+    def floor(self, x: Any, weight: Array) -> Regressions:
+        """No rows, and `FLOOR` times the squared scale of each column as what no factor explains."""
+        nothing, rows = self.expected_statistics() * 0, self.observe(x)
+        variance = FLOOR[weight.dtype.itemsize] * quadratic.scale(rows.columns, rows.counted(weight)) ** 2
+        return replace(nothing, second=jnp.broadcast_to(variance, self.mean.shape))
+
+    def collapsed(self, floor: Regressions) -> Array:
+        """Is the noise of some column within three times the floor's (a Heywood case)?"""
+        return jnp.any(self._variances() < 10 * floor.second, axis=-1)
+
+    @classmethod
+    def start(cls, x: Any, weight: Float[Array, "*batch n"], **sizes: int) -> Self:
+        """Members fitted to weighted rows, from what fits all rows together.
+
+        Args:
+            x: `[n, D]` rows.
+            weight: `[..., n]`: a member for each leading index. Each sees a tenth of a row more, typical of all rows
+                together; a member without rows is just that.
+            sizes: `factors`, how many.
+        """
+        x = as_rows(x, np.shape(x)[1:] or (1,), weight.dtype)
+        everything = weight.reshape(-1, weight.shape[-1]).sum(0)
+        row = x[jnp.argmax(everything)]
+        moments = quadratic.axial_moments(x.T, everything, row)
+        mean = moments.mean(otherwise=row)
+        directions = jax.random.normal(jax.random.key(0), (len(row), sizes["factors"]), weight.dtype)
+        model = cls(mean, directions, cls._pooled(jnp.ones_like(row)))  # type: ignore[call-arg]
+        rows, floor = model.observe(x), model.floor(x, everything)
+        # Half of each variance is common, in directions that have nothing to do with each other: EM turns them.
+        variance = moments.about(mean).second / jnp.where(enough(moments.rows), moments.rows, 1)
+        half = cls._pooled(variance + floor.second) / 2
+        spread = jnp.sqrt(cls._per_column(half, row.shape) / jnp.sum(directions**2, axis=-1))
+        model = replace(model, loadings=directions * spread[:, None], noise=half)
+
+        def warm(model: Self, weight: Array, pseudo: Regressions) -> Self:
+            def step(_: Array, model: Self) -> Self:
+                statistics = add(model.e_step(rows)[1](weight), pseudo)
+                return model.m_step(statistics)._standardized(statistics)
+
+            return jax.lax.fori_loop(0, WARM, step, model)
+
+        model = warm(model, everything, floor)
+        typical = add(floor, scale(model.weak(1), 0.1))
+        members = weight.shape[:-1]
+        model, typical = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*members, *leaf.shape)), (model, typical))
+        return warm(model, weight, typical)
+
+    def _standardized(self, statistics: Regressions) -> Self:
+        """With the mean and spread that the factors turned out to have moved to the mean and the loadings.
+
+        Far from a maximum they are not zero and one, as the model says; EM takes many steps to see it (Liu, Rubin and
+        Wu 1998: parameter expansion).
+        """
+        some = enough(statistics.rows)[..., None]
+        rows, told = (jnp.where(some, n[..., None], 1) for n in (statistics.rows, statistics.gram[..., -1, -1]))
+        first, second = statistics.gram[..., :-1, -1], statistics.gram[..., :-1, :-1]
+        mean = first / told
+        spread = linalg.cholesky((second - linalg.outer(first, mean)) / rows[..., None])
+        moved = self.mean + matmul(self.loadings, mean[..., None])[..., 0]
+        return replace(self, mean=moved, loadings=matmul(self.loadings, spread))
+
+    def sample(self, key: Array, n: int) -> Float[Array, "*batch n d"]:
+        """`n` draws from each member, `[*batch_shape, n, D]`."""
+        hidden, own = jax.random.split(key)
+        factors = jax.random.normal(hidden, (*self.batch_shape, n, self.factors), self.mean.dtype)
+        noise = jax.random.normal(own, (*self.batch_shape, n, *self.event_shape), self.mean.dtype)
+        common = self.mean[..., None, :] + matmul(factors, transpose(self.loadings))
+        return common + noise * jnp.sqrt(self._variances())[..., None, :]
+
+
+@jax.jit
+def _transform(model: _Factors, rows: Rows) -> Array:
+    project, _ = model._posterior()
+    return transpose(model._each(lambda residuals, factors: factors, rows.columns, project))
+
+
+@module
+class FactorAnalysis(_Factors):
+    """Columns that share a few hidden factors, each with noise of its own.
+
+    x = mean + loadings f + e, f ~ Normal(0, 1), e ~ Normal(0, diag(noise)): a Gaussian of covariance
+    loadings loadings^T + diag(noise). Data tell the loadings up to a rotation of the factors.
+
+    Args:
+        mean: `[..., D]`, in the units of x.
+        loadings: `[..., D, F]`, in the units of x.
+        noise: `[..., D]`, positive variances, in squared units of x.
+
+    Raises:
+        ValueError: shapes that do not match, or a noise that is not above zero.
+
+    Rubin and Thayer 1982, Psychometrika 47:69; as components of a mixture: Ghahramani and Hinton 1996. EM is slow here:
+    `jem.SQUAREM(jem.EM())` takes far fewer steps.
+
+    >>> import jaxem as jem
+    >>> model = jem.FactorAnalysis([0.0, 0.0], [[1.0], [1.0]], [1.0, 1.0])
+    >>> model.log_prob([[0.0, 0.0]]).round(4).tolist(), model.transform([[3.0, 3.0]]).round(4).tolist()
+    ([-2.3872], [[2.0]])
+    """
+
+    mean: Float[Array, "*batch d"] = parameter(vector)
+    loadings: Float[Array, "*batch d f"] = parameter(loadings)
+    noise: Float[Array, "*batch d"] = parameter(positive_vector)
+
+    @staticmethod
+    def _pooled(columns: Array) -> Array:
+        return columns
+
+    @staticmethod
+    def _per_column(noise: Array, shape: tuple[int, ...]) -> Array:
+        return noise
+
+
+@module
+class PPCA(_Factors):
+    """Probabilistic principal components: factors behind columns that all have the same noise.
+
+    x = mean + loadings f + e, f ~ Normal(0, 1), e ~ Normal(0, noise). At the maximum the loadings span the leading
+    principal components, and the noise is the mean of the variances of the others.
+
+    Args:
+        mean: `[..., D]`, in the units of x.
+        loadings: `[..., D, F]`, in the units of x.
+        noise: `[...]`, one positive variance, in squared units of x.
+
+    Raises:
+        ValueError: shapes that do not match, or a noise that is not above zero.
+
+    Tipping and Bishop 1999, JRSS B 61:611.
+
+    >>> import jaxem as jem
+    >>> jem.PPCA([0.0, 0.0], [[1.0], [1.0]], 1.0).log_prob([[0.0, 0.0]]).round(4).tolist()
+    [-2.3872]
+    """
+
+    mean: Float[Array, "*batch d"] = parameter(vector)
+    loadings: Float[Array, "*batch d f"] = parameter(loadings)
+    noise: Float[Array, "*batch"] = parameter(positive)
+
+    @staticmethod
+    def _pooled(columns: Array) -> Array:
+        return jnp.mean(columns, axis=-1)
+
+    @staticmethod
+    def _per_column(noise: Array, shape: tuple[int, ...]) -> Array:
+        return jnp.broadcast_to(noise[..., None], shape)

@@ -1,0 +1,306 @@
+"""Proportions: Beta, a number between 0 and 1, and Dirichlet, several that sum to one."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import logsumexp
+from jaxtyping import Array, Float
+
+from jaxem import linalg
+from jaxem.constraints import parameter, positive, positive_vector
+from jaxem.distributions.base import Family
+from jaxem.distributions.gaussian import FLOOR
+from jaxem.distributions.members import Numbers
+from jaxem.distributions.moments import enough
+from jaxem.distributions.ratios import Logged
+from jaxem.distributions.special import behind, stirling
+from jaxem.pytree import module, replace
+from jaxem.sums import totals
+
+STEPS = 100
+"""Of Newton's method, at most; it needs about eight."""
+
+
+@module
+class Shares:
+    """Sums over weighted rows on a simplex, about a point m of it.
+
+    How concentrated rows are is how far the mean of log x lies from the log of the mean: a difference that loses all
+    digits when rows are nearly equal. So the divergence from m is a sum of its own.
+
+    Attributes:
+        rows: `[...]`, sum of w.
+        logs: `[..., C]`, sum of w log(x / m).
+        divergence: `[...]`, sum of w KL(m | x), which is - sum over c of m logs, to all digits.
+        log_reference: `[..., C]`, log m.
+    """
+
+    rows: Array
+    logs: Array
+    divergence: Array
+    log_reference: Array
+
+    def about(self, log_reference: Float[Array, "*batch c"]) -> Shares:
+        """The same rows, about another point."""
+        shift = self.log_reference - log_reference
+        old, new = jnp.exp(self.log_reference), jnp.exp(log_reference)
+        moved = jnp.sum(new * (jnp.expm1(shift) - shift), axis=-1)  # KL(new | old)
+        crossed = jnp.sum((new - old) * self.logs, axis=-1)
+        logs = self.logs + self.rows[..., None] * shift
+        return Shares(self.rows, logs, self.divergence + self.rows * moved - crossed, log_reference)
+
+    def __add__(self, other: Shares) -> Shares:
+        other = other.about(self.log_reference)
+        return Shares(
+            self.rows + other.rows, self.logs + other.logs, self.divergence + other.divergence, self.log_reference
+        )
+
+    def __mul__(self, factor: Array | float) -> Shares:
+        """`factor` (a number) times as many of the same rows."""
+        return Shares(self.rows * factor, self.logs * factor, self.divergence * factor, self.log_reference)
+
+
+class _Proportions(Family):
+    """What Beta and Dirichlet share: rows as one positive number for each column, and a concentration for each."""
+
+    @property
+    def _concentrations(self) -> Float[Array, "*batch c"]:
+        raise NotImplementedError
+
+    def _with(self, concentrations: Float[Array, "*batch c"]) -> Self:
+        raise NotImplementedError
+
+    def _divergence(self, columns: tuple[Logged, ...]) -> tuple[list[Array], Array]:
+        """log(x / m) of each column, and KL(m | x), for m the mean of each member."""
+        means = jnp.exp(_log_shares(self._concentrations)[0])
+        ratios = [column.log_ratio(means[..., c]) for c, column in enumerate(columns)]
+        return [log for log, _ in ratios], sum(means[..., c, None] * gap for c, (_, gap) in enumerate(ratios))  # type: ignore[return-value]
+
+    def contains(self, columns: tuple[Logged, ...]) -> Array:
+        return jnp.stack([column.inside for column in columns]).all(0)
+
+    def log_density(self, columns: tuple[Logged, ...]) -> Float[Array, "*batch n"]:
+        """As the divergence from the mean, so that no large terms cancel, however concentrated."""
+        each = self._concentrations
+        total = jnp.sum(each, axis=-1)
+        volume = stirling(total) - jnp.sum(stirling(each), axis=-1)
+        log_base = linalg.lead(sum(column.logs for column in columns), each.ndim)  # type: ignore[arg-type]
+        log_prob = volume[..., None] - total[..., None] * self._divergence(columns)[1] - log_base
+        return jnp.where(linalg.lead(self.contains(columns), log_prob.ndim), log_prob, -jnp.inf)
+
+    def statistics(self, x: Any, weight: Array) -> Shares:
+        """Rows, their logarithms and their divergence about each member's mean."""
+        logs, divergence = self._divergence(self.observe(x).columns)
+        rows, divergence, *logs = totals(weight, weight * divergence, *(weight * log for log in logs))
+        return Shares(rows, jnp.stack(logs, axis=-1), divergence, _log_shares(self._concentrations)[0])
+
+    def expected_statistics(self) -> Shares:
+        log_means, log_total = _log_shares(self._concentrations)
+        logs = behind(jnp.exp(log_total)) - behind(self._concentrations)
+        divergence = -jnp.sum(jnp.exp(log_means) * logs, axis=-1)
+        return Shares(jnp.ones_like(divergence), logs, divergence, log_means)
+
+    def expected_log_prob(self, statistics: Shares) -> Float[Array, "*batch"]:
+        """rows (log of the normaliser) - concentration x divergence from the mean, in Stirling's form."""
+        log_means, log_total = _log_shares(self._concentrations)
+        volume = stirling(jnp.exp(log_total[..., 0])) - jnp.sum(stirling(self._concentrations), axis=-1)
+        return statistics.rows * volume - jnp.exp(log_total[..., 0]) * statistics.about(log_means).divergence
+
+    def m_step(self, statistics: Shares) -> Self:
+        """Where digamma(concentration) - digamma(total) is the mean of log x; a member without rows keeps its own."""
+        some = enough(statistics.rows)
+        rows = jnp.where(some, statistics.rows, 1)
+        mean_logs, divergence = statistics.logs / rows[..., None], statistics.divergence / rows
+        log_centre = statistics.log_reference + mean_logs
+        # By how much the geometric means fall short of a sum of one: to all digits where that is little.
+        excess = jnp.sum(jnp.exp(statistics.log_reference) * (jnp.expm1(mean_logs) - mean_logs), axis=-1) - divergence
+        far = excess < -0.5
+        short = jnp.where(far, -logsumexp(log_centre, axis=-1), -jnp.log1p(jnp.where(far, 0, excess)))
+        short = jnp.maximum(short, float(jnp.finfo(rows.dtype).eps) ** 2)[..., None]
+        new = jnp.exp(_log_concentrations(log_centre + short, short))
+        return self._with(jnp.where(some[..., None], new, self._concentrations))
+
+    def floor(self, x: Any, weight: Array) -> Shares:
+        """No rows, and `FLOOR` times the divergence of all the data, which is taken as one at most."""
+        rows = self.observe(x)
+        weight = jnp.where(self.contains(rows.columns), rows.counted(weight), 0)
+        total = jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
+        mean_logs = jnp.stack([jnp.sum(weight * column.logs) / total for column in rows.columns])
+        spread = FLOOR[weight.dtype.itemsize] * jnp.clip(-logsumexp(mean_logs), 1e-6, 1)
+        divergence = jnp.broadcast_to(spread, self.batch_shape)
+        logs = jnp.broadcast_to(-spread, self._concentrations.shape)
+        return Shares(jnp.zeros_like(divergence), logs, divergence, _log_shares(self._concentrations)[0])
+
+    def collapsed(self, floor: Shares) -> Array:
+        """Is the spread within three times the floor's?"""
+        return jnp.sum(self._concentrations, axis=-1) * floor.divergence > 0.05
+
+
+def _log_shares(concentrations: Float[Array, "*batch c"]) -> tuple[Array, Array]:
+    """log of each share, and log of the total `[..., 1]`."""
+    log_total = jnp.log(jnp.sum(concentrations, axis=-1, keepdims=True))
+    return jnp.log(concentrations) - log_total, log_total
+
+
+def _log_concentrations(log_centre: Float[Array, "*batch c"], short: Float[Array, "*batch 1"]) -> Array:
+    """log a with digamma(a) - digamma(sum a) = log_centre - short, where the centre sums to one and `short` > 0.
+
+    Newton's method for s = sum a and t = log(a / (s centre)), which solve
+
+        t - behind(a) + behind(s) + short = 0 for each column,    sum over columns of centre (e^t - 1) = 0
+
+    Its matrix is a diagonal with a border (Minka 2000). All terms are small where s is large: nothing cancels.
+    """
+
+    def newton(log_total: Array, t: Array) -> tuple[Array, Array]:
+        of_each, falls = _behind_and_slope(log_total + log_centre + t)
+        of_total, total_falls = _behind_and_slope(log_total)
+        off = t - of_each + of_total + short
+        diagonal, border = 1 - falls, total_falls - falls
+        centre, shares = jnp.exp(log_centre), jnp.exp(log_centre + t)
+        over = jnp.where(t > 1, shares - centre, centre * jnp.expm1(jnp.minimum(t, 1)))
+        change = jnp.sum(over - shares * off / diagonal, axis=-1, keepdims=True)
+        change = jnp.clip(change / jnp.sum(shares * border / diagonal, axis=-1, keepdims=True), -2, 2)
+        return log_total + change, t + jnp.clip(-(off + border * change) / diagonal, -4, 4)
+
+    def going(state: tuple[Array, ...]) -> Array:
+        _, _, moved, step = state
+        return (step < STEPS) & (moved > float(jnp.finfo(moved.dtype).eps) ** 0.5)
+
+    def advance(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        log_total, t, _, step = state
+        new_total, new_t = newton(log_total, t)
+        moved = jnp.maximum(jnp.abs(new_total - log_total), jnp.abs(new_t - t) / (1 + jnp.abs(t)))
+        return new_total, new_t, jnp.max(moved), step + 1
+
+    log_total = jnp.log((log_centre.shape[-1] - 1) / (2 * short))
+    # digamma(a) = y has a near exp(y) + 1/2, or near -1 / (y - digamma(1)) where that is small (Minka 2000).
+    below = short + behind(jnp.exp(log_total))
+    y = log_total + log_centre - below
+    large = y > -2.22
+    at_large = jnp.log1p(0.5 * jnp.exp(-jnp.where(large, y, 0))) - below
+    at_small = -jnp.log(-jnp.where(large, -3, y) - np.euler_gamma) - log_total - log_centre
+    state = (log_total, jnp.where(large, at_large, at_small), jnp.full((), jnp.inf, short.dtype), jnp.zeros((), int))
+    # Of the steps none is differentiated but the last, whose derivative is that of the solution.
+    log_total, t, _, _ = jax.lax.stop_gradient(jax.lax.while_loop(going, advance, jax.lax.stop_gradient(state)))
+    log_total, t = newton(log_total, t)
+    return log_total + log_centre + t
+
+
+def _behind_and_slope(log_z: Array) -> tuple[Array, Array]:
+    """`behind`, and its slope by log z: 1 - z trigamma(z)."""
+    return jax.jvp(lambda log_z: behind(jnp.exp(log_z)), (log_z,), (jnp.ones_like(log_z),))
+
+
+@module
+class Beta(_Proportions, Numbers):
+    """A proportion.
+
+    log p(x) = (successes - 1) log x + (failures - 1) log(1 - x) - log B(successes, failures), 0 < x < 1
+
+    The mean is successes / (successes + failures); the larger both are, the narrower it is. (`jaxem.priors.Beta` is a
+    prior of a probability; this is a family of observed proportions.)
+
+    Args:
+        successes, failures: each `[...]`, above zero.
+
+    Raises:
+        ValueError: a parameter that is not above zero.
+
+    >>> import jaxem as jem
+    >>> jem.Beta([1.0, 2.0], [1.0, 2.0]).log_prob([0.5, 1.0]).round(4).tolist()
+    [[0.0, -inf], [0.4055, -inf]]
+    """
+
+    support = "numbers between 0 and 1"
+    successes: Float[Array, "*batch"] = parameter(positive)
+    failures: Float[Array, "*batch"] = parameter(positive)
+
+    @property
+    def _concentrations(self) -> Float[Array, "*batch 2"]:
+        return jnp.stack([self.successes, self.failures], axis=-1)
+
+    def _with(self, concentrations: Float[Array, "*batch 2"]) -> Self:
+        return replace(self, successes=concentrations[..., 0], failures=concentrations[..., 1])
+
+    def columns(self, x: Float[Array, "n"]) -> tuple[Logged, Logged]:
+        return Logged.of(x), Logged.of(1 - x)
+
+    def harmless(self) -> float:
+        return 0.5
+
+    def centre(self) -> Array:
+        return self.successes / (self.successes + self.failures)
+
+    @classmethod
+    def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
+        return cls(jnp.ones(members, row.dtype), jnp.ones(members, row.dtype))
+
+    def sample(self, key: Array, n: int) -> Float[Array, "*batch n"]:
+        """`n` proportions from each member, `[*batch_shape, n]`; those that round to 0 or 1 are put next to it."""
+        a, b = self.successes[..., None], self.failures[..., None]
+        draws = jax.random.beta(key, a, b, (*self.batch_shape, n), a.dtype)
+        limits = jnp.finfo(draws.dtype)
+        return jnp.clip(draws, limits.tiny, 1 - limits.epsneg)
+
+
+@module
+class Dirichlet(_Proportions):
+    """Proportions of C kinds, which sum to one.
+
+    log p(x) = sum_c (concentration_c - 1) log x_c + log Gamma(sum_c concentration_c) - sum_c log Gamma(concentration_c)
+
+    The mean is concentration / sum of them. Rows that sum to one within 1e-5 are taken as rounded. (`jaxem.priors
+    .Dirichlet` is a prior of probabilities; this is a family of observed proportions.)
+
+    Args:
+        concentration: `[..., C]`, above zero.
+
+    Raises:
+        ValueError: a concentration that is not above zero.
+
+    >>> import jaxem as jem
+    >>> jem.Dirichlet([1.0, 1.0, 2.0]).log_prob([[0.2, 0.3, 0.5], [0.2, 0.3, 0.4]]).round(4).tolist()
+    [1.0986, -inf]
+    """
+
+    scalar = False
+    support = "numbers above 0 that sum to one"
+    concentration: Float[Array, "*batch c"] = parameter(positive_vector)
+
+    @property
+    def _concentrations(self) -> Float[Array, "*batch c"]:
+        return self.concentration
+
+    def _with(self, concentrations: Float[Array, "*batch c"]) -> Self:
+        return replace(self, concentration=concentrations)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return self.concentration.shape[-1:]
+
+    def columns(self, x: Float[Array, "n c"]) -> tuple[Logged, ...]:
+        total = jnp.sum(x, axis=-1, keepdims=True)
+        shares = jnp.where(jnp.abs(total - 1) <= 1e-5, x / jnp.where(total > 0, total, 1), -1)
+        return tuple(Logged.of(shares[:, c]) for c in range(x.shape[-1]))
+
+    def harmless(self) -> float:
+        return 1 / self.event_shape[0]
+
+    def centre(self) -> Array:
+        return self.concentration / jnp.sum(self.concentration, axis=-1, keepdims=True)
+
+    @classmethod
+    def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
+        return cls(jnp.ones((*members, *row.shape), row.dtype))
+
+    def sample(self, key: Array, n: int) -> Float[Array, "*batch n c"]:
+        """`n` rows from each member, `[*batch_shape, n, C]`; a share that rounds to 0 is put above it."""
+        draws = jax.random.dirichlet(
+            key, self.concentration[..., None, :], (*self.batch_shape, n), self.concentration.dtype
+        )
+        return jnp.maximum(draws, jnp.finfo(draws.dtype).tiny)

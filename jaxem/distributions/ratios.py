@@ -1,0 +1,147 @@
+"""Positive numbers by their ratio to a reference: the sufficient statistics of the gamma and the inverse Gaussian.
+
+What such a family knows of its spread is how far the mean of log x (or of 1/x) lies from that of x: a difference that
+loses all digits when rows are nearly equal. So sums are kept of a ratio less one, and of a divergence that is zero
+where the ratio is one, about a reference near the data; moving the reference is exact algebra.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxem import linalg
+from jaxem.distributions import quadratic
+from jaxem.distributions.moments import enough
+from jaxem.distributions.special import gap
+from jaxem.pytree import module, replace
+
+NEAR = 0.25
+"""Below this ratio less one, logarithms are a series: `TERMS` of it, by bytes of a float, are exact to rounding."""
+TERMS = {4: 5, 8: 10}
+
+
+@module
+class Logged:
+    """Rows of positive numbers, and what is made of them once. A row that is none reads as 1.
+
+    Attributes:
+        values: `[n]`.
+        logs: `[n]`, their logarithms.
+        inside: `[n]`, is it a positive number?
+    """
+
+    values: Float[Array, "n"]
+    logs: Float[Array, "n"]
+    inside: Bool[Array, "n"]
+
+    @staticmethod
+    def of(x: Float[Array, "n"]) -> Logged:
+        """Rows as they were passed."""
+        # The CPU takes the smallest (subnormal) floats for zero.
+        inside = jnp.isfinite(x) & (x >= jnp.finfo(x.dtype).tiny)
+        values = jnp.where(inside, x, 1)
+        return Logged(values, jnp.log(values), inside)
+
+    def less_one(self, reference: Float[Array, "*batch"]) -> Float[Array, "*batch n"]:
+        """x / reference - 1."""
+        reference = reference[..., None]
+        return (linalg.lead(self.values, reference.ndim) - reference) / reference
+
+    def log_ratio(self, reference: Float[Array, "*batch"]) -> tuple[Array, Array]:
+        """log(x / reference), and by how much x / reference - 1 is above it: each `[..., n]`, to all digits."""
+        coarse = linalg.lead(self.logs, reference.ndim + 1) - jnp.log(reference)[..., None]
+        return _log_and_gap(self.less_one(reference), coarse)
+
+    def relative_scale(self, weight: Float[Array, "n"]) -> Float[Array, ""]:
+        """The spread of the rows in units of their median, one at most; a thousandth if they do not vary."""
+        weight = jnp.where(self.inside, weight, 0)
+        (middle,) = quadratic.quantiles(self.values[None], weight, (0.5,))
+        ratios = self.values[None] / jnp.where(jnp.isfinite(middle) & (middle > 0), middle, 1)[:, None]
+        return jnp.minimum(quadratic.scale(ratios, weight)[0], 1)
+
+
+def _log_and_gap(d: Array, coarse: Array) -> tuple[Array, Array]:
+    """log(1 + d) and d - log(1 + d), where `coarse` is the former to fewer digits."""
+    near = jnp.abs(d) < NEAR
+    small = jnp.where(near, d, 0)
+    # log(1 + d) = 2 artanh z = 2 (z + z^3 / 3 + z^5 / 5 + ...), and d - 2 z = d z.
+    z = small / (2 + small)
+    square, tail = z * z, jnp.zeros_like(z)
+    for term in range(TERMS[d.dtype.itemsize], 0, -1):
+        tail = tail * square + 2 / (2 * term + 1)
+    tail = tail * square * z
+    return jnp.where(near, 2 * z + tail, coarse), jnp.where(near, small * z - tail, d - coarse)
+
+
+@module
+class Ratios:
+    """Sums over weighted rows, about `reference`.
+
+    Attributes:
+        rows: `[...]` sum of w.
+        first: `[...]` sum of w (x / reference - 1).
+        second: `[...]` sum of w divergence(x / reference), which a subclass names.
+        reference: `[...]`, in units of x.
+    """
+
+    rows: Array
+    first: Array
+    second: Array
+    reference: Array
+
+    def _second(self, change: Array, ratio: Array) -> Array:
+        """`second` about a reference of which the present one is `ratio` = 1 + `change` times as much."""
+        raise NotImplementedError
+
+    def about(self, reference: Float[Array, "*batch"]) -> Self:
+        """The same rows, about another reference."""
+        # Sums of nothing may have a reference of zero.
+        here = jnp.where(self.reference > 0, self.reference, reference)
+        change, ratio = (here - reference) / reference, here / reference
+        first = self.first * ratio + self.rows * change
+        return replace(self, first=first, second=self._second(change, ratio), reference=reference)
+
+    def __add__(self, other: Self) -> Self:
+        reference = jnp.where(self.reference > 0, self.reference, other.reference)
+        a, b = self.about(reference), other.about(reference)
+        return replace(a, rows=a.rows + b.rows, first=a.first + b.first, second=a.second + b.second)
+
+    def __mul__(self, factor: Array | float) -> Self:
+        """`factor` (a number) times as many of the same rows."""
+        return replace(self, rows=self.rows * factor, first=self.first * factor, second=self.second * factor)
+
+    def mean(self, otherwise: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+        """The mean of the rows; `otherwise` for a member that has none."""
+        some = enough(self.rows)
+        # A mean that rounding has taken to zero is smaller than the reference by about as much as can be told.
+        least = 8 * float(jnp.finfo(self.rows.dtype).eps)
+        ratio = jnp.maximum(1 + self.first / jnp.where(some, self.rows, 1), least)
+        return jnp.where(some, self.reference * ratio, otherwise)
+
+    def spread(self, mean: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+        """The mean divergence of the rows from `mean`; one for a member without rows."""
+        some = enough(self.rows)
+        moved = self.about(mean)
+        # What moving may have lost keeps it above zero: nothing where the mean has stopped, much if it comes from far.
+        change = 1 - self.reference / mean
+        lost = 8 * float(jnp.finfo(mean.dtype).eps) * self.rows * change * change
+        return jnp.where(some, (moved.second + lost) / jnp.where(some, self.rows, 1), 1)
+
+
+@module
+class LogRatios(Ratios):
+    """With the divergence r - 1 - log r of a ratio r: that of the gamma."""
+
+    def _second(self, change: Array, ratio: Array) -> Array:
+        return self.second + change * self.first + self.rows * gap(change, ratio)
+
+
+@module
+class InverseRatios(Ratios):
+    """With the divergence r - 2 + 1/r = (r - 1)^2 / r of a ratio r: that of the inverse Gaussian."""
+
+    def _second(self, change: Array, ratio: Array) -> Array:
+        return (self.second + self.rows * change**2 + self.first * change * (2 + change)) / ratio
