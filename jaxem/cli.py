@@ -76,18 +76,32 @@ Table = Annotated[str, typer.Argument(help="CSV, Parquet or Arrow IPC file; or f
 Columns = Annotated[str, _option("Data", "Columns to fit, with commas between.")]
 Out = Annotated[Path, _option("Data", "Folder for the results.")]
 By = Annotated[str, _option("Data", "Columns that name the group; without it the table is one.")]
-MinRows = Annotated[int, _option("Data", "Groups with fewer complete rows are not fitted.", min=1)]
-Missing = Annotated[str, _option("Data", "Texts that stand for a missing number, as empty does.")]
+MinRows = Annotated[int, _option("Data", "Groups with fewer rows that count are not fitted.", min=1)]
+Null = Annotated[str, _option("Data", "Texts that stand for a missing number, as empty does.")]
+Missing = Annotated[
+    str,
+    _option(
+        "Data",
+        "em: a row counts with whatever cells it has (families of whole rows: if it is complete); "
+        "drop: only complete rows count.",
+    ),
+]
 Assign = Annotated[bool, _option("Data", "Write where every row belongs, too.", "--assign")]
 Family = Annotated[
     str,
     _option(
         "Model",
-        "gaussian, diagonal, spherical, tied, bernoulli, binomial, categorical or poisson; "
-        "one for all columns, or one for each, with commas between.",
+        "One for all columns, or one for each, with commas between: gaussian, student_t, laplace, von_mises (radians), "
+        "beta, exponential, gamma, lognormal, inverse_gaussian, weibull, poisson, geometric, negative_binomial, "
+        "binomial, bernoulli, categorical. One column by itself, its zeros the first component: "
+        "zero_inflated_poisson, zero_inflated_negative_binomial, zero_inflated_gamma. All columns together: gaussian, "
+        "diagonal, spherical, tied, student_t, factor_analysis, ppca, multinomial, dirichlet. Columns lower,upper, "
+        "empty where unknown: censored_exponential, censored_weibull, censored_gaussian. Inputs, and last the "
+        "response: linear_regression, logistic_regression, poisson_regression.",
     ),
 ]
 Trials = Annotated[str, _option("Model", "For binomial: how many trials are behind each count.")]
+Factors = Annotated[int | None, _option("Model", "For factor_analysis and ppca: how many hidden factors.", min=1)]
 Select = Annotated[str, _option("Model", "What chooses among them: bic, aic or icl.")]
 Prior = Annotated[
     str,
@@ -115,11 +129,18 @@ Tables = Annotated[
     list[str] | None, typer.Argument(help="CSV, Parquet or Arrow IPC files; without any, the shipped flights.")
 ]
 RaceColumns = Annotated[str, _option("Data", "Columns to fit, with commas between; those of the flights are known.")]
-Smallest = Annotated[int, _option("Data", "Groups with fewer complete rows are left out.", min=1)]
+RaceMissing = Annotated[
+    str, _option("Data", "drop: only complete rows are raced on; em: a row counts with whatever cells it has.")
+]
+Smallest = Annotated[int, _option("Data", "Groups with fewer rows that count are left out.", min=1)]
 Groups = Annotated[int, _option("Data", "At most so many groups, the largest first.", min=1)]
 Raw = Annotated[
     bool,
-    _option("Data", "Leave Gaussian columns in their own units; otherwise each group's are standardised.", "--raw"),
+    _option(
+        "Data",
+        "Leave columns of Gaussians and their like in their own units; otherwise each group's are standardised.",
+        "--raw",
+    ),
 ]
 Size = Annotated[
     int | None,
@@ -153,9 +174,11 @@ def fit(
     out: Out,
     by: By = "",
     min_rows: MinRows = 5,
-    missing: Missing = "NA",
+    null: Null = "NA",
+    missing: Missing = "em",
     family: Family = "gaussian",
     trials: Trials = "",
+    factors: Factors = None,
     components: Components = "1:6",
     select: Select = "bic",
     prior: Prior = "weak",
@@ -185,9 +208,11 @@ def hmm(
     order: Order = "",
     sequence: Sequence = "",
     min_rows: MinRows = 20,
-    missing: Missing = "NA",
+    null: Null = "NA",
+    missing: Missing = "em",
     family: Family = "gaussian",
     trials: Trials = "",
+    factors: Factors = None,
     states: States = "1:4",
     select: Select = "bic",
     prior: Prior = "weak",
@@ -202,9 +227,10 @@ def hmm(
 ) -> None:
     """Fit hidden Markov models to the sequences of every group of a table, and choose the number of states of each.
 
-    A row with a null is a step that was not seen. Writes into the folder --out: models.parquet (a row for each group),
-    selection.parquet (a row for each group and number of states), report.html, and with --assign assignments.parquet (a
-    row for each row of the table: its state on the most probable path, and the probability of that).
+    A row without any value is a step that was not seen. Writes into the folder --out: models.parquet (a row for each
+    group), selection.parquet (a row for each group and number of states), report.html, and with --assign
+    assignments.parquet (a row for each row of the table: its state on the most probable path, and the probability of
+    that).
     """
     _run("hmm", dict(locals()))
 
@@ -218,11 +244,13 @@ def race(
     order: Order = "",
     sequence: Sequence = "",
     min_rows: Smallest = 20,
-    missing: Missing = "NA",
+    null: Null = "NA",
+    missing: RaceMissing = "drop",
     groups: Groups = 12,
     raw: Raw = False,
     family: Family = "gaussian",
     trials: Trials = "",
+    factors: Factors = None,
     components: Size = None,
     states: Chain = None,
     prior: Prior = "weak",
@@ -272,9 +300,10 @@ def _fit(command: str, options: dict[str, Any]) -> int:
     typed.check_names(columns, by, {*results.OWN, *results.PARAMETERS, *typed.prefixed(columns, results.PARAMETERS)})
     kind = typed.families(options, columns)
     hidden = {"fit": "components", "hmm": "states"}[command]
-    settings = typed.job_settings(options, hidden)
+    settings = typed.job_settings(options, hidden, kind.least)
     began = time.perf_counter()
-    grouped = typed.read(options["table"], kind, by, typed.split(options["missing"]), order, sequence)
+    null, missing = typed.split(options["null"]), options["missing"]
+    grouped = typed.read(options["table"], kind, by, null, order, sequence, missing)
     typed.check_sizes(grouped, settings, hidden)
     typed.check_range(grouped, settings.dtype)
     results.check_folder(options["out"])
@@ -371,13 +400,15 @@ def _files(
 def _conclude(outcome: Outcome, out: Path) -> int:
     from jaxem.page import in_words
 
-    fitted, groups = int((outcome.choice >= 0).sum()), len(outcome.choice)
+    fitted, groups, grouped = int((outcome.choice >= 0).sum()), len(outcome.choice), outcome.grouped
     converged = int((outcome.status == 1).sum())
     if outcome.interrupted:
         typer.echo(f"jaxem: interrupted; the {fitted:,} finished of {groups:,} groups are in {out}", err=True)
         return INTERRUPTED
     if not outcome.settings.assign and (out / "assignments.parquet").exists():
         typer.echo(f"jaxem: {out / 'assignments.parquet'} is left from an earlier run", err=True)
+    if grouped.partly and grouped.kind.whole_rows:
+        typer.echo(f"jaxem: {grouped.gaps_in_words}", err=True)
     if fitted == 0:
         why = "see the status column of models.parquet"
         typer.echo(f"jaxem: none of {groups:,} groups could be fitted; {why}. Results are in {out}")

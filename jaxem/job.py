@@ -36,7 +36,7 @@ class Settings:
     Attributes:
         components: the numbers of components (of states) to try, ascending.
         restarts: starts for each.
-        min_rows: a group with fewer complete rows is not fitted.
+        min_rows: a group with fewer rows that count is not fitted.
         select: the criterion, `bic`, `aic` or `icl`; the smallest is chosen.
         seed: of all random draws.
         prior: `weak` (worth about a row a component) or `none` (maximum likelihood with a floor).

@@ -3,37 +3,143 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import enum
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 import jaxem as jem
-from jaxem.constraints import Constraint, leaves
+from jaxem.constraints import Constraint, held, leaves, parameters
+from jaxem.distributions.either import Either, EitherFamily
 from jaxem.errors import InputError
 
-FAMILIES: dict[str, Any] = {
-    "gaussian": jem.Gaussian,
-    "diagonal": jem.DiagonalGaussian,
-    "spherical": jem.SphericalGaussian,
-    "tied": jem.TiedGaussian,
-    "bernoulli": jem.Bernoulli,
-    "binomial": jem.Binomial,
-    "categorical": jem.Categorical,
-    "poisson": jem.Poisson,
+
+@dataclasses.dataclass(frozen=True)
+class Support:
+    """Which numbers a column may hold.
+
+    Attributes:
+        holds: numbers -> which of them are fine.
+        wrong: what a number is that is not.
+        advice: what to do about it.
+        words: do `true` and `false` stand for 1 and 0?
+        infinite: may a number be infinite?
+    """
+
+    holds: Callable[[Any], Any]
+    wrong: str
+    advice: str = "mend it, or choose another --family"
+    words: bool = False
+    infinite: bool = False
+
+
+FINITE = Support(lambda x: x == x, "is not a number")
+FROM_ZERO = Support(lambda x: x >= 0, "is below zero")
+ABOVE_ZERO = Support(lambda x: x > 0, "is not above zero")
+BETWEEN = Support(lambda x: (x > 0) & (x < 1), "is not between 0 and 1")
+COUNT = Support(lambda x: (x >= 0) & (x % 1 == 0), "is not a count (0, 1, 2, ...)")
+YES_NO = Support(lambda x: (x == 0) | (x == 1), "is neither 0 nor 1", words=True)
+ANGLE = Support(lambda x: abs(x) <= 2 * math.pi, "is no angle in radians", "divide degrees by 57.29578")
+SHARES = Support(lambda x: abs(x - 1) <= 1e-5, "is not one", "divide each row by its sum")
+END = dataclasses.replace(FINITE, infinite=True)
+POSITIVE_END = dataclasses.replace(FROM_ZERO, infinite=True)
+
+
+class Reads(enum.Enum):
+    """What a family reads of a table."""
+
+    one = "one column"
+    alone = "one column, by itself"
+    any = "all columns together, or one among other families"
+    all = "all columns together"
+    ends = "two columns, a lower and an upper end"
+    response = "inputs and, in the last column, a response"
+
+
+@dataclasses.dataclass(frozen=True)
+class Word:
+    """What a word stands for.
+
+    Attributes:
+        family: as `jem.sized` takes it.
+        about: what it is, for a report.
+        reads: how much of a row.
+        support: what its columns may hold.
+        response: what the last of them may hold, if that is something else.
+        total: what the sum of a row may be.
+        gaps: may cells be missing from a row that it reads?
+        units: does a change of units change nothing but the parameters: for `each` column, for all in `one` unit, or
+            not at all?
+    """
+
+    family: Any
+    about: str
+    reads: Reads = Reads.one
+    support: Support = FINITE
+    response: Support | None = None
+    total: Support | None = None
+    gaps: bool = False
+    units: str = ""
+
+
+FAMILIES = {
+    "gaussian": Word(jem.Gaussian, "Gaussians with full covariance", Reads.any, gaps=True, units="each"),
+    "diagonal": Word(jem.DiagonalGaussian, "Gaussians with diagonal covariance", Reads.any, gaps=True, units="each"),
+    "spherical": Word(
+        jem.SphericalGaussian, "Gaussians with one variance for all columns", Reads.any, gaps=True, units="one"
+    ),
+    "tied": Word(jem.TiedGaussian, "Gaussians that share one covariance", Reads.any, gaps=True, units="each"),
+    "bernoulli": Word(jem.Bernoulli, "Bernoulli (yes or no)", support=YES_NO),
+    "binomial": Word(jem.Binomial, "binomial counts", support=COUNT),
+    "categorical": Word(jem.Categorical, "categories"),
+    "poisson": Word(jem.Poisson, "Poisson counts", support=COUNT),
+    "geometric": Word(jem.Geometric, "geometric counts", support=COUNT),
+    "negative_binomial": Word(jem.NegativeBinomial, "negative binomial counts", support=COUNT),
+    "zero_inflated_poisson": Word(
+        jem.Either.of(jem.PointMass, jem.Poisson), "zeros and Poisson counts", Reads.alone, COUNT
+    ),
+    "zero_inflated_negative_binomial": Word(
+        jem.Either.of(jem.PointMass, jem.NegativeBinomial), "zeros and negative binomial counts", Reads.alone, COUNT
+    ),
+    "zero_inflated_gamma": Word(
+        jem.Either.of(jem.PointMass, jem.Gamma), "zeros and gamma numbers", Reads.alone, FROM_ZERO
+    ),
+    "exponential": Word(jem.Exponential, "exponential numbers", support=FROM_ZERO),
+    "gamma": Word(jem.Gamma, "gamma numbers", support=ABOVE_ZERO),
+    "beta": Word(jem.Beta, "beta proportions", support=BETWEEN),
+    "lognormal": Word(jem.LogNormal, "log-normal numbers", support=ABOVE_ZERO),
+    "inverse_gaussian": Word(jem.InverseGaussian, "inverse Gaussian numbers", support=ABOVE_ZERO),
+    "weibull": Word(jem.Weibull, "Weibull numbers", support=ABOVE_ZERO),
+    "von_mises": Word(jem.VonMises, "von Mises angles", support=ANGLE),
+    "laplace": Word(jem.Laplace, "Laplace numbers", units="each"),
+    "student_t": Word(jem.StudentT, "Student's t", Reads.any, units="each"),
+    "factor_analysis": Word(jem.FactorAnalysis, "factor analysis", Reads.all, units="each"),
+    "ppca": Word(jem.PPCA, "probabilistic principal components", Reads.all, units="one"),
+    "multinomial": Word(jem.Multinomial, "multinomial counts", Reads.all, COUNT),
+    "dirichlet": Word(jem.Dirichlet, "Dirichlet proportions", Reads.all, ABOVE_ZERO, total=SHARES),
+    "censored_exponential": Word(
+        jem.Censored.of(jem.Exponential), "exponential numbers, censored", Reads.ends, POSITIVE_END
+    ),
+    "censored_weibull": Word(jem.Censored.of(jem.Weibull), "Weibull numbers, censored", Reads.ends, POSITIVE_END),
+    "censored_gaussian": Word(jem.Censored.of(jem.Gaussian), "Gaussian numbers, censored", Reads.ends, END),
+    "linear_regression": Word(jem.LinearRegression, "linear regression", Reads.response, units="each"),
+    "logistic_regression": Word(jem.LogisticRegression, "logistic regression", Reads.response, response=YES_NO),
+    "poisson_regression": Word(jem.PoissonRegression, "Poisson regression", Reads.response, response=COUNT),
 }
-DESCRIPTIONS = {
-    "gaussian": "Gaussians with full covariance",
-    "diagonal": "Gaussians with diagonal covariance",
-    "spherical": "Gaussians with one variance for all columns",
-    "tied": "Gaussians that share one covariance",
-    "bernoulli": "Bernoulli (yes or no)",
-    "binomial": "binomial counts",
-    "categorical": "categories",
-    "poisson": "Poisson counts",
-}
-NORMAL = ("gaussian", "diagonal", "spherical", "tied")
+FACTORS = ("factor_analysis", "ppca")
+
+
+def parameter_names() -> tuple[str, ...]:
+    """The names that the parameters of families have in the results."""
+    found: dict[str, None] = {}
+    for family in (word.family for word in FAMILIES.values()):
+        parts = getattr(family, "parts", ()) or [getattr(family, "base", None)]
+        for part in parts:
+            found |= dict.fromkeys(parameters(part.family if part else family))
+    return tuple(found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +150,13 @@ class Parameter:
         name: of the column in the table.
         values: `[G, ...]`.
         states: how many of the axes after the first count hidden states: 1, 0 if they share it, 2 for transitions.
+        entries: for each axis after those the names along it.
     """
 
     name: str
     values: np.ndarray
     states: int
+    entries: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +169,7 @@ class Kind:
         mixed: do the columns have families of their own (a `Product`), or one family together?
         trials: the total count of each binomial column, 0 for the others.
         levels: the categories of each categorical column, in the order of their numbers; empty for the others.
+        factors: of the factor models; 0 for others.
     """
 
     columns: tuple[str, ...]
@@ -68,13 +177,16 @@ class Kind:
     mixed: bool
     trials: tuple[int, ...]
     levels: tuple[tuple[str, ...], ...]
+    factors: int = 0
 
     @classmethod
-    def parse(cls, family: Sequence[str], columns: Sequence[str], trials: Sequence[int] = ()) -> Kind:
+    def parse(
+        cls, family: Sequence[str], columns: Sequence[str], trials: Sequence[int] = (), factors: int | None = None
+    ) -> Kind:
         """From the words of a command line: one family for all columns, or one for each.
 
         Raises:
-            InputError: an unknown family, numbers of families and columns that differ, trials missing or not asked for.
+            InputError: an unknown family, columns that it cannot read, trials or factors missing or not asked for.
         """
         for word in family:
             if word not in FAMILIES:
@@ -84,20 +196,55 @@ class Kind:
                 f"--family names {len(family)} families and --columns {len(columns)} columns; give one family for "
                 "all columns, or one for each"
             )
+        for word in family:
+            _check_columns(word, len(family), columns)
         words = tuple(family) * (len(columns) if len(family) == 1 else 1)
-        return cls(tuple(columns), words, len(family) > 1, _trials(words, trials), ((),) * len(words))
+        sizes = _trials(words, trials), ((),) * len(words), _factors(words, factors)
+        return cls(tuple(columns), words, len(family) > 1, *sizes)
 
     def with_levels(self, levels: Sequence[Sequence[str]]) -> Kind:
         """The same, with the categories that were found in the table."""
         return dataclasses.replace(self, levels=tuple(tuple(names) for names in levels))
 
     @property
+    def reads(self) -> Reads:
+        """How much of a row each of the families reads."""
+        return Reads.one if self.mixed else FAMILIES[self.words[0]].reads
+
+    @property
+    def whole_rows(self) -> bool:
+        """Must rows be complete?"""
+        return self.reads not in (Reads.one, Reads.alone) and not FAMILIES[self.words[0]].gaps
+
+    @property
+    def least(self) -> int:
+        """How many components there must be."""
+        return 1 + _fixed(FAMILIES[self.words[0]].family)
+
+    @property
+    def units(self) -> list[str]:
+        """For each column what a change of its units does, as a `Word` says."""
+        return [FAMILIES[word].units for word in self.words]
+
+    def supports(self, i: int) -> list[Support]:
+        """What a column may hold."""
+        word = FAMILIES[self.words[i]]
+        last = word.response is not None and i == len(self.columns) - 1
+        found = [word.response if last and word.response else word.support]
+        if most := self.trials[i]:
+            found.append(Support(lambda x: x <= most, f"is above the {most} of --trials", "mend it, or raise --trials"))
+        return found
+
+    @property
+    def total(self) -> Support | None:
+        """What the sum of a row may be."""
+        return FAMILIES[self.words[0]].total
+
+    @property
     def family(self) -> Any:
         """As `Mixture.start` takes it."""
         parts = [self._part(i) for i in range(len(self.columns))]
-        if self._product:
-            return jem.Product.of(*parts)
-        return parts[0] if self.words[0] not in NORMAL else parts[0].family
+        return jem.Product.of(*parts) if self._product else parts[0]
 
     @property
     def _product(self) -> bool:
@@ -112,11 +259,15 @@ class Kind:
             sizes = {"total_count": self.trials[i]}
         if self.words[i] == "categorical":
             sizes = {"categories": len(self.levels[i])}
-        return jem.sized(FAMILIES[self.words[i]], **sizes)
+        if self.words[i] in FACTORS:
+            sizes = {"factors": self.factors}
+        family = FAMILIES[self.words[i]].family
+        return family if _fixed(family) else jem.sized(family, **sizes)
 
     def rows(self, x: np.ndarray) -> np.ndarray:
         """`[..., n, D]` as the family reads it: a single column of numbers loses its axis."""
-        return x[..., 0] if len(self.columns) == 1 and FAMILIES[self.words[0]].scalar else x
+        single = len(self.columns) == 1 and getattr(FAMILIES[self.words[0]].family, "scalar", True)
+        return x[..., 0] if single else x
 
     def parameters(self, models: Any) -> list[Parameter]:
         """The parameters of stacked models, which have one leading axis: their own, then those of their members."""
@@ -124,15 +275,29 @@ class Kind:
         found = [Parameter(path[-1].name, np.asarray(values), values.ndim - 1) for path, _, values in own]
         for path, constraint, values in members:
             values = np.asarray(values)
-            name, states = path[-1].name, int(is_per_component(constraint, values))
+            name, states, part = path[-1].name, int(is_per_component(constraint, values)), 0
+            if constraint is held:
+                continue
+            if first := _first_state(models, path):
+                # The states before it have no such parameter.
+                values = np.pad(values, [(0, 0), (first, 0)], constant_values=np.nan)
             if self._product:
                 part = next(key.idx for key in path if hasattr(key, "idx"))
                 name = f"{self.columns[part]}_{'variance' if name == 'covariance' else name}"
-                if self.words[part] in NORMAL:
+                if FAMILIES[self.words[part]].reads is Reads.any:
                     # A Gaussian of one column: its vectors and matrices are numbers.
                     values = values.reshape(values.shape[: 1 + states])
-            found.append(Parameter(name, values, states))
+            entries = tuple(self._entries(part, size) for size in values.shape[1 + states :])
+            found.append(Parameter(name, values, states, entries))
         return found
+
+    def _entries(self, part: int, size: int) -> tuple[str, ...]:
+        """What an axis of a parameter counts: categories, columns, inputs, or something without names."""
+        inputs = self.columns[:-1] if self.reads is Reads.response else self.columns
+        for names in (self.levels[part], self.columns, inputs):
+            if len(names) == size:
+                return tuple(names)
+        return tuple(str(i + 1) for i in range(size))
 
     def categories(self) -> dict[str, tuple[str, ...]]:
         """The names of the categories, by the name of their column in the results."""
@@ -145,8 +310,37 @@ class Kind:
         if self.mixed:
             pairs = zip(self.columns, self.words, strict=True)
             return "independent columns: " + ", ".join(f"{column} ({word})" for column, word in pairs)
-        independent = "independent columns of " if len(self.columns) > 1 and self.words[0] not in NORMAL else ""
-        return f"{independent}{DESCRIPTIONS[self.words[0]]} on {', '.join(self.columns)}"
+        about, names = FAMILIES[self.words[0]].about, ", ".join(self.columns)
+        if self.reads is Reads.response:
+            return f"{about} of {self.columns[-1]} on {', '.join(self.columns[:-1])}"
+        if self.factors:
+            about += f" with {self.factors} factor{'s' if self.factors > 1 else ''}"
+        independent = "independent columns of " if len(self.columns) > 1 and self.reads is Reads.one else ""
+        return f"{independent}{about} on {names}"
+
+
+def _check_columns(word: str, families: int, columns: Sequence[str]) -> None:
+    """Raise InputError unless the family can read so many columns."""
+    reads, count = FAMILIES[word].reads, len(columns)
+    if reads in (Reads.one, Reads.any):
+        return
+    if families > 1:
+        raise InputError(f"--family {word}: it reads {reads.value}, so it cannot be one of several; give it alone")
+    least, most = {Reads.alone: (1, 1), Reads.ends: (2, 2)}.get(reads, (2, count))
+    if not least <= count <= most:
+        named = f"--columns names {count}" if count > 1 else f"--columns {columns[0]} is one"
+        raise InputError(f"--family {word}: it reads {reads.value}, and {named}; name others")
+
+
+def _factors(words: Sequence[str], factors: int | None) -> int:
+    wanted, most = words[0] in FACTORS, len(words) - 1
+    if factors and not wanted:
+        raise InputError(f"--factors is for {' and '.join(FACTORS)} only; leave it out, or use one of these families")
+    if wanted and not factors:
+        raise InputError(f"--family {words[0]}: it needs --factors F, the number of hidden factors")
+    if factors and factors > most:
+        raise InputError(f"--factors {factors}: {len(words)} columns can share {most} at most; ask for fewer")
+    return factors or 0
 
 
 def _trials(words: Sequence[str], trials: Sequence[int]) -> tuple[int, ...]:
@@ -172,7 +366,8 @@ def is_per_component(constraint: Constraint, values: Any) -> bool:
 def map_states(change: Any, models: Any) -> Any:
     """`change(array, axis)` applied to every axis of stacked models that counts hidden states.
 
-    All axes of a model's own parameters do (weights, transitions), and the second of its members' parameters.
+    All axes of a model's own parameters do (weights, transitions), and the second of its members' parameters. Where
+    members are of different families, it counts those of one family: the change must leave the others in their place.
     """
 
     def along(values: Any, axes: Sequence[int]) -> Any:
@@ -180,10 +375,34 @@ def map_states(change: Any, models: Any) -> Any:
             values = change(values, axis)
         return values
 
+    def member(path: Any, limit: Constraint, values: Any) -> Any:
+        if not is_per_component(limit, values):
+            return values
+        first, fixed = _first_state(models, path), fixed_states(models)
+        if fixed and first < fixed:
+            return values
+        padded = np.concatenate([values[:, :1]] * first + [values], axis=1)
+        return change(padded, 1)[:, first:]
+
     own, members = _own_and_members(models)
     changed = [along(values, range(1, values.ndim)) for _, _, values in own]
-    changed += [along(values, [1] if is_per_component(limit, values) else []) for _, limit, values in members]
+    changed += [member(*leaf) for leaf in members]
     return jax.tree.unflatten(jax.tree.structure(models), changed)
+
+
+def fixed_states(models: Any) -> int:
+    """How many of the first states are of a family of their own, and so keep their place."""
+    return _fixed(models.child)
+
+
+def _fixed(family: Any) -> int:
+    """All families of `Either` but the last have one member each."""
+    return len(family.parts) - 1 if isinstance(family, (Either, EitherFamily)) else 0
+
+
+def _first_state(models: Any, path: Any) -> int:
+    """The first state that a parameter is about."""
+    return next(key.idx for key in path if hasattr(key, "idx")) if fixed_states(models) else 0
 
 
 def map_own(change: Any, models: Any) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxem import selection
 from jaxem.constraints import free_parameters
 from jaxem.fitting.status import Status
-from jaxem.kinds import map_own, map_states
+from jaxem.kinds import fixed_states, map_own, map_states
 from jaxem.slabs import Slab, places
 from jaxem.tables import Grouped
 
@@ -76,8 +76,8 @@ class Outcome:
     def empty(cls, grouped: Grouped, settings: Settings) -> Outcome:
         """Before any fit: what cannot be fitted says why, the rest is `interrupted` until its result is stored."""
         n, counts = grouped.n[:, None], np.array(settings.components)
-        cases = [n < max(settings.min_rows, 1), ~grouped.varies[:, None], n < counts]
-        codes = [int(Status.too_few_rows), int(Status.no_variation), int(Status.too_few_rows)]
+        cases = [n < max(settings.min_rows, 1), grouped.lacks[:, None], ~grouped.varies[:, None], n < counts]
+        codes = [int(Status.too_few_rows)] * 2 + [int(Status.no_variation), int(Status.too_few_rows)]
         status = np.select([np.broadcast_to(case, (len(n), len(counts))) for case in cases], codes, Status.interrupted)
         log_likelihood, entropy, bic, aic, icl = (np.full(status.shape, np.nan) for _ in range(5))
         steps, parameters = np.zeros((2, *status.shape), int)
@@ -227,7 +227,9 @@ def narrow(starts: Any, capacity: int) -> Any:
 
 def _by_share(models: Any) -> Any:
     """Components in the order of falling weight, states of time spent in them, so that unused ones come last."""
-    order = np.argsort(-np.asarray(models.occupancy()), axis=1, kind="stable")
+    share = np.array(models.occupancy())
+    share[:, : fixed_states(models)] = np.inf
+    order = np.argsort(-share, axis=1, kind="stable")
 
     def sort(a: np.ndarray, axis: int) -> np.ndarray:
         shape = [1] * a.ndim

@@ -67,7 +67,7 @@ class Listed:
 
 def without(status: Status, groups: Sequence[int], label: Callable[[int], str], n: Any, least: int) -> Listed:
     """Groups that could not be fitted, for one reason, with their rows `n`; `least` were asked for."""
-    asked = f" At least {least} complete rows were asked for." if status is Status.too_few_rows else ""
+    asked = f" At least {least} rows were asked for." if status is Status.too_few_rows else ""
     named = [(label(group), f"{n[group]:,} row" + ("s" if n[group] != 1 else "")) for group in groups[:NAMED]]
     return Listed(status.name.replace("_", " "), status.sentence + asked, len(groups), named)
 

@@ -22,7 +22,7 @@ from jaxem.contenders import BATCH, USUAL, Contender, parse
 from jaxem.errors import InputError
 from jaxem.fitting.ragged import padded_lengths
 from jaxem.fitting.status import Status
-from jaxem.kinds import NORMAL, Kind
+from jaxem.kinds import Kind
 from jaxem.slabs import LENGTHS, Slab, stack
 from jaxem.solvers.newton import MOST
 from jaxem.tables import Grouped
@@ -40,8 +40,8 @@ class Settings:
         size: how many components (states).
         starts: of each group; each is a problem.
         groups: at most so many, the largest first.
-        min_rows: a group with fewer complete rows is left out.
-        scale: put the columns of Gaussian families into standard units within each group?
+        min_rows: a group with fewer rows that count is left out.
+        scale: put the columns of Gaussian families and their like into standard units within each group?
         prior, method, tol, max_steps, seed, dtype: as in `jaxem.job.Settings`.
     """
 
@@ -76,7 +76,7 @@ class Group:
 
     @property
     def rows(self) -> int:
-        """How many are complete."""
+        """How many count."""
         return int(self.grouped.n[self.index])
 
     @property
@@ -209,7 +209,7 @@ def _sorted_out(tables: Mapping[str, Grouped], settings: Settings) -> tuple[list
     """Groups that can be raced, and those that cannot; the largest first."""
     found: dict[Status, list[Group]] = {}
     for table, grouped in tables.items():
-        few = grouped.n < max(settings.min_rows, settings.size)
+        few = (grouped.n < max(settings.min_rows, settings.size)) | grouped.lacks
         codes = np.select([few, ~grouped.varies], [Status.too_few_rows, Status.no_variation], Status.running)
         for index, code in enumerate(codes.tolist()):
             found.setdefault(Status(code), []).append(Group(table, grouped, index, len(tables) > 1))
@@ -223,8 +223,8 @@ def _nobody(left_out: Mapping[Status, Sequence[Group]], settings: Settings) -> s
         largest = left_out[Status.no_variation][0]
         return f"{largest.label}: all rows are the same, so there is nothing to race on; choose other columns"
     largest, least = left_out[Status.too_few_rows][0], max(settings.min_rows, settings.size)
-    rows = f"{largest.rows:,} complete row" + ("s" if largest.rows != 1 else "")
-    return f"--min-rows: no group has {least:,} complete rows; the largest, {largest.label}, has {rows}"
+    asked, rows = map(largest.grouped.rows_in_words, (least, largest.rows))
+    return f"--min-rows: no group has {asked}; the largest, {largest.label}, has {rows}"
 
 
 def _problems(tables: Mapping[str, Grouped], chosen: Sequence[Group], settings: Settings) -> list[Problem]:
@@ -242,7 +242,7 @@ def _problems(tables: Mapping[str, Grouped], chosen: Sequence[Group], settings: 
     found = []
     for rank, (group, length, width) in enumerate(zip(chosen, lengths.tolist(), widths.tolist(), strict=True)):
         grouped = scaled[group.table]
-        one = stack(grouped, Slab(rank, np.array([group.index]), length, width, 1), settings.dtype)
+        one = stack(grouped, Slab(rank, np.array([group.index]), length, width, 1, grouped.patterns), settings.dtype)
         x, weight = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), one)
         starts = _starts(rank, grouped, x, weight, settings)
         for start in range(settings.starts):
@@ -261,26 +261,26 @@ def _starts(rank: int, grouped: Grouped, x: Any, weight: jax.Array, settings: Se
 
 
 def in_standard_units(grouped: Grouped, groups: Sequence[int]) -> Grouped:
-    """Columns of Gaussian families of some groups, about the group's mean and in its standard deviations.
+    """Columns whose family takes any units, of some groups: about the group's mean and in its standard deviations.
 
     EM takes the same steps in any units; a gradient does not, and a learning rate means nothing in minutes. A spherical
     family has one variance for all columns, so they share one unit.
     """
     x, kind = grouped.x.copy(), grouped.kind
-    normal = np.isin(kind.words, NORMAL)
+    scaled = np.array(kind.units) != ""
     for group in groups:
         part = slice(grouped.start[group], grouped.start[group] + grouped.size[group])
         seen = x[part][grouped.seen[part]]
-        centre, unit = np.where(normal, seen.mean(axis=0), 0), _units(seen, kind, normal)
+        centre, unit = np.where(scaled, np.nanmean(seen, axis=0), 0), _units(seen, kind, scaled)
         x[part] = (x[part] - centre) / unit
     return dataclasses.replace(grouped, x=x)
 
 
-def _units(seen: np.ndarray, kind: Kind, normal: np.ndarray) -> np.ndarray:
-    variance = seen.var(axis=0)
-    if not kind.mixed and kind.words[0] == "spherical":
+def _units(seen: np.ndarray, kind: Kind, scaled: np.ndarray) -> np.ndarray:
+    variance = np.nanvar(seen, axis=0)
+    if not kind.mixed and kind.units[0] == "one":
         variance = np.full_like(variance, variance.mean())
-    return np.where(normal & (variance > 0), np.sqrt(variance), 1)
+    return np.where(scaled & (variance > 0), np.sqrt(variance), 1)
 
 
 def _check_newton(problems: Sequence[Problem], settings: Settings) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -9,8 +12,9 @@ import numpy as np
 
 from jaxem import plot
 from jaxem.fitting.status import Status
+from jaxem.kinds import Parameter
 from jaxem.outcome import Outcome, belonging, unstacked
-from jaxem.page import Bar, Listed, bars, embedded, render, without
+from jaxem.page import NAMED, Bar, Listed, bars, embedded, render, without
 from jaxem.slabs import Slab, places, stack
 
 if TYPE_CHECKING:
@@ -23,6 +27,25 @@ CHAINS = 6
 SHOWN = 400
 """Steps of them that are drawn."""
 WORST = 10
+NUMBERS = 40
+"""Rows of a table of parameters at most."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """The parameters of one group's model.
+
+    Attributes:
+        group: its label.
+        count: of its components (states).
+        rows: the name of a number, and its value in each component; a single one if they share it.
+        more: numbers that are not shown.
+    """
+
+    group: str
+    count: int
+    rows: list[tuple[str, list[str]]]
+    more: int
 
 
 def page(outcome: Outcome, source: str, command: str, seconds: dict[str, float]) -> str:
@@ -36,6 +59,7 @@ def page(outcome: Outcome, source: str, command: str, seconds: dict[str, float])
     """
     settings, grouped = outcome.settings, outcome.grouped
     fitted = int((outcome.choice >= 0).sum())
+    shown = _typical(outcome, EXAMPLES if grouped.first is None else CHAINS)
     return render(
         "report.html",
         outcome=outcome,
@@ -55,10 +79,10 @@ def page(outcome: Outcome, source: str, command: str, seconds: dict[str, float])
         seconds={**seconds, "fitting": outcome.seconds},
         statuses=_statuses(outcome),
         components=_components(outcome),
-        examples=_examples(outcome) if fitted else None,
-        ellipses=grouped.first is None
-        and len(grouped.kind.columns) > 1
-        and not set(grouped.kind.words) <= {"bernoulli", "categorical"},
+        gaps=grouped.gaps_in_words,
+        examples=_examples(outcome, shown) if fitted else None,
+        parameters=_parameters(outcome, shown),
+        ellipses=grouped.first is None and plot.has_ellipses(outcome.models),
         worst=_worst(outcome),
         failures=_failures(outcome),
     )
@@ -80,10 +104,44 @@ def _components(outcome: Outcome) -> list[Bar]:
     return bars([str(k) for k in tried], counts, [plot.PALETTE[0]] * len(tried))
 
 
-def _examples(outcome: Outcome) -> str:
+def _parameters(outcome: Outcome, groups: list[int]) -> list[Fitted]:
+    """The numbers of some groups' models."""
+    if not groups:
+        return []
+    models: Any = jax.tree.map(lambda leaf: leaf[groups], outcome.models)
+    parameters, found = outcome.grouped.kind.parameters(models), []
+    for i, group in enumerate(groups):
+        count = int(outcome.components[group])
+        rows = [row for parameter in parameters for row in _rows(parameter, i, count)]
+        found.append(Fitted(outcome.grouped.label(group), count, rows[:NUMBERS], max(len(rows) - NUMBERS, 0)))
+    return found
+
+
+def _rows(parameter: Parameter, i: int, count: int) -> Iterator[tuple[str, list[str]]]:
+    """Each number of a parameter of one model, with its values in the components (states)."""
+    values, entries = parameter.values[i], list(parameter.entries)
+    if parameter.states == 2:
+        # Transitions: columns are the states that are left.
+        values, entries = values[:count, :count], [tuple(str(k) for k in range(count))]
+    values = values[:count] if parameter.states else values[None]
+    axes = [list(enumerate(names)) for names in entries]
+    symmetric = len(axes) == 2 and entries[0] == entries[1]
+    for place in itertools.product(*axes):
+        at, names = [number for number, _ in place], [name for _, name in place]
+        if symmetric and at[0] < at[1]:
+            continue
+        said = parameter.name + (" to" if parameter.states == 2 else "")
+        yield f"{said} {', '.join(names)}".strip(), [_said(value) for value in values[(slice(None), *at)]]
+
+
+def _said(value: Any) -> str:
+    """A number; a dash where a component has no such parameter."""
+    return "-" if np.isnan(value) else f"{value:.4g}"
+
+
+def _examples(outcome: Outcome, groups: list[int]) -> str:
     """Small multiples, as the source of an image: groups of many sizes of model, in the order of that size."""
-    draw, most = (_mixtures, EXAMPLES) if outcome.grouped.first is None else (_chains, CHAINS)
-    groups = _typical(outcome, most)
+    draw = _mixtures if outcome.grouped.first is None else _chains
     with jax.enable_x64(outcome.settings.dtype == "float64"), jax.default_device(jax.devices("cpu")[0]):
         figure = draw(outcome, groups, _belonging(outcome, groups))
     return embedded(figure)
@@ -146,7 +204,7 @@ def _belonging(outcome: Outcome, groups: list[int]) -> list[np.ndarray]:
     """The component (the state) of each row of some groups, in one compiled call."""
     grouped = outcome.grouped
     shape = int(grouped.longest[groups].max()), int(grouped.sequences[groups].max())
-    slab = Slab(0, np.array(groups), *shape, len(groups))
+    slab = Slab(0, np.array(groups), *shape, len(groups), grouped.patterns)
     models: Any = jax.tree.map(lambda leaf: leaf[groups], outcome.models)
     component = np.asarray(belonging(models, stack(grouped, slab, outcome.settings.dtype)[0])[0])
     _, index = places(grouped, slab)
@@ -174,6 +232,11 @@ def _failures(outcome: Outcome) -> list[Listed]:
     """For each reason: the groups without a model."""
     grouped, found = outcome.grouped, []
     missing = np.flatnonzero(outcome.choice < 0)
+    lacking = missing[grouped.lacks[missing] & (grouped.n[missing] >= outcome.settings.min_rows)]
+    if len(lacking):
+        named = [(grouped.label(g), grouped.rows_in_words(int(grouped.n[g]))) for g in lacking[:NAMED].tolist()]
+        found.append(Listed("without a column", "There is a column of which they have no value.", len(lacking), named))
+    missing = np.setdiff1d(missing, lacking)
     for code in np.unique(outcome.status[missing]):
         groups = missing[outcome.status[missing] == code].tolist()
         found.append(without(Status(int(code)), groups, grouped.label, grouped.n, outcome.settings.min_rows))

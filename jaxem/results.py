@@ -14,9 +14,10 @@ import pyarrow as pa
 
 from jaxem.errors import InputError
 from jaxem.fitting.status import Status
+from jaxem.kinds import parameter_names
 from jaxem.outcome import CRITERIA, FAILED, Outcome
 
-PARAMETERS = ("mean", "covariance", "variance", "probs", "rate", "categories")
+PARAMETERS = (*parameter_names(), "categories")
 OWN = ("n", "dropped", "sequences", "components", "states", "log_likelihood", *CRITERIA, "steps", "status", "entropy")
 OWN += (
     "weights",
@@ -77,7 +78,9 @@ def selection(outcome: Outcome) -> pl.DataFrame:
     n, k = grouped.n[group], counts[tries]
     reason = np.array([status.sentence for status in Status], dtype=object)[status]
     reason[status == int(Status.converged)] = None
-    fewer = (status == int(Status.too_few_rows)) & (n < k)
+    fewer = status == int(Status.too_few_rows)
+    reason[fewer & grouped.lacks[group] & (n > 0)] = "There is a column of which it has no value."
+    fewer &= n < k
     nouns = f"{grouped.noun}s"
     reason[fewer] = [f"{a} {nouns} for {b} rows: more {nouns} than rows." for a, b in zip(k[fewer], n[fewer])]  # noqa: B905
     floats = {name: getattr(scores, name).ravel() for name in ("log_likelihood", *CRITERIA, "entropy")}
@@ -96,8 +99,8 @@ def selection(outcome: Outcome) -> pl.DataFrame:
 def assignments(outcome: Outcome) -> pl.DataFrame:
     """Every row of the table, in its order: `row` (from 1), the group's key, `component` (from 0), `probability`.
 
-    Component and probability are null for rows with nulls and for groups without a model. In a sequence it is `state`,
-    that on the most probable path, and a step that was not seen has one, too.
+    Component and probability are null for rows that do not count and for groups without a model. In a sequence it is
+    `state`, that on the most probable path, and a step that was not seen has one, too.
     """
     if outcome.component is None or outcome.probability is None:
         raise ValueError("the job was not asked for assignments; set assign=True in its Settings")
@@ -126,7 +129,7 @@ def nested(values: np.ndarray, counts: np.ndarray, square: bool = False) -> pl.S
         array = _lists(np.repeat(counts, counts), array)
     else:
         kept = values[there]
-        array = pa.array(kept.ravel())
+        array = pa.array(kept.ravel(), from_pandas=True)
         for outer, size in zip(np.cumprod(kept.shape)[-2::-1], reversed(kept.shape[1:]), strict=True):
             array = _lists(np.full(outer, size), array)
     return pl.Series(pl.from_arrow(_lists(counts, array, mask=pa.array(counts == 0))))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxem.fitting.ragged import SHAPE, padded_lengths
+from jaxem.missing import Incomplete
 from jaxem.sequences import Sequences
 from jaxem.tables import Grouped
 
@@ -18,17 +19,23 @@ ENTRIES = 1 << 23
 """Numbers in the stacked rows of a slab at most (64 MiB): a few large groups make a small slab."""
 LENGTHS = 4
 """Padded lengths at most."""
+GAPS = 2
+"""What a step takes more over rows with gaps, in steps over complete rows."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Slab:
-    """Groups that are fitted together: their numbers, and the rows, sequences and groups that they are padded to."""
+    """Groups that are fitted together: their numbers, and the rows, sequences and groups that they are padded to.
+
+    `patterns` is not below the number of sets of columns that rows of any of them have; 0 if all are complete.
+    """
 
     index: int
     groups: np.ndarray
     length: int
     sequences: int
     size: int
+    patterns: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +66,14 @@ def plan(grouped: Grouped, fittable: np.ndarray, components: Sequence[int], rest
             shared = capacities(components, together)
             work = rows * restarts * sum(capacity * len(counts) for capacity, counts in shared)
             options.append((work + SHAPE * len(lengths) * (1 + len(shared)), len(options), lengths, shared))
-    _, _, lengths, shared = min(options, key=lambda option: option[:2])
+    work, _, lengths, shared = min(options, key=lambda option: option[:2])
     price = SHAPE * (1 + len(shared)) / (restarts * sum(components) * float(n.mean()))
     widths = padded_lengths(grouped.sequences[groups], price=price, multiple=1)
-    return Plan(_slabs(grouped, groups, lengths, widths), shared)
+    # Groups without gaps by themselves, if what that saves is worth as many shapes again.
+    gaps, compiling = grouped.has_gaps[groups], SHAPE * len(lengths) * (1 + len(shared))
+    apart = GAPS * (work - compiling) * n[~gaps].sum() > compiling * n.sum()
+    patterns = np.where(gaps | (not apart), grouped.patterns, 0)
+    return Plan(_slabs(grouped, groups, lengths, widths, patterns), shared)
 
 
 def capacities(components: Sequence[int], together: int) -> list[tuple[int, tuple[int, ...]]]:
@@ -76,18 +87,23 @@ def capacities(components: Sequence[int], together: int) -> list[tuple[int, tupl
     return [(counts[-1], counts) for counts in reversed(sets)]
 
 
-def _slabs(grouped: Grouped, groups: np.ndarray, lengths: np.ndarray, widths: np.ndarray) -> list[Slab]:
+def _slabs(
+    grouped: Grouped, groups: np.ndarray, lengths: np.ndarray, widths: np.ndarray, patterns: np.ndarray
+) -> list[Slab]:
     n, columns, turns = grouped.longest, grouped.x.shape[1], []
     padded = zip((lengths, widths), (n[groups], grouped.sequences[groups]), strict=True)
-    shapes = np.stack([sizes[np.searchsorted(sizes, mine)] for sizes, mine in padded], axis=1)
-    for length, sequences in np.unique(shapes, axis=0).tolist():
-        mine = groups[(shapes == (length, sequences)).all(axis=1)]
+    shapes = np.stack([*(sizes[np.searchsorted(sizes, mine)] for sizes, mine in padded), patterns], axis=1)
+    for length, sequences, sets in np.unique(shapes, axis=0).tolist():
+        mine = groups[(shapes == (length, sequences, sets)).all(axis=1)]
         most = int(np.clip(ENTRIES // (length * sequences * columns), 1, SLAB))
         pieces = np.array_split(mine[np.argsort(-n[mine], kind="stable")], -(-len(mine) // most))
         size = _padded_size(len(pieces[0]))
-        turns += [(turn, -length, sequences, piece, size) for turn, piece in enumerate(pieces)]
-    turns.sort(key=lambda item: item[:3])
-    return [Slab(i, piece, -length, sequences, size) for i, (_, length, sequences, piece, size) in enumerate(turns)]
+        turns += [(turn, -length, sequences, sets, piece, size) for turn, piece in enumerate(pieces)]
+    turns.sort(key=lambda item: item[:4])
+    return [
+        Slab(i, piece, -length, sequences, size, sets)
+        for i, (_, length, sequences, sets, piece, size) in enumerate(turns)
+    ]
 
 
 def _padded_size(groups: int) -> int:
@@ -97,7 +113,7 @@ def _padded_size(groups: int) -> int:
 def stack(grouped: Grouped, slab: Slab, dtype: str) -> tuple[Any, np.ndarray]:
     """What is fitted, and its weights: rows `[size, length, D]`, or `Sequences` of `[size, sequences, length, D]`.
 
-    A group that only pads has a single row.
+    Rows are `Incomplete` if the slab has patterns. A group that only pads has a single row.
     """
     rows, index = places(grouped, slab)
     shape = slab.size, slab.sequences, slab.length
@@ -109,11 +125,11 @@ def stack(grouped: Grouped, slab: Slab, dtype: str) -> tuple[Any, np.ndarray]:
     x = np.broadcast_to(grouped.x[some][:, None, None], (*shape, grouped.x.shape[1])).astype(dtype)
     known = grouped.seen[rows]
     x[tuple(part[known] for part in index)] = grouped.x[rows[known]]
-    x = grouped.kind.rows(x)
+    x: Any = grouped.kind.rows(x)
     if grouped.first is None:
-        return x[:, 0], there[:, 0].astype(dtype)
+        return Incomplete(x[:, 0], slab.patterns) if slab.patterns else x[:, 0], there[:, 0].astype(dtype)
     length = np.maximum(there.sum(axis=2), 1).astype(np.int32)
-    return Sequences.batch(x, length, seen), there.any(axis=2).astype(dtype)
+    return Sequences.batch(x, length, seen, slab.patterns), there.any(axis=2).astype(dtype)
 
 
 def places(grouped: Grouped, slab: Slab) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -18,7 +18,7 @@ import polars as pl
 
 from jaxem import datasets
 from jaxem.errors import InputError
-from jaxem.kinds import Kind
+from jaxem.kinds import Kind, Reads, Support
 
 MOST_CATEGORIES = 256
 CSV = {".csv": ",", ".tsv": "\t", ".txt": ","}
@@ -28,18 +28,20 @@ ARROW = (".arrow", ".ipc", ".feather")
 
 @dataclasses.dataclass(frozen=True)
 class Grouped:
-    """Rows, group after group: the complete ones; of sequences all, because a step that was not seen is a step.
+    """Rows, group after group: those that count; of sequences all, because a step that was not seen is a step.
 
     Attributes:
         kind: what the columns are.
         keys: `[G]` one row for each group, with the by-columns (or `group`).
-        x: `[N, D]` float64.
+        x: `[N, D]` float64, NaN where a cell is missing.
         size: `[G]` how many of these rows each group has.
-        n: `[G]` how many of them are complete.
-        dropped: `[G]` rows of the table with nulls: left out, or, in a sequence, not seen.
+        n: `[G]` how many of them count.
+        dropped: `[G]` rows of the table that do not: left out, or, in a sequence, not seen.
         row: `[N]` their numbers in the table, from 1.
         group_of: `[total]` the group of every row of the table, in the table's order.
         first: `[N]` bool, where a sequence starts; None if the rows have no order.
+        whole: does a row count only if it is complete, or with any cell?
+        partly: how many rows of the table have some cells and lack others.
     """
 
     kind: Kind
@@ -51,6 +53,8 @@ class Grouped:
     row: np.ndarray
     group_of: np.ndarray
     first: np.ndarray | None = None
+    whole: bool = False
+    partly: int = 0
 
     @property
     def noun(self) -> str:
@@ -69,14 +73,77 @@ class Grouped:
 
     @cached_property
     def seen(self) -> np.ndarray:
-        """`[N]` bool: is the row complete?"""
-        return np.isfinite(self.x).all(axis=1)  # type: ignore[return-value]
+        """`[N]` bool: does the row count?"""
+        return _counts(self.x, self.whole)
 
     @property
     def some(self) -> np.ndarray:
-        """`[G]` a complete row of each group; of one that has none, of another."""
-        complete = np.flatnonzero(self.seen)
-        return complete[np.minimum(np.searchsorted(complete, self.start), len(complete) - 1)]
+        """`[G]` a row of each group that counts; of one that has none, of another."""
+        there = np.flatnonzero(self.seen)
+        return there[np.minimum(np.searchsorted(there, self.start), len(there) - 1)]
+
+    @property
+    def missing_cells(self) -> int:
+        """How many cells the rows lack that count."""
+        return int(np.isnan(self.x[self.seen]).sum())
+
+    @property
+    def gaps_in_words(self) -> str:
+        """What became of rows that are complete in part only; nothing if there are none."""
+        if not self.partly:
+            return ""
+        if not self.whole:
+            lack = "lacks one of its cells" if self.missing_cells == 1 else "lack some of their cells"
+            return (
+                f"{self.partly:,} of the rows {lack}, {self.missing_cells:,} in all. EM took what was seen of them: "
+                "the likelihood is that of the cells that are there (--missing em)."
+            )
+        fate = "left out" if self.first is None else "taken for steps that were not seen"
+        why = f"{self.kind.words[0]} reads whole rows" if self.kind.whole_rows else "--missing drop"
+        rows = (
+            "1 row that lacks some of its cells was"
+            if self.partly == 1
+            else (f"{self.partly:,} rows that lack some of their cells were")
+        )
+        return f"{rows} {fate} ({why})."
+
+    @cached_property
+    def patterns(self) -> int:
+        """Not below the number of sets of columns that rows of any group have; 0 if all rows that count are complete.
+
+        A power of two, so that like tables share a compilation.
+        """
+        if self.missing_cells == 0:
+            return 0
+        group = np.repeat(np.arange(len(self.n)), self.size)[self.seen]
+        bits = np.packbits(np.isnan(self.x[self.seen]), axis=1)
+        found = np.unique(np.column_stack([group, bits]), axis=0)[:, 0]
+        return 1 << int(np.bincount(found).max() - 1).bit_length()
+
+    @cached_property
+    def has_gaps(self) -> np.ndarray:
+        """`[G]` bool: does it have a row that counts and lacks a cell?"""
+        gaps = np.isnan(self.x).any(axis=1) & self.seen
+        return np.bincount(np.repeat(np.arange(len(self.n)), self.size)[gaps], minlength=len(self.n)) > 0
+
+    @cached_property
+    def lacks(self) -> np.ndarray:
+        """`[G]` bool: is there a column of which it has no value at all?"""
+        result = np.ones(len(self.n), bool)
+        some = self.size > 0
+        if some.any():
+            there = ~np.isnan(self.x) & self.seen[:, None]
+            result[some] = ~np.logical_or.reduceat(there, self.start[some], axis=0).all(axis=1)
+        return result
+
+    def rows_in_words(self, n: int) -> str:
+        """So many rows that count.
+
+        >>> group(pl.DataFrame({"x": [1.0]}), Kind.parse(["gaussian"], ["x"])).rows_in_words(1)
+        '1 row with values'
+        """
+        row = "row" if n == 1 else "rows"
+        return f"{n:,} complete {row}" if self.whole else f"{n:,} {row} with values"
 
     @cached_property
     def place(self) -> tuple[np.ndarray, np.ndarray]:
@@ -99,7 +166,7 @@ class Grouped:
 
     @property
     def varies(self) -> np.ndarray:
-        """`[G]` bool: are there two complete rows that differ?"""
+        """`[G]` bool: are there two rows that count, and differ?"""
         some = self.size > 0
         result = np.zeros(len(self.n), bool)
         if some.any():
@@ -194,9 +261,10 @@ def group(
     frame: pl.DataFrame,
     kind: Kind,
     by: Sequence[str] = (),
-    missing: Sequence[str] = ("NA",),
+    null: Sequence[str] = ("NA",),
     order: str | None = None,
     sequence: Sequence[str] = (),
+    missing: str = "em",
 ) -> Grouped:
     """The rows of a table as numbers, in groups; rows with a null in any of the columns are left out and counted.
 
@@ -204,22 +272,30 @@ def group(
         frame: holds `kind.columns`, `by`, `order` and `sequence`.
         kind: which family reads which columns.
         by: columns that name the group; none makes the whole table one group. A null is a group of its own.
-        missing: texts that stand for a null in columns of numbers, as an empty field does.
+        null: texts that stand for a null in columns of numbers, as an empty field does.
         order: None for rows without order. Else each group is sequences, in the order of the table, along which this
-            column must grow (`""` for no such column); a row with a null is a step that was not seen.
+            column must grow (`""` for no such column); a row that does not count is a step that was not seen.
         sequence: columns that tell the sequences of a group apart.
+        missing: `em`, and a row counts if it has any value (of families that read whole rows: if it is complete); or
+            `drop`, and it counts if it is complete.
 
     Raises:
         InputError: a value that the column's family cannot hold, with the first row that has it; an order that does
             not grow.
     """
-    each = zip(kind.columns, kind.words, kind.trials, strict=True)
-    read = [_column(frame[name], word, trials, missing) for name, word, trials in each]
+    read = [_column(frame[name], kind, i, null) for i, name in enumerate(kind.columns)]
     table = np.stack([values for values, _ in read], axis=1)
-    complete: np.ndarray = np.isfinite(table).all(axis=1)  # type: ignore[assignment]
-    if not complete.any():
-        empty = [name for name, column in zip(kind.columns, table.T, strict=True) if np.isnan(column).all()]
-        where = f"column {empty[0]} is null throughout" if empty else "every row has a null in one of the columns"
+    if kind.reads is Reads.ends:
+        table = _ends(frame, kind, table)
+    if kind.total:
+        _check_total(kind.total, table)
+    whole = missing == "drop" or kind.whole_rows
+    counts, any_cell, complete = (_counts(table, rule) for rule in (whole, False, True))
+    empty = np.isnan(table).all(axis=0)
+    if empty.any() or not counts.any():
+        where = "every row has a null in one of the columns"
+        if empty.any():
+            where = f"column {kind.columns[int(np.argmax(empty))]} is null throughout"
         raise InputError(f"--columns {','.join(kind.columns)}: {where}; choose others")
     keys, rows, total = _groups(frame, by)
     group_of = np.repeat(np.arange(len(total)), total)
@@ -227,15 +303,45 @@ def group(
     back[rows] = group_of
     first = None
     if order is None:
-        rows = rows[complete[rows]]
+        rows = rows[counts[rows]]
     else:
         rows, first = _sequences(frame, by, sequence, rows, back)
         if order:
             _check_order(frame, order, rows, first)
-    n = np.bincount(back[complete], minlength=len(total))
+    n = np.bincount(back[counts], minlength=len(total))
     kind = kind.with_levels([levels for _, levels in read])
     size = n if order is None else total
-    return Grouped(kind, keys, table[rows], size, n, total - n, rows + 1, back, first)
+    partly = int((any_cell & ~complete).sum())
+    return Grouped(kind, keys, table[rows], size, n, total - n, rows + 1, back, first, whole, partly)
+
+
+def _counts(x: np.ndarray, whole: bool) -> np.ndarray:
+    """`[N]` bool: is each row complete, or has it any value at all?"""
+    there = ~np.isnan(x)
+    return np.asarray(there.all(axis=1) if whole else there.any(axis=1))
+
+
+def _check_total(support: Support, table: np.ndarray) -> None:
+    """Raise InputError unless the complete rows sum to what they may."""
+    total = table.sum(axis=1)
+    wrong = ~np.isnan(total) & ~support.holds(total)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise InputError(f"row {row + 1}: its sum of {total[row]:g} {support.wrong}; {support.advice}")
+
+
+def _ends(frame: pl.DataFrame, kind: Kind, table: np.ndarray) -> np.ndarray:
+    """Rows of a lower and an upper end; of which one is null, there is nothing known beyond the other."""
+    lower, upper = np.isnan(table).T
+    table = np.where(np.stack([lower & ~upper, upper & ~lower], axis=1), [-np.inf, np.inf], table)
+    wrong = table[:, 0] > table[:, 1]
+    if wrong.any():
+        row, (low, high) = int(np.argmax(wrong)), kind.columns
+        raise InputError(
+            f"column {high}, row {row + 1}: {frame[high][row]} is below the {frame[low][row]} of {low}; mend it, or "
+            "leave it empty if the end is not known"
+        )
+    return table
 
 
 def _sequences(
@@ -306,39 +412,35 @@ def _key(column: pl.Series) -> pl.Series:
     return column
 
 
-def _column(column: pl.Series, word: str, trials: int, missing: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+def _column(column: pl.Series, kind: Kind, i: int, null: Sequence[str]) -> tuple[np.ndarray, list[str]]:
     """`[n]` float64 with NaN for nulls, and the categories if it has any."""
-    if word == "categorical":
-        return _encode(column, missing)
-    numbers = _numbers(column, word, missing)
-    _refuse(column, numbers.is_nan(), "is not a number", "mark missing values as null, or give --missing NaN")
-    _refuse(column, numbers.is_infinite(), "is infinite", "mend or remove that row")
-    whole = (numbers >= 0) & (numbers == numbers.floor())
-    if word == "poisson":
-        _refuse(column, ~whole, "is not a count (0, 1, 2, ...)", "mend it, or choose another --family")
-    if word == "binomial":
-        _refuse(column, ~whole, "is not a count (0, 1, 2, ...)", "mend it, or choose another --family")
-        _refuse(column, numbers > trials, f"is above the {trials} of --trials", "mend it, or raise --trials")
-    if word == "bernoulli":
-        _refuse(column, (numbers != 0) & (numbers != 1), "is neither 0 nor 1", "mend it, or choose another --family")
+    if kind.words[i] == "categorical":
+        return _encode(column)
+    supports = kind.supports(i)
+    numbers = _numbers(column, any(support.words for support in supports), null)
+    _refuse(column, numbers.is_nan(), "is not a number", "mark missing values as null, or give --null NaN")
+    if not all(support.infinite for support in supports):
+        _refuse(column, numbers.is_infinite(), "is infinite", "mend or remove that row")
+    for support in supports:
+        _refuse(column, ~support.holds(numbers), support.wrong, support.advice)
     return numbers.fill_null(float("nan")).to_numpy().copy(), []
 
 
-def _numbers(column: pl.Series, word: str, missing: Sequence[str]) -> pl.Series:
+def _numbers(column: pl.Series, words: bool, null: Sequence[str]) -> pl.Series:
     """float64, with nulls; NaN only where the table itself says so."""
     if column.dtype in (pl.String, pl.Categorical, pl.Enum):
         text = column.cast(pl.String).str.strip_chars()
-        text = text.set(text.is_in(["", *missing]), None)
-        if word == "bernoulli":
+        text = text.set(text.is_in(["", *null]), None)
+        if words:
             text = text.str.to_lowercase().replace({"true": "1", "false": "0"})
         numbers = text.cast(pl.Float64, strict=False)
-        hint = "mend it, give --missing with the text that stands for a missing value, or use --family categorical"
+        hint = "mend it, give --null with the text that stands for a missing value, or use --family categorical"
         _refuse(column, numbers.is_null() & text.is_not_null(), "is not a number", hint)
     elif column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.Null):
         numbers = column.cast(pl.Float64)
     else:
         raise InputError(f"--columns {column.name}: the column holds {column.dtype}; it must hold numbers")
-    return numbers.fill_nan(None) if any(text.lower() == "nan" for text in missing) else numbers
+    return numbers.fill_nan(None) if any(text.lower() == "nan" for text in null) else numbers
 
 
 def _refuse(column: pl.Series, bad: pl.Series, wrong: str, advice: str) -> None:
@@ -349,7 +451,7 @@ def _refuse(column: pl.Series, bad: pl.Series, wrong: str, advice: str) -> None:
         raise InputError(f"column {column.name}, row {row + 1}: {shown} {wrong}; {advice}")
 
 
-def _encode(column: pl.Series, missing: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+def _encode(column: pl.Series) -> tuple[np.ndarray, list[str]]:
     """Categories as numbers from zero, in the order of their names (of their values, if they are numbers)."""
     if column.dtype.is_nested():
         raise InputError(f"--columns {column.name}: the column holds {column.dtype}; it must hold text or numbers")

@@ -19,18 +19,22 @@ if TYPE_CHECKING:
 MOST_COMPONENTS = 1000
 COMPONENTS = 3
 """Of the mixtures that are raced, if nothing is said."""
+MISSING = ("em", "drop")
 SHIPPED = {"tables": ["flights"], "columns": "dep_delay,arr_delay", "by": "tailnum"}
 """What is raced if no table is named."""
 
 
-def job_settings(options: dict[str, Any], hidden: str) -> job.Settings:
-    """How to fit; `hidden` is the option for the numbers of components or states."""
+def job_settings(options: dict[str, Any], hidden: str, least: int = 1) -> job.Settings:
+    """How to fit; `hidden` is the option for the numbers of components or states, of which `least` are needed."""
     from jaxem.job import Settings
 
     words = ("select", "prior", "method", "dtype")
     _check_words(options, *words)
     names = ("restarts", "min_rows", "seed", "tol", "max_steps", "assign", "workers", *words)
-    return Settings(components=numbers(hidden, options[hidden]), **{name: options[name] for name in names})
+    tried = tuple(k for k in numbers(hidden, options[hidden]) if k >= least)
+    if not tried:
+        raise _too_small(options, hidden, least)
+    return Settings(components=tried, **{name: options[name] for name in names})
 
 
 def race_settings(options: dict[str, Any]) -> race_job.Settings:
@@ -53,9 +57,11 @@ def _check_words(options: dict[str, Any], *names: str) -> None:
     from jaxem.start import METHODS
 
     words = {"select": CRITERIA, "prior": ("weak", "none"), "method": METHODS, "dtype": ("float64", "float32")}
-    for name in names:
+    words["missing"] = MISSING
+    for name in ("missing", *names):
         if options[name] not in words[name]:
-            raise InputError(f"--{name} {options[name]}: choose from {', '.join(words[name])}")
+            texts = "; texts that stand for a missing number go into --null" if name == "missing" else ""
+            raise InputError(f"--{name} {options[name]}: choose from {', '.join(words[name])}{texts}")
     if not 0 <= options["tol"] < float("inf"):
         raise InputError(f"--tol {options['tol']}: it must be a number, zero or above")
 
@@ -105,12 +111,19 @@ def race_tables(options: dict[str, Any]) -> dict[str, Grouped]:
     columns, by, sequence = (split(options[name]) for name in ("columns", "by", "sequence"))
     check_names(columns, by, set())
     order = _order(options)
-    kind, names, missing = families(options, columns), _names(options["tables"]), split(options["missing"])
+    kind, names, null = families(options, columns), _names(options["tables"]), split(options["null"])
+    hidden = "components" if order is None else "states"
+    if (options[hidden] or COMPONENTS) < kind.least:
+        raise _too_small(options, hidden, kind.least)
     found = {}
     for name, source in zip(names, options["tables"], strict=True):
-        found[name] = read(source, kind, by, missing, order, sequence)
+        found[name] = read(source, kind, by, null, order, sequence, options["missing"])
         check_range(found[name], options["dtype"])
     return found
+
+
+def _too_small(options: dict[str, Any], hidden: str, least: int) -> InputError:
+    return InputError(f"--{hidden} {options[hidden]}: --family {options['family']} needs {least} at least")
 
 
 def _order(options: dict[str, Any]) -> str | None:
@@ -137,15 +150,18 @@ def families(options: dict[str, Any], columns: list[str]) -> Kind:
     """Which family reads which of the columns."""
     from jaxem.kinds import Kind
 
-    return Kind.parse(split(options["family"]), columns, [whole("--trials", t) for t in split(options["trials"])])
+    trials = [whole("--trials", t) for t in split(options["trials"])]
+    return Kind.parse(split(options["family"]), columns, trials, options["factors"])
 
 
-def read(source: str, kind: Kind, by: list[str], missing: list[str], order: str | None, sequence: list[str]) -> Grouped:
+def read(
+    source: str, kind: Kind, by: list[str], null: list[str], order: str | None, sequence: list[str], missing: str
+) -> Grouped:
     """The rows of a table, in groups."""
     from jaxem import tables
 
     others = {"--by": by, "--order": [order] if order else [], "--sequence": sequence}
-    return tables.group(tables.read(source, kind.columns, others), kind, by, missing, order, sequence)
+    return tables.group(tables.read(source, kind.columns, others), kind, by, null, order, sequence, missing)
 
 
 def prefixed(columns: list[str], parameters: tuple[str, ...]) -> list[str]:
@@ -167,11 +183,11 @@ def check_names(columns: list[str], by: list[str], own: set[str]) -> None:
 
 
 def check_sizes(grouped: Grouped, settings: job.Settings, hidden: str) -> None:
-    """Raise InputError if the largest group has fewer rows than components are asked for."""
+    """Raise InputError if the largest group has fewer rows that count than components are asked for."""
     largest, most = int(grouped.n.max()), max(settings.components)
     if most > largest:
         where = "the largest group has" if len(grouped.n) > 1 else "the table has"
-        rows = f"{largest:,} complete row" + ("s" if largest != 1 else "")
+        rows = grouped.rows_in_words(largest)
         raise InputError(f"--{hidden} up to {most}: {where} only {rows}; ask for at most {largest}")
 
 
@@ -179,7 +195,8 @@ def check_range(grouped: Grouped, dtype: str) -> None:
     """Raise InputError for a number that the float type cannot hold."""
     import numpy as np
 
-    beyond = np.abs(grouped.x) > np.finfo(dtype).max  # a step that was not seen is NaN, and above nothing
+    # A cell that is missing is NaN, and above nothing; an end that is not known is infinite.
+    beyond = (np.abs(grouped.x) > np.finfo(dtype).max) & ~np.isinf(grouped.x)
     if beyond.any():
         at, column = np.argwhere(beyond)[0]
         value, name = grouped.x[at, column], grouped.kind.columns[column]

@@ -43,7 +43,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def done(table: Path) -> tuple[Path, Result]:
     out = table.parent / "deep" / "out"
-    return out, jaxem(table, "--by", "g", "--columns", "x,y", *QUICK, "--out", out, "--assign")
+    return out, jaxem(table, "--by", "g", "--columns", "x,y", "--missing", "drop", *QUICK, "--out", out, "--assign")
 
 
 def test_one_line_and_four_files(done: tuple[Path, Result]) -> None:
@@ -118,7 +118,7 @@ def test_the_report_stands_alone(done: tuple[Path, Result]) -> None:
 def test_a_second_run_is_the_same_and_compiles_nothing(table: Path, tmp_path: Path) -> None:
     # Its own first run: what earlier tests compiled may have been dropped (see conftest).
     first, second = tmp_path / "first", tmp_path / "second"
-    command = (table, "--by", "g", "--columns", "x,y", *QUICK, "--assign", "--out")
+    command = (table, "--by", "g", "--columns", "x,y", "--missing", "drop", *QUICK, "--assign", "--out")
     assert jaxem(*command, first).exit_code == 0
     compiled: list[float] = []
     listen = lambda event, seconds, **_: compiled.append(seconds) if event == job.COMPILING else None
@@ -208,6 +208,66 @@ BAD = {
         "column k, row 3: '2' is above the 1 of --trials",
     ),
     "no trials": (GOOD, ["--columns", "k", "--family", "binomial"], "--family binomial: it needs --trials"),
+    "zero for a gamma": (
+        GOOD,
+        ["--columns", "k", "--family", "gamma"],
+        "column k, row 1: '0' is not above zero; mend it, or choose another --family",
+    ),
+    "a negative time": (
+        GOOD + "a,-1,1,no\n",
+        ["--columns", "x", "--family", "exponential"],
+        "row 13: '-1' is below zero",
+    ),
+    "no proportion": (GOOD, ["--columns", "x", "--family", "beta"], "column x, row 2: '1.5' is not between 0 and 1"),
+    "degrees": (GOOD, ["--columns", "x", "--family", "von_mises"], "row 7: '6.5' is no angle in radians; divide"),
+    "shares of two": (
+        "a,b\n.5,.5\n.5,.6\n",
+        ["--columns", "a,b", "--family", "dirichlet"],
+        "row 2: its sum of 1.1 is not one; divide each row by its sum",
+    ),
+    "ends the wrong way": (
+        "a,b\n1,\n,2\n3,2\n",
+        ["--columns", "a,b", "--family", "censored_gaussian"],
+        "column b, row 3: 2 is below the 3 of a; mend it, or leave it empty if the end is not known",
+    ),
+    "a time before zero": ("a,b\n-1,2\n", ["--columns", "a,b", "--family", "censored_weibull"], "'-1' is below zero"),
+    "ends of one column": (
+        GOOD,
+        ["--columns", "x", "--family", "censored_weibull"],
+        "--family censored_weibull: it reads two columns, a lower and an upper end, and --columns x is one",
+    ),
+    "a response alone": (
+        GOOD,
+        ["--columns", "x", "--family", "linear_regression"],
+        "a response, and --columns x is one",
+    ),
+    "a response that is no count": (
+        GOOD,
+        ["--columns", "k,x", "--family", "poisson_regression"],
+        "column x, row 1: '0.5' is not a count",
+    ),
+    "all columns beside others": (
+        GOOD,
+        ["--columns", "x,k", "--family", "ppca,gaussian"],
+        "--family ppca: it reads all columns together, so it cannot be one of several; give it alone",
+    ),
+    "no factors": (GOOD, ["--columns", "x,k", "--family", "ppca"], "--family ppca: it needs --factors F"),
+    "too many factors": (
+        GOOD,
+        ["--columns", "x,k", "--family", "factor_analysis", "--factors", "2"],
+        "--factors 2: 2 columns can share 1 at most",
+    ),
+    "factors of Gaussians": (GOOD, ["--columns", "x", "--factors", "2"], "--factors is for factor_analysis and ppca"),
+    "nothing beside the zeros": (
+        GOOD,
+        ["--columns", "k", "--family", "zero_inflated_poisson", "--components", "1"],
+        "--components 1: --family zero_inflated_poisson needs 2 at least",
+    ),
+    "texts for what is missing": (
+        GOOD,
+        ["--columns", "x", "--missing", "NA"],
+        "--missing NA: choose from em, drop; texts that stand for a missing number go into --null",
+    ),
     "neither yes nor no": (
         GOOD,
         ["--columns", "k", "--family", "bernoulli"],

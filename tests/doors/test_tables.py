@@ -68,7 +68,7 @@ def test_codes_with_leading_zeros_stay_text() -> None:
 
 def test_missing_texts_are_nulls_in_columns_of_numbers() -> None:
     frame = pl.DataFrame({"x": ["1", "NA", " 2 ", "", "-"]})
-    assert tables.group(frame, GAUSSIAN, missing=["NA", "-"]).row.tolist() == [1, 3]
+    assert tables.group(frame, GAUSSIAN, null=["NA", "-"]).row.tolist() == [1, 3]
     with pytest.raises(InputError, match=r"column x, row 5: '-' is not a number"):
         tables.group(frame, GAUSSIAN)
 
@@ -77,7 +77,7 @@ def test_nan_is_refused_unless_it_stands_for_missing() -> None:
     frame = pl.DataFrame({"x": [1.0, float("nan")]})
     with pytest.raises(InputError, match=r"column x, row 2: nan is not a number"):
         tables.group(frame, GAUSSIAN)
-    assert tables.group(frame, GAUSSIAN, missing=["NaN"]).row.tolist() == [1]
+    assert tables.group(frame, GAUSSIAN, null=["NaN"]).row.tolist() == [1]
 
 
 @pytest.mark.parametrize("values", [[datetime.date(2013, 1, 1)], [[1.0]], [b"x"]])
@@ -112,10 +112,14 @@ def test_groups_without_variation_are_known() -> None:
 
 def test_flights_are_shipped() -> None:
     kind = Kind.parse(["gaussian"], ["dep_delay", "arr_delay"])
-    grouped = tables.group(tables.read("flights", kind.columns, {"--by": ["tailnum"]}), kind, ["tailnum"])
+    frame = tables.read("flights", kind.columns, {"--by": ["tailnum"]})
+    grouped = tables.group(frame, kind, ["tailnum"], missing="drop")
     assert datasets.flights().height == 334_264 == len(grouped.group_of)
     enough = grouped.n >= 30
     assert (enough.sum(), grouped.n[enough].sum()) == (2724, 310_579)
     assert np.all(np.diff(grouped.row[:4]) > 0)
+    # Flights that left and did not arrive where they should.
+    seen = tables.group(frame, kind, ["tailnum"])
+    assert (seen.partly, seen.missing_cells, seen.patterns) == (1175, 1175, 2)
     with pytest.raises(ValueError, match="there are: flights"):
         datasets.path("trains")
