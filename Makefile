@@ -2,6 +2,7 @@
 #
 #   make demo    fit the shipped flight table: 2,724 aircraft, one mixture each; writes demo/report.html
 #   make test    linter, type checker, tests
+#   make thorough  more tests: every law on every family by itself, a minute of stress; most of an hour
 #   make bench   against scikit-learn and lock-step vmap; writes benchmarks/RESULTS.md
 #   make lowest  the tests again, with the oldest dependencies that pyproject.toml allows
 #   make clean   remove what these made
@@ -27,11 +28,11 @@ endef
 # Made by pattern rules, and not to be thrown away as make does with such.
 .PRECIOUS: %/bin/python $(VENV)/.%
 
-.PHONY: demo test bench lowest clean
+.PHONY: demo test thorough bench lowest clean
 
 demo: $(VENV)/.cli
 	@$(BIN)/jaxem fit jaxem/datasets/flights.parquet --by tailnum --columns dep_delay,arr_delay --family gaussian \
-	  --components 1:6 --restarts 4 --min-rows 30 --select bic --seed 0 --out $(OUT)
+	  --missing drop --components 1:6 --restarts 4 --min-rows 30 --select bic --seed 0 --out $(OUT)
 	@echo "The report is $(abspath $(OUT))/report.html"
 
 test: $(VENV)/.test
@@ -39,6 +40,9 @@ test: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/pytest -n 2
+
+thorough: $(VENV)/.test
+	THOROUGH=1 $(BIN)/pytest -n 2
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/run.py

@@ -1,6 +1,6 @@
 """Everything that is timed, with one command; correctness first, then medians and ratios from one run.
 
-    python benchmarks/run.py [small] [middling] [large] [limit] [hmm] [rates]
+    python benchmarks/run.py [small] [middling] [large] [limit] [hmm] [networks] [missing] [rates]
 
 prints a table for each and writes them into benchmarks/RESULTS.md, between the marks.
 """
@@ -113,10 +113,8 @@ def limit_table() -> str:
     )
 
 
-def hmm_table() -> str:
-    """Milliseconds and ratios of everybody who fitted the same hidden Markov models."""
-    import hmm
-
+def steps_table(cases: list[list[dict[str, Any]]]) -> str:
+    """Milliseconds and ratios of everybody who took the same steps."""
     header = ["", "milliseconds", "ratio to jaxem", "compile, s"]
 
     def lines(rows: list[dict[str, Any]]) -> list[list[str]]:
@@ -125,7 +123,24 @@ def hmm_table() -> str:
             for row in rows
         ]
 
-    return "\n".join(table(rows[0]["case"], header, lines(rows)) for rows in hmm.everything())
+    return "\n".join(table(rows[0]["case"], header, lines(rows)) for rows in cases)
+
+
+def missing_table() -> str:
+    """Milliseconds of a step with and without missing cells."""
+    import missing
+
+    lines = [
+        [
+            found["case"],
+            f"{found['patterns']:,}",
+            *(f"{ms:.2f}" for ms in found["ms"]),
+            f"{found['ms'][1] / found['ms'][0]:.1f}",
+        ]
+        for found in missing.everything()
+    ]
+    header = ["full covariance", "sets of seen columns", "complete, ms", "a fifth missing, ms", "ratio"]
+    return table("A step of EM with missing cells", header, lines)
 
 
 def rates_table() -> str:
@@ -148,6 +163,8 @@ def rates_table() -> str:
 
 def main(names: list[str]) -> None:
     """Run the cases named, or all, and write what they printed into RESULTS.md."""
+    import bayesnet
+    import hmm
     import many
 
     cases = {
@@ -155,7 +172,9 @@ def main(names: list[str]) -> None:
         "middling": lambda: many_table(many.middling()),
         "large": large_table,
         "limit": limit_table,
-        "hmm": hmm_table,
+        "hmm": lambda: steps_table(hmm.everything()),
+        "networks": lambda: steps_table(bayesnet.everything()),
+        "missing": missing_table,
         "rates": rates_table,
     }
     sections = [f"Measured on {machine()}.\n"]

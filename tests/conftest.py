@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from families import THOROUGH
+
 hypothesis.settings.register_profile(
     "jaxem",
     max_examples=20,
@@ -34,10 +36,14 @@ def dtype(request: pytest.FixtureRequest) -> jnp.dtype:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "long: takes a minute; it goes first, so that other processes work beside it")
+    config.addinivalue_line("markers", "thorough: more of what others test as well; `make thorough` runs it")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    spared = [item for item in items if item.get_closest_marker("thorough") and not THOROUGH]
+    config.hook.pytest_deselected(items=spared)
+    items[:] = [item for item in items if item not in spared]
 
 
 _count = itertools.count(1)

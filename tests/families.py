@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxem as jem
+from jaxem import constraints
 
 Rng = np.random.Generator
 
@@ -114,6 +116,11 @@ def poisson(rng: Rng, k: int) -> jem.Poisson:
     return jem.Poisson(rng.uniform(1, 9, k))
 
 
+def bayes_net(rng: Rng, k: int) -> jem.BayesNet:
+    tables = {"a": rng.dirichlet(np.ones(2), k), "b": rng.dirichlet(np.ones(3), (k, 2))}
+    return jem.BayesNet({"a": [], "b": ["a"], "c": ["a", "b"]}, tables | {"c": rng.dirichlet(np.ones(2), (k, 2, 3))})
+
+
 def product(rng: Rng, k: int) -> jem.Product:
     return jem.Product((diagonal(1)(rng, k), poisson(rng, k), gaussian(2)(rng, k)))
 
@@ -126,6 +133,18 @@ def independent_counts(rng: Rng, k: int) -> jem.Independent:
     return jem.Independent(jem.Poisson(rng.uniform(1, 9, (k, 2))))
 
 
+def linear_regression(rng: Rng, k: int) -> jem.LinearRegression:
+    return jem.LinearRegression(rng.normal(size=(k, 2)), rng.normal(size=k) * 2, rng.uniform(0.3, 2, k))
+
+
+def logistic_regression(rng: Rng, k: int) -> jem.LogisticRegression:
+    return jem.LogisticRegression(rng.normal(size=(k, 2)), rng.normal(size=k))
+
+
+def poisson_regression(rng: Rng, k: int) -> jem.PoissonRegression:
+    return jem.PoissonRegression(rng.normal(size=(k, 2)) / 2, rng.uniform(0, 2, k))
+
+
 def nested(rng: Rng, k: int) -> jem.Mixture:
     weights = rng.dirichlet(np.full(2, 5.0), k)
     return jem.Mixture(weights, jem.Gaussian(rng.normal(size=(k, 2, 1)) * 2, covariances(rng, k, 2, 1)))
@@ -133,6 +152,76 @@ def nested(rng: Rng, k: int) -> jem.Mixture:
 
 def nested_counts(rng: Rng, k: int) -> jem.Mixture:
     return jem.Mixture(rng.dirichlet(np.full(2, 5.0), k), jem.Poisson(rng.uniform(1, 9, (k, 2))))
+
+
+def student(d: int) -> Callable[[Rng, int], jem.StudentT]:
+    return lambda rng, k: jem.StudentT(rng.normal(size=(k, d)) * 2, covariances(rng, k, d), rng.uniform(4, 9, k))
+
+
+def laplace(rng: Rng, k: int) -> jem.Laplace:
+    return jem.Laplace(rng.normal(size=k) * 2, rng.uniform(0.3, 2, k))
+
+
+def factor_analysis(rng: Rng, k: int) -> jem.FactorAnalysis:
+    return jem.FactorAnalysis(rng.normal(size=(k, 4)) * 2, rng.normal(size=(k, 4, 1)), rng.uniform(0.3, 2, (k, 4)))
+
+
+def ppca(rng: Rng, k: int) -> jem.PPCA:
+    return jem.PPCA(rng.normal(size=(k, 3)) * 2, rng.normal(size=(k, 3, 1)), rng.uniform(0.3, 2, k))
+
+
+def exponential(rng: Rng, k: int) -> jem.Exponential:
+    return jem.Exponential(rng.uniform(0.3, 1, k))
+
+
+def gamma(rng: Rng, k: int) -> jem.Gamma:
+    shape = rng.uniform(5, 20, k)
+    return jem.Gamma(shape, shape / rng.uniform(5, 30, k))
+
+
+def lognormal(rng: Rng, k: int) -> jem.LogNormal:
+    return jem.LogNormal(rng.uniform(1.5, 3, k), rng.uniform(0.2, 0.5, k))
+
+
+def inverse_gaussian(rng: Rng, k: int) -> jem.InverseGaussian:
+    return jem.InverseGaussian(rng.uniform(5, 20, k), rng.uniform(20, 100, k))
+
+
+def weibull(rng: Rng, k: int) -> jem.Weibull:
+    return jem.Weibull(rng.uniform(3, 6, k), rng.uniform(10, 30, k))
+
+
+def censored(make: Callable[[Rng, int], Any]) -> Callable[[Rng, int], jem.Censored]:
+    return lambda rng, k: jem.Censored(make(rng, k))
+
+
+def geometric(rng: Rng, k: int) -> jem.Geometric:
+    return jem.Geometric(rng.uniform(0.2, 0.8, k))
+
+
+def negative_binomial(rng: Rng, k: int) -> jem.NegativeBinomial:
+    return jem.NegativeBinomial(rng.uniform(1, 9, k), rng.uniform(0.5, 2, k))
+
+
+def multinomial(rng: Rng, k: int) -> jem.Multinomial:
+    return jem.Multinomial(rng.dirichlet(np.ones(3), k), 6)
+
+
+def beta(rng: Rng, k: int) -> jem.Beta:
+    return jem.Beta(rng.uniform(4, 12, k), rng.uniform(4, 12, k))
+
+
+def dirichlet(rng: Rng, k: int) -> jem.Dirichlet:
+    return jem.Dirichlet(rng.uniform(4, 12, (k, 3)))
+
+
+def von_mises(rng: Rng, k: int) -> jem.VonMises:
+    return jem.VonMises(rng.uniform(-3, 3, k), rng.uniform(0.5, 9, k))
+
+
+def zero_inflated(rng: Rng, k: int) -> jem.Mixture:
+    parts = jem.PointMass(np.zeros((k, 1))), jem.Poisson(rng.uniform(1, 9, (k, 1)))
+    return jem.Mixture(rng.dirichlet(np.full(2, 5.0), k), jem.Either(parts))
 
 
 def _grid(*axes: np.ndarray) -> np.ndarray:
@@ -144,6 +233,24 @@ LINE = (_FINE[:, None], 0.1)
 PLANE = (_grid(_FINE, _FINE), 0.01)
 COUNTS = np.arange(60.0)
 
+
+def _above_zero(end: float, width: float) -> tuple[np.ndarray, float]:
+    """The middles of cells, which are right where a density begins with a jump."""
+    return np.arange(width / 2, end, width), width
+
+
+def _seen(support: tuple[np.ndarray, float]) -> tuple[np.ndarray, float]:
+    """The same numbers, as a censored family reads what was seen exactly."""
+    return np.stack([support[0].reshape(-1)] * 2, axis=-1), support[1]
+
+
+WAITS, LIFETIMES = _above_zero(70, 1e-3), _above_zero(100, 1e-2)
+
+SIX = (np.array([(a, b, 6.0 - a - b) for a in range(7) for b in range(7 - a)]), 1)
+CIRCLE = (np.linspace(-np.pi, np.pi, 400, endpoint=False), np.pi / 200)
+SHARES = _above_zero(1, 1 / 400)
+TRIANGLE = np.array([(a, b, 1 - a - b) for a in SHARES[0] for b in SHARES[0] if a + b < 1 - 1e-9])
+
 _MIXED = jem.Product.of(jem.DiagonalGaussian, jem.Poisson, jem.sized(jem.Gaussian, columns=2))
 
 FAMILIES = [
@@ -153,15 +260,62 @@ FAMILIES = [
     Example("diagonal", diagonal(2), jem.DiagonalGaussian, PLANE),
     Example("diagonal-10", diagonal(10), jem.DiagonalGaussian),
     Example("spherical", spherical(2), jem.SphericalGaussian, PLANE),
-    Example("bernoulli", bernoulli, jem.Bernoulli, (np.arange(2.0), 1)),
-    Example("binomial", binomial, jem.sized(jem.Binomial, total_count=6), (np.arange(7.0), 1)),
-    Example("categorical", categorical, jem.sized(jem.Categorical, categories=4), (np.arange(4.0), 1)),
     Example("poisson", poisson, jem.Poisson, (COUNTS, 1)),
     Example("product", product, _MIXED),
     Example("independent", independent, jem.Independent.of(jem.Bernoulli), (_grid(*[np.arange(2.0)] * 4), 1)),
-    Example("independent-poisson", independent_counts, jem.Independent.of(jem.Poisson), (_grid(COUNTS, COUNTS), 1)),
 ]
 """What is observed."""
+
+SINGLES: list[Example] = [
+    Example("bernoulli", bernoulli, jem.Bernoulli, (np.arange(2.0), 1)),
+    Example("binomial", binomial, jem.sized(jem.Binomial, total_count=6), (np.arange(7.0), 1)),
+    Example("categorical", categorical, jem.sized(jem.Categorical, categories=4), (np.arange(4.0), 1)),
+    Example("independent-poisson", independent_counts, jem.Independent.of(jem.Poisson), (_grid(COUNTS, COUNTS), 1)),
+    Example("student-t", student(2), jem.StudentT),
+    Example("laplace", laplace, jem.Laplace),
+    Example("factor-analysis", factor_analysis, jem.sized(jem.FactorAnalysis, factors=1)),
+    Example("ppca", ppca, jem.sized(jem.PPCA, factors=1)),
+    Example("linear-regression", linear_regression, jem.LinearRegression),
+    Example("logistic-regression", logistic_regression, jem.LogisticRegression),
+    Example("poisson-regression", poisson_regression, jem.PoissonRegression),
+    Example("exponential", exponential, jem.Exponential, WAITS),
+    Example("gamma", gamma, jem.Gamma, _above_zero(400, 0.05)),
+    Example("lognormal", lognormal, jem.LogNormal, _above_zero(500, 0.05)),
+    Example("inverse-gaussian", inverse_gaussian, jem.InverseGaussian, _above_zero(1000, 0.05)),
+    Example("weibull", weibull, jem.Weibull, LIFETIMES),
+    Example("censored-exponential", censored(exponential), jem.Censored.of(jem.Exponential), _seen(WAITS)),
+    Example("censored-gaussian", censored(diagonal(1)), jem.Censored.of(jem.DiagonalGaussian), _seen(LINE)),
+    Example("censored-weibull", censored(weibull), jem.Censored.of(jem.Weibull), _seen(LIFETIMES)),
+    Example("geometric", geometric, jem.Geometric, (np.arange(150.0), 1)),
+    Example("negative-binomial", negative_binomial, jem.NegativeBinomial, (np.arange(800.0), 1)),
+    Example("multinomial", multinomial, jem.sized(jem.Multinomial, total_count=6), SIX),
+    Example("beta", beta, jem.Beta, SHARES),
+    Example("dirichlet", dirichlet, jem.Dirichlet, (TRIANGLE, 1 / 400**2)),
+    Example("von-mises", von_mises, jem.VonMises, CIRCLE),
+    Example("zero-inflated", zero_inflated, None, (COUNTS, 1)),
+    Example("bayes-net", bayes_net, None, (_grid(np.arange(2.0), np.arange(3.0), np.arange(2.0)), 1)),
+]
+"""Families whose laws run on products of them (`GROUPED`), because compiling each law for each takes minutes; and on
+each alone by `make thorough`."""
+
+
+def grouped(name: str, *names: str) -> Example:
+    """A product of several families, as one example."""
+    parts = [next(example for example in SINGLES if example.name == part) for part in names]
+    widths = [sum(example.members(1).event_shape) or 1 for example in parts]
+    sizes = [dict(getattr(example.family, "sizes", ())) for example in parts]
+    kinds = [getattr(example.family, "family", example.family) for example in parts]
+    sized = [jem.sized(kind, columns=w, **size) for kind, w, size in zip(kinds, widths, sizes, strict=True)]
+    return Example(name, lambda rng, k: jem.Product([part.make(rng, k) for part in parts]), jem.Product.of(*sized))
+
+
+GROUPED = [
+    grouped("counts", "binomial", "categorical", "geometric", "negative-binomial", "multinomial"),
+    grouped("positive", "exponential", "gamma", "lognormal", "inverse-gaussian", "weibull"),
+    grouped("bounded", "beta", "dirichlet", "von-mises"),
+    grouped("robust", "student-t", "laplace", "factor-analysis", "ppca"),
+    grouped("regressions", "linear-regression", "logistic-regression", "poisson-regression"),
+]
 
 NESTED = [
     Example("mixtures", nested, None, LINE),
@@ -169,9 +323,19 @@ NESTED = [
 ]
 """Mixtures as components of mixtures."""
 
-ALL = FAMILIES + NESTED
+THOROUGH = bool(os.environ.get("THOROUGH"))
+"""`make thorough`: every law on every family by itself."""
+
+SPARED = set() if THOROUGH else {"diagonal", "spherical", "poisson", "count-mixtures"}
+"""Whose laws are all but those of others."""
+
+PLAIN = [example for example in FAMILIES + NESTED if example.name not in SPARED] + (SINGLES if THOROUGH else [])
+ALL = PLAIN if THOROUGH else PLAIN + GROUPED
+FEW = PLAIN if THOROUGH else [example for example in PLAIN if example.name not in {"gaussian-6", "diagonal-10"}]
+"""For laws that speak of mixtures and fits, whatever the family."""
+
 STARTED = [example for example in ALL if example.family is not None]
-GAUSSIANS = [example for example in FAMILIES if hasattr(example.members(), "mean")]
+GAUSSIANS = [example for example in PLAIN if hasattr(example.members(), "mean")]
 
 
 def perturbed(model: Any, rng: Rng, size: float = 0.2) -> Any:
@@ -189,29 +353,44 @@ def move(model: Any, step: dict[str, Any]) -> Any:
 
     Positive numbers move by a factor, probabilities by their logits, and a covariance S = L L^T to L exp(step) L^T.
     """
+    limits = {jax.tree_util.keystr(path): limit for path, limit, _ in constraints.leaves(model)}
 
     def moved(path: Any, leaf: jax.Array) -> jax.Array:
-        change = jnp.asarray(step[jax.tree_util.keystr(path)], leaf.dtype)
-        owner = path[-1].name
-        if owner == "mean":
-            return leaf + change
-        if owner in ("variance", "rate"):
-            return leaf * jnp.exp(change)
-        if owner == "weights" or (owner == "probs" and _is_simplex(model, path)):
-            return jax.nn.softmax(jnp.log(leaf) + change, axis=-1)
-        if owner == "probs":
-            return jax.nn.sigmoid(jnp.log(leaf) - jnp.log1p(-leaf) + change)
-        assert owner == "covariance", owner
-        symmetric = change + jnp.swapaxes(change, -1, -2)
-        bend = jnp.eye(leaf.shape[-1], dtype=leaf.dtype).reshape((1,) * (leaf.ndim - 2) + leaf.shape[-2:]) + symmetric
-        # (1 + A) S (1 + A)^T is positive definite for a small A, and reaches every direction.
-        return jnp.einsum("...ij,...jk,...lk->...il", bend, leaf, bend)
+        name = jax.tree_util.keystr(path)
+        return MOVES[limits[name]](leaf, jnp.asarray(step[name], leaf.dtype))
 
     return jax.tree_util.tree_map_with_path(moved, model)
 
 
-def _is_simplex(model: Any, path: Any) -> bool:
-    node = model
-    for key in path[:-1]:
-        node = node[key.idx] if hasattr(key, "idx") else getattr(node, key.name)
-    return isinstance(node, jem.Categorical)
+def _by_a_factor(leaf: jax.Array, change: jax.Array) -> jax.Array:
+    return leaf * jnp.exp(change)
+
+
+def _by_logits(leaf: jax.Array, change: jax.Array) -> jax.Array:
+    return jax.nn.sigmoid(jnp.log(leaf) - jnp.log1p(-leaf) + change)
+
+
+def _by_log_ratios(leaf: jax.Array, change: jax.Array) -> jax.Array:
+    return jax.nn.softmax(jnp.log(leaf) + change, axis=-1)
+
+
+def _by_bending(leaf: jax.Array, change: jax.Array) -> jax.Array:
+    symmetric = change + jnp.swapaxes(change, -1, -2)
+    bend = jnp.eye(leaf.shape[-1], dtype=leaf.dtype).reshape((1,) * (leaf.ndim - 2) + leaf.shape[-2:]) + symmetric
+    # (1 + A) S (1 + A)^T is positive definite for a small A, and reaches every direction.
+    return jnp.einsum("...ij,...jk,...lk->...il", bend, leaf, bend)
+
+
+MOVES = {
+    constraints.real: jnp.add,
+    constraints.vector: jnp.add,
+    constraints.matrix: jnp.add,
+    constraints.loadings: jnp.add,
+    constraints.positive: _by_a_factor,
+    constraints.positive_vector: _by_a_factor,
+    constraints.non_negative: _by_a_factor,
+    constraints.unit_interval: _by_logits,
+    constraints.simplex: _by_log_ratios,
+    constraints.positive_definite: _by_bending,
+    constraints.held: lambda leaf, change: leaf,
+}

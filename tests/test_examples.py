@@ -5,15 +5,21 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import pages
 
 EXAMPLES = sorted((pages.ROOT / "docs" / "examples").glob("*.py"))
+LONG = {"em_or_gradient", "local_optima"}
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def told(path: Path) -> Any:
+    return pytest.param(path, id=path.stem, marks=[pytest.mark.thorough] if path.stem in LONG else [])
+
+
+@pytest.mark.parametrize("example", map(told, EXAMPLES))
 def test_it_runs_and_tells_the_truth(example: Path, tmp_path: Path) -> None:
     # As a reader runs it: in an interpreter of its own, without 64-bit types, with the picture if it draws one.
     command = [sys.executable, str(example), str(tmp_path / "picture.png")]

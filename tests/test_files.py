@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import jaxem as jem
-from families import FAMILIES, Example
+from families import FAMILIES, SINGLES, Example
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "model.safetensors"
 
 
-@pytest.mark.parametrize("example", FAMILIES, ids=repr)
+@pytest.mark.parametrize("example", FAMILIES + SINGLES, ids=repr)
 def test_round_trip(example: Example, path: Path) -> None:
     model = example.mixture()
     jem.save(path, model)

@@ -266,7 +266,7 @@ class _Factors(Family):
             return jax.lax.fori_loop(0, WARM, step, model)
 
         model = warm(model, everything, floor)
-        typical = add(floor, scale(model.weak(1), 0.1))
+        typical = add(scale(model.weak(1), 0.1), floor)
         members = weight.shape[:-1]
         model, typical = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*members, *leaf.shape)), (model, typical))
         return warm(model, weight, typical)

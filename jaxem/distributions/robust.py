@@ -52,7 +52,8 @@ class StudentT(Family):
         location: `[..., D]`, in the units of x.
         scatter: `[..., D, D]`, symmetric positive definite, in squared units of x.
         dof: `[...]`, degrees of freedom, above zero: 1 is Cauchy's distribution, many are a Gaussian.
-        held: names of parameters that no fit changes: `("dof",)`.
+        held: names of parameters that no fit changes: `("dof",)`. `jem.sized(jem.StudentT, dof=4)` starts with those
+            degrees of freedom, held.
 
     Raises:
         ValueError: shapes that do not match, a scatter that is not symmetric positive definite, a dof that is not above
@@ -128,10 +129,7 @@ class StudentT(Family):
         return RobustMoments(moments, -behind(self.dof / 2))
 
     def expected_log_prob(self, statistics: RobustMoments) -> Float[Array, "*batch"]:
-        """That of the Gaussian rows, and that of their precisions: dof / 2 spread - rows s(dof / 2).
-
-        With s(h) = log Gamma(h) - h log h + h.
-        """
+        """That of the Gaussian rows, and that of their precisions: dof / 2 spread - rows stirling(dof / 2)."""
         moments, white, h = statistics.moments.about(self.location), linalg.whitening(self.scatter), self.dof / 2
         log_volume = self.event_shape[0] * math.log(2 * math.pi) + 2 * linalg.half_log_det(white)
         distance = jnp.sum(linalg.matmul(white, moments.second) * white, axis=(-1, -2))
@@ -186,6 +184,7 @@ class StudentT(Family):
             sizes: `dof`, to be held, or nothing.
         """
         normal, dof = Gaussian.start(x, weight), sizes.get("dof", 8)
+        # The scatter of a t of that covariance, if it has one.
         share = (dof - 2) / dof if dof > 3 else 1 / 3
         degrees = jnp.full(weight.shape[:-1], dof, weight.dtype)
         return cls(normal.mean, normal.covariance * share, degrees, ("dof",) if "dof" in sizes else ())
@@ -222,8 +221,7 @@ class Deviations:
         absolute: `[...]` sum of w |r|, with r = x - reference.
         pull: `[...]` sum of w sign r.
         stiffness: `[...]` sum of w / |r|.
-        resting: `[...]` sum of w over the rows at the reference itself, which are no parabolas and no part of the last
-            two.
+        resting: `[...]` sum of w over the rows at the reference itself: no parabolas, and no part of the two before.
         reference: `[...]`.
     """
 

@@ -9,10 +9,11 @@ import pytest
 
 import families
 import jaxem as jem
-from families import ALL, Example, coordinates, move
+from families import ALL, FAMILIES, FEW, NESTED, PLAIN, SINGLES, Example, coordinates, move
 
 everything = pytest.mark.parametrize("example", ALL, ids=repr)
-listed = pytest.mark.parametrize("example", [e for e in ALL if e.support is not None], ids=repr)
+plain = pytest.mark.parametrize("example", PLAIN, ids=repr)
+listed = pytest.mark.parametrize("example", [e for e in FAMILIES + NESTED + SINGLES if e.support], ids=repr)
 
 
 @listed
@@ -25,7 +26,7 @@ def test_probabilities_of_all_rows_sum_to_one(example: Example) -> None:
         np.testing.assert_allclose(mass, 1, rtol=1e-7)
 
 
-@everything
+@plain
 def test_members_are_models_side_by_side(example: Example) -> None:
     members, x = example.members(3), example.rows(7)
     together = members.log_prob(x)
@@ -48,7 +49,7 @@ def unstacked(members: object, k: int) -> list[object]:
     return [member(i) for i in range(k)]
 
 
-@everything
+@plain
 def test_slope_along_any_feasible_direction_is_that_of_finite_differences(
     example: Example, rng: np.random.Generator
 ) -> None:
@@ -85,14 +86,14 @@ def test_slope_in_the_data_is_that_of_finite_differences(example: Example, rng: 
     np.testing.assert_allclose(np.sum(backward * step), measured.sum(), rtol=1e-5, atol=1e-6)
 
 
-@everything
+@pytest.mark.parametrize("example", FEW, ids=repr)
 def test_rows_may_be_observed_beforehand(example: Example) -> None:
     model, x = example.mixture(), example.rows(6)
     np.testing.assert_array_equal(model.log_prob(model.observe(x)), model.log_prob(x))
     np.testing.assert_array_equal(model.components.log_prob(model.observe(x)), model.components.log_prob(x))
 
 
-@everything
+@plain
 def test_samples_come_from_the_model(example: Example) -> None:
     """The mean log-probability of draws is the model's negative entropy: two samples of it agree."""
     model = example.mixture()

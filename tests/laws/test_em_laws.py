@@ -15,8 +15,10 @@ import pytest
 import jaxem as jem
 from families import (
     ALL,
-    FAMILIES,
+    FEW,
     GAUSSIANS,
+    NESTED,
+    PLAIN,
     STARTED,
     Example,
     coordinates,
@@ -29,6 +31,7 @@ from families import (
 from jaxem.distributions.base import add
 
 everything = pytest.mark.parametrize("example", ALL, ids=repr)
+plain = pytest.mark.parametrize("example", PLAIN, ids=repr)
 
 
 def expected_statistics(model: Any, x: Any) -> Any:
@@ -57,7 +60,7 @@ def test_m_step_zeroes_the_slope_of_q(example: Example, rng: np.random.Generator
     assert abs(slope(perturbed(best, rng))) > 1e-3
 
 
-@everything
+@plain
 def test_m_step_is_a_maximum_of_q(example: Example, rng: np.random.Generator) -> None:
     start, x = example.mixture(), example.rows(30)
     statistics = expected_statistics(start, x)
@@ -67,7 +70,7 @@ def test_m_step_is_a_maximum_of_q(example: Example, rng: np.random.Generator) ->
         assert expected_log_prob(other, statistics) < expected_log_prob(best, statistics)
 
 
-@pytest.mark.parametrize("example", FAMILIES, ids=repr)
+@pytest.mark.parametrize("example", [e for e in ALL if e not in NESTED], ids=repr)
 def test_a_model_is_the_m_step_of_its_own_expected_statistics(example: Example, rng: np.random.Generator) -> None:
     members = example.members(3)
     assert_same(m_step(members, members.expected_statistics()), members)
@@ -75,7 +78,7 @@ def test_a_model_is_the_m_step_of_its_own_expected_statistics(example: Example, 
     assert_same(m_step(perturbed(members, rng), members.expected_statistics()), members)
 
 
-@pytest.mark.parametrize("example", FAMILIES, ids=repr)
+@pytest.mark.parametrize("example", [e for e in PLAIN if e not in NESTED], ids=repr)
 def test_expected_statistics_are_the_mean_of_many_draws(example: Example) -> None:
     members, n = example.members(2), 40_000
     x = members.sample(jax.random.key(3), n)
@@ -86,7 +89,7 @@ def test_expected_statistics_are_the_mean_of_many_draws(example: Example) -> Non
                 np.testing.assert_allclose(coordinates(fitted)[path][k], leaf[k], rtol=0.05, atol=0.05, err_msg=path)
 
 
-@everything
+@plain
 def test_em_stays_at_the_truth_for_many_rows(example: Example) -> None:
     truth, n = example.mixture(2), 40_000
     x = truth.sample(jax.random.key(5), n)
@@ -144,14 +147,16 @@ def test_em_never_lowers_its_objective(example: Example, seed: int, repeats: boo
     """From any start, on data from another model, tied and duplicated rows among them, weighted, with a prior."""
     rng = np.random.default_rng(seed)
     x = np.asarray(example.rows(24, seed=seed % 8))
-    x = np.round(x)[rng.integers(0, 12, 24)] if repeats else x
+    if repeats:
+        rounded = np.round(x)
+        x = (rounded if example.mixture(2).inside(rounded).all() else x)[rng.integers(0, 12, 24)]
     weight = jnp.asarray(rng.choice([0.5, 1.0, 2.0], 24))
     model = perturbed(example.mixture(2, seed=seed), rng)
     prior = pseudo_rows(model, jnp.asarray(x), weight, with_prior)
     climbs(model, x, weight, prior)
 
 
-@pytest.mark.parametrize("example", ALL, ids=repr)
+@pytest.mark.parametrize("example", FEW, ids=repr)
 def test_fit_reports_the_objective_of_its_own_model(example: Example) -> None:
     x = example.rows(40)
     fit = jem.fit(example.mixture(2, seed=3), x, max_steps=15, tol=0.0)

@@ -9,7 +9,7 @@ import pytest
 import jaxem as jem
 
 PUBLIC = [name for name in vars(jem) if not name.startswith("_") and not inspect.ismodule(getattr(jem, name))]
-ABSTRACT = {"Distribution", "Family", "Latent", "Labelled", "Fit"}
+ABSTRACT = {"Distribution", "Family", "Hidden", "Latent", "Labelled", "Fit"}
 """Interfaces, and what functions return: shown where they are used."""
 
 

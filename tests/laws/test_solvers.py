@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import jaxem as jem
-from families import ALL, Example
+from families import ALL, FEW, Example
 from jaxem.coordinates import coordinates, from_coordinates
 from jaxem.pytree import replace
 from jaxem.solvers.em import expectation
@@ -52,7 +52,7 @@ def test_what_is_fixed_stays_out() -> None:
     assert moved.emission.probs[1] > 0.3
 
 
-@everything
+@pytest.mark.parametrize("example", FEW, ids=repr)
 def test_the_gradient_is_that_of_the_log_likelihood(example: Example) -> None:
     """Fisher's identity against plain autodiff through the coordinates."""
     model, x = example.mixture(), example.rows(30)
@@ -98,7 +98,7 @@ def problem(which: str) -> tuple[Any, Any, int]:
 
 
 @solvers
-@pytest.mark.parametrize("which", ["counts", "chain"])
+@pytest.mark.parametrize("which", ["counts", pytest.param("chain", marks=pytest.mark.thorough)])
 def test_all_end_where_em_does(name: str, which: str) -> None:
     start, x, rows = problem(which)
     em = jem.fit(start, x, tol=1e-9, max_steps=5000)
@@ -137,6 +137,7 @@ def test_who_promises_to_climb_never_goes_down(name: str, seed: int, apart: floa
     assert np.diff(trace).min(initial=0.0) > -1e-7 * (abs(trace[-1]) + 60)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [name for name in MONOTONE if name != "EM"])
 def test_chains_climb_as_well(name: str) -> None:
     start, x, _ = problem("chain")
@@ -172,6 +173,7 @@ def test_all_report_the_same_log_likelihood_to_the_last_bit() -> None:
     assert len({float(value) for value in reported(start)}) == 1
 
 
+@pytest.mark.thorough
 def test_batches_come_close_to_where_em_ends() -> None:
     truth = problem("mixture")[0]
     x = truth.sample(jax.random.key(5), 2000)
