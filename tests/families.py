@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import jaxem as jem
 from jaxem import constraints
@@ -336,6 +337,11 @@ FEW = PLAIN if THOROUGH else [example for example in PLAIN if example.name not i
 
 STARTED = [example for example in ALL if example.family is not None]
 GAUSSIANS = [example for example in PLAIN if hasattr(example.members(), "mean")]
+
+
+def thoroughly(values: Any, *quick: Any) -> list[Any]:
+    """Parameters of a test, of which `make test` runs only some."""
+    return [value if value in quick else pytest.param(value, marks=pytest.mark.thorough) for value in values]
 
 
 def perturbed(model: Any, rng: Rng, size: float = 0.2) -> Any:

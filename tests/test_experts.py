@@ -155,6 +155,7 @@ def network(wave: Any) -> jem.RBFNetwork:
     return jem.RBFNetwork.start(jax.random.key(0), wave[0], wave[1], 8, restarts=5)
 
 
+@pytest.mark.thorough
 def test_a_network_comes_near_kernel_methods(wave: Any, network: jem.RBFNetwork) -> None:
     z, y, grid, truth = wave
     fit = jem.fit(network, network.rows(z, y))

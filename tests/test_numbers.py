@@ -11,6 +11,7 @@ import pytest
 import scipy.stats as ss
 
 import jaxem as jem
+from families import thoroughly
 from jaxem import linalg, sums
 from jaxem.distributions import quadratic
 from jaxem.distributions.gaussian import FLOOR
@@ -18,7 +19,7 @@ from jaxem.pytree import replace
 
 KEY = jax.random.key(0)
 NORMAL = [jem.Gaussian, jem.TiedGaussian, jem.DiagonalGaussian, jem.SphericalGaussian]
-normal = pytest.mark.parametrize("family", NORMAL)
+normal = pytest.mark.parametrize("family", thoroughly(NORMAL, jem.Gaussian, jem.DiagonalGaussian))
 FINE = {"converged", "max_steps_reached"}
 DEGENERATE = FINE | {"covariance_collapsed", "component_vanished"}
 

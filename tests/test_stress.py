@@ -21,7 +21,7 @@ import pytest
 import jaxem as jem
 from families import THOROUGH
 
-SECONDS = 60 if THOROUGH else 20
+SECONDS = 60 if THOROUGH else 10
 ROWS, COMPONENTS, RESTARTS, STEPS = 120, 3, 2, 10
 LANES = {"gaussian", "gaussian, wide", "product"}  # the kinds that also go through fit_many: it compiles longest
 

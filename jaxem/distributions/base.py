@@ -188,11 +188,13 @@ class Family(Distribution):
     - `expected_statistics()`: the mean statistics of one row drawn from each member;
     - `sample(key, n)`; `around(row, members)`: members with any valid parameters, from which `start` sets out;
     - `scalar = False` if a row is a vector;
+    - `harmless()`: a row that it can produce, if zero is none; `centre()`, its mean row, for `impute`;
     - if some of the work on x can be done once: `columns(x)`; if not every number is possible:
       `contains(columns)` and `support`, its name in words.
 
     What you get: a place in every `Mixture` and `Product`; `e_step`; `fit`, `fit_many`, restarts, weights, labels,
-    priors; starts; checks of arguments; saving and loading; the command line; the laws as tests.
+    priors; missing rows (whole ones; the Gaussians take any cell: `gaps`); starts; checks of arguments; saving and
+    loading; the command line; the laws as tests.
     """
 
     support: ClassVar[str] = "finite numbers"

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import jaxem as jem
-from families import ALL, FEW, Example
+from families import ALL, FEW, Example, thoroughly
 from jaxem.coordinates import coordinates, from_coordinates
 from jaxem.pytree import replace
 from jaxem.solvers.em import expectation
@@ -308,7 +308,7 @@ def test_hard_em_climbs_the_best_path() -> None:
     np.testing.assert_allclose(fit.log_likelihood, labelled.log_likelihood, rtol=1e-10)
 
 
-@solvers
+@pytest.mark.parametrize("name", thoroughly(SOLVERS, "SQUAREM", "LBFGS"))
 def test_many_are_each_what_one_is(name: str) -> None:
     start, x, _ = problem("counts")
     xs = jnp.stack([x[:150], x[50:]])

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import jaxem as jem
+from families import thoroughly
 from jaxem.pytree import replace
 
 CASES = Path(__file__).parents[3] / "shared" / "reference_cases.json"
@@ -158,13 +159,14 @@ def test_diabetes(family: Any, k: int, key: str) -> None:
     assert fit.log_likelihood > found["expected"]["computed"]["mclust_hc_start_tol_1e-13"][key]["loglik"] - 1e-4
 
 
-@pytest.mark.parametrize(
-    ("name", "k"),
-    [("lca_stouffer_toby", 2), ("lca_stouffer_toby", 3), ("lca_carcinoma", 2), ("lca_carcinoma", 3), ("lca_gss82", 2),
-     ("lca_gss82", 3), ("lca_cheating", 2)],
-)  # fmt: skip
-def test_latent_classes(name: str, k: int) -> None:
+CLASSES = [("lca_stouffer_toby", 2), ("lca_stouffer_toby", 3), ("lca_carcinoma", 2), ("lca_carcinoma", 3)]
+CLASSES += [("lca_gss82", 2), ("lca_gss82", 3), ("lca_cheating", 2)]
+
+
+@pytest.mark.parametrize("which", thoroughly(CLASSES, ("lca_carcinoma", 3), ("lca_gss82", 3), ("lca_cheating", 2)))
+def test_latent_classes(which: tuple[str, int]) -> None:
     """Latent class analysis is a mixture of products of categories; repeated patterns are weights."""
+    name, k = which
     found = case(name)
     x = np.array(found["data"]["patterns_coded_from_1"]) - 1
     parts = [jem.sized(jem.Categorical, categories=int(c) + 1) for c in x.max(0)]
