@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
-from jaxem.missing import Incomplete, has_nan, incomplete
+from jaxem.missing import Incomplete, has_nan, incomplete, unseen_rows
 from jaxem.pytree import replace
 
 TAME = 1e3
@@ -52,9 +52,8 @@ def ready(x: Any, weight: Any, labels: Any, components: int | None = None) -> tu
     check_weight(weight)
     weight = jnp.asarray(weight, values.dtype)
     if n:
-        rows = values.reshape(n, -1)
-        weight = jnp.where(jnp.isnan(rows).all(axis=1), 0, weight)
-        heaviest, size = jnp.argmax(weight), jnp.max(jnp.abs(rows), axis=1)
+        weight = jnp.where(unseen_rows(values), 0, weight)
+        heaviest, size = jnp.argmax(weight), jnp.max(jnp.abs(values).reshape(n, -1), axis=1)
         # NaN is not at most anything.
         ignored = (weight <= 0) & ~(size <= TAME * jnp.max(jnp.where((weight > 0) & ~jnp.isnan(size), size, 0)))
 

@@ -69,8 +69,11 @@ def has_nan(x: Any) -> bool:
     if isinstance(x, Tracer) or not isinstance(x, (jax.Array, np.ndarray, list, tuple)):
         return False
     x = x if isinstance(x, jax.Array) else np.asarray(x)
-    # The least of all is NaN if one of them is, and takes no memory to find.
-    return x.dtype.kind == "f" and bool(np.isnan(np.min(np.asarray(x), initial=0)))
+    if x.dtype.kind != "f":
+        return False
+    # The least of all is NaN if one of them is: one number to fetch where the rows lie on another device.
+    far = isinstance(x, jax.Array) and any(device.platform != "cpu" for device in x.devices())
+    return bool(np.isnan(jnp.min(x, initial=0) if far else np.min(np.asarray(x), initial=0)))
 
 
 def _count(missing: np.ndarray) -> int:

@@ -370,9 +370,10 @@ def _pooled(members: Any, x: Any, weight: Array) -> Any:
     """
     everywhere, floor = jnp.broadcast_to(weight, (*members.batch_shape, len(weight))), members.floor(x, weight)
     start, rows, counted, least = jax.lax.stop_gradient((members, x, everywhere, floor))
+    little = SETTLED * jnp.sum(counted)
 
     def goes_on(state: tuple[Any, Array, Array, Array]) -> Array:
-        return (state[3] < 100) & ~(state[2] <= SETTLED * jnp.sum(counted))
+        return (state[3] < 100) & ~(state[2] <= little)
 
     def step(state: tuple[Any, Array, Array, Array]) -> tuple[Any, Array, Array, Array]:
         now, before, _, count = state

@@ -160,11 +160,11 @@ class Distribution:
 
     def expected_rows(self, x: Any, weight: Array) -> Array:
         """`[n, *event_shape]`: sum over members of weight `[..., n]` x E[x_i | what was seen of it, member]."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} cannot impute")
 
     def drawn_rows(self, key: Array, x: Any, n: int) -> Array:
         """`[..., n, *event_shape]`: of each row a draw from each member, given what was seen of it."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} cannot impute")
 
 
 @jax.jit

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from jaxem import linalg
 from jaxem.constraints import held, non_negative, parameter, positive, simplex, unit_interval
 from jaxem.distributions.base import Family
-from jaxem.distributions.discrete import OfTrials, Trials, times_log, times_log_rest, weighted, whole
+from jaxem.distributions.discrete import OfCategories, OfTrials, Trials, times_log, times_log_rest, weighted, whole
 from jaxem.distributions.members import Numbers
 from jaxem.distributions.moments import enough
 from jaxem.distributions.special import gap, gap_by_square, stirling, untabled
@@ -244,7 +244,7 @@ class NegativeBinomial(_Counts, Numbers):
 
 
 @module
-class Multinomial(Family):
+class Multinomial(OfCategories):
     """How many of the trials of a row fell to each of C categories. How many trials a row has is up to the row.
 
     log p(x) = log T! - sum_c log x_c! + sum_c x_c log probs_c,    T = sum_c x_c
@@ -306,16 +306,6 @@ class Multinomial(Family):
 
     def expected_statistics(self) -> Array:
         return self.total_count * self.probs
-
-    def expected_log_prob(self, statistics: Array) -> Float[Array, "*batch"]:
-        """sum over categories of count log(probs)."""
-        return jnp.sum(times_log(statistics, self.probs), axis=-1)
-
-    def m_step(self, statistics: Array) -> Self:
-        """count / sum of counts; a member without trials keeps its probabilities."""
-        total = jnp.sum(statistics, axis=-1, keepdims=True)
-        some = enough(total)
-        return replace(self, probs=jnp.where(some, statistics / jnp.where(some, total, 1), self.probs))
 
     def centre(self) -> Array:
         return self.expected_statistics()

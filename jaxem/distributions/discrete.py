@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from jaxem import linalg
 from jaxem.constraints import non_negative, parameter, simplex, unit_interval
 from jaxem.distributions.base import Family, flat_members
-from jaxem.distributions.moments import enough
+from jaxem.distributions.moments import enough, shares
 from jaxem.pytree import module, replace, static
 
 
@@ -172,8 +172,22 @@ class Binomial(OfTrials):
         return jnp.sum(draws < self.probs[None, ..., None], axis=0).astype(self.probs.dtype)
 
 
+class OfCategories(Family):
+    """Counts of categories, whose probabilities sum to one."""
+
+    probs: Array
+
+    def expected_log_prob(self, statistics: Array) -> Float[Array, "*batch"]:
+        """sum over categories of count log(probs)."""
+        return jnp.sum(times_log(statistics, self.probs), axis=-1)
+
+    def m_step(self, statistics: Array) -> Self:
+        """count / sum of counts; a member that counted nothing keeps its probabilities."""
+        return replace(self, probs=shares(statistics, self.probs))
+
+
 @module
-class Categorical(Family):
+class Categorical(OfCategories):
     """One of C categories, numbered from zero.
 
     log p(x) = log probs[x]
@@ -225,16 +239,6 @@ class Categorical(Family):
         """The most probable category."""
         votes = jnp.einsum("kn,kc->nc", *flat_members(weight, self.probs), precision=linalg.HIGHEST)
         return jnp.argmax(votes, axis=-1).astype(weight.dtype)
-
-    def expected_log_prob(self, statistics: Array) -> Float[Array, "*batch"]:
-        """sum over categories of count log(probs)."""
-        return jnp.sum(times_log(statistics, self.probs), axis=-1)
-
-    def m_step(self, statistics: Array) -> Self:
-        """count / sum of counts; a member without rows keeps its probabilities."""
-        total = jnp.sum(statistics, axis=-1, keepdims=True)
-        some = enough(total)
-        return replace(self, probs=jnp.where(some, statistics / jnp.where(some, total, 1), self.probs))
 
     @classmethod
     def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:

@@ -83,3 +83,10 @@ class Moments:
 def enough(rows: Array) -> Array:
     """Are there rows at all, of a weight that can be divided by?"""
     return rows > jnp.sqrt(jnp.finfo(rows.dtype).tiny)
+
+
+def shares(counts: Float[Array, "*batch k"], otherwise: Float[Array, "*batch k"]) -> Float[Array, "*batch k"]:
+    """Counts as shares of their sum; `otherwise` where there are none."""
+    total = jnp.sum(counts, axis=-1, keepdims=True)
+    some = enough(total)
+    return jnp.where(some, counts / jnp.where(some, total, 1), otherwise)

@@ -20,7 +20,7 @@ from jaxem.fitting.lanes import COMPILING, Queue, member, pace
 from jaxem.fitting.loop import Limits
 from jaxem.fitting.ragged import SHAPE, padded_lengths
 from jaxem.fitting.result import Fit
-from jaxem.missing import Incomplete, has_nan, incomplete
+from jaxem.missing import Incomplete, cells, has_nan, incomplete
 from jaxem.sequences import Sequences
 from jaxem.sequences import stacked as stacked_sequences
 from jaxem.solvers.em import EM
@@ -166,21 +166,18 @@ def _batches(model: Any, xs: Any, weight: Any, labels: Any, problems: int, resta
     if len(xs) != problems:
         raise ValueError(f"xs holds {len(xs)} problems and models {problems}; they must be as many")
     states = hidden_states(model)
-    if isinstance(xs, (Sequences, Incomplete)):
-        # One batch as it is: what a person has put together stays together.
-        shape = xs.values.shape[:2] if isinstance(xs, Incomplete) else xs.length.shape
-        row_weight = np.ones(shape) if weight is None else _shaped(weight, shape, "weight")
-        xs = as_floats(xs) if isinstance(xs, Incomplete) else xs
+    if isinstance(xs, Sequences):
+        row_weight = np.ones(xs.length.shape) if weight is None else _shaped(weight, xs.length.shape, "weight")
         return _padded(np.arange(problems), xs, row_weight, labels, states)
-    first = model.read(xs[0])
-    if isinstance(first, Sequences):
+    if not isinstance(xs, Incomplete) and isinstance(first := model.read(xs[0]), Sequences):
         return _sequence_batches([first, *(model.read(x) for x in xs[1:])], weight, labels, states, restarts)
     if not isinstance(xs, (list, tuple)):
         x = as_floats(xs)
-        if x.ndim < 2:
-            raise ValueError(f"xs has shape {x.shape}; it must be [problems, rows, ...] or a list of arrays")
-        row_weight = np.ones(x.shape[:2]) if weight is None else _shaped(weight, x.shape[:2], "weight")
-        known = None if labels is None else _shaped(labels, x.shape[:2], "labels")
+        shape = cells(x).shape
+        if len(shape) < 2:
+            raise ValueError(f"xs has shape {shape}; it must be [problems, rows, ...] or a list of arrays")
+        row_weight = np.ones(shape[:2]) if weight is None else _shaped(weight, shape[:2], "weight")
+        known = None if labels is None else _shaped(labels, shape[:2], "labels")
         return _padded(np.arange(problems), x, row_weight, known, states)
 
     arrays = [np.asarray(x) for x in xs]

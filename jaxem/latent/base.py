@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, PyTree
 from jaxem import linalg, sums
 from jaxem.constraints import check_parameters
 from jaxem.distributions.base import Distribution, Labelled, Pullback, convert_parameters
-from jaxem.distributions.moments import enough
 from jaxem.pytree import module
 
 
@@ -266,13 +265,6 @@ def log_potential(probability: Array) -> Array:
     """log probability; -inf, with zero gradient, where it is zero."""
     possible = probability > 0
     return jnp.where(possible, jnp.log(jnp.where(possible, probability, 1)), -jnp.inf)
-
-
-def shares(counts: Float[Array, "*batch k"], otherwise: Float[Array, "*batch k"]) -> Float[Array, "*batch k"]:
-    """Counts as shares of their sum; `otherwise` where there are none."""
-    total = jnp.sum(counts, axis=-1, keepdims=True)
-    some = enough(total)
-    return jnp.where(some, counts / jnp.where(some, total, 1), otherwise)
 
 
 def chosen(draws: Array, states: Array, members: int) -> Array:

@@ -18,7 +18,8 @@ from jaxem.chains.sampled import sampled_score
 from jaxem.constraints import parameter, simplex
 from jaxem.data import ready
 from jaxem.distributions.base import Distribution, Labelled
-from jaxem.latent.base import Latent, chosen, log_potential, shares
+from jaxem.distributions.moments import shares
+from jaxem.latent.base import Latent, chosen, log_potential
 from jaxem.latent.mixture import Mixture
 from jaxem.linalg import HIGHEST, lead, matmul
 from jaxem.missing import hot_deck

@@ -13,8 +13,9 @@ from jaxem import start
 from jaxem.constraints import parameter, simplex
 from jaxem.data import as_floats, ready
 from jaxem.distributions.base import Distribution
+from jaxem.distributions.moments import shares
 from jaxem.distributions.product import sized
-from jaxem.latent.base import Latent, LatentStatistics, chosen, log_potential, shares
+from jaxem.latent.base import Latent, LatentStatistics, chosen, log_potential
 from jaxem.missing import Incomplete, hot_deck
 from jaxem.pytree import module, replace
 

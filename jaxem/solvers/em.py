@@ -154,12 +154,25 @@ def em_step(model: Any, x: Any, weight: Array, prior: Statistics, over: Any = lo
     return model.m_step(add(statistics, prior)), log_likelihood
 
 
+class Apart:
+    """Rows that are not all here: on other devices, or gone by, batch by batch. They know how to take their E-step.
+
+    What you write: `expectation(model, weight, over)`, as the function of that name. What you get: every solver that
+    asks for nothing else of x.
+    """
+
+    def expectation(self, model: Any, weight: Array, over: Any) -> tuple[Array, Statistics]:
+        raise NotImplementedError
+
+
 def expectation(model: Any, x: Any, weight: Float[Array, "n"], over: Any = log_sum) -> tuple[Array, Statistics]:
     """The log-likelihood and the expected statistics of weighted rows: the E-step, `over` what is hidden.
 
     Statistics add over rows, so a large x that has not been observed yet goes through in chunks, and nothing of size
     rows x components is kept.
     """
+    if isinstance(x, Apart):
+        return x.expectation(model, weight, over)
     n, size = len(weight), chunk_rows(x)
     if not in_chunks(x, weight):
         return _expectation(model, x, weight, over)
