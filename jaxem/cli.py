@@ -118,6 +118,9 @@ MaxSteps = Annotated[int, _option("Fitting", "EM steps at most.", min=1)]
 Seed = Annotated[int, _option("Fitting", "Of all random draws.", min=0)]
 Dtype = Annotated[str, _option("Fitting", "float64 or float32.")]
 Workers = Annotated[int, _option("Fitting", "Slabs of groups worked on at once.", min=1, max=64)]
+Restart = Annotated[
+    bool, _option("Fitting", "Start over: forget the finished groups of a run that did not end.", "--restart")
+]
 Components = Annotated[str, _option("Model", "Numbers of components to try: 1:6, or 2, or 1,2,4.")]
 States = Annotated[str, _option("Model", "Numbers of states to try: 1:4, or 2, or 1,2,4.")]
 Order = Annotated[
@@ -190,11 +193,13 @@ def fit(
     dtype: Dtype = "float64",
     workers: Workers = 2,
     assign: Assign = False,
+    restart: Restart = False,
 ) -> None:
     """Fit mixtures to every group of a table, and choose the number of components of each.
 
     Writes into the folder --out: models.parquet (a row for each group), selection.parquet (a row for each group and
     number of components), report.html, and with --assign assignments.parquet (a row for each row of the table).
+    Finished groups are kept in OUT/parts until then: if the job is stopped or killed, the same command goes on.
     """
     _run("fit", dict(locals()))
 
@@ -224,13 +229,14 @@ def hmm(
     dtype: Dtype = "float64",
     workers: Workers = 2,
     assign: Assign = False,
+    restart: Restart = False,
 ) -> None:
     """Fit hidden Markov models to the sequences of every group of a table, and choose the number of states of each.
 
     A row without any value is a step that was not seen. Writes into the folder --out: models.parquet (a row for each
     group), selection.parquet (a row for each group and number of states), report.html, and with --assign
     assignments.parquet (a row for each row of the table: its state on the most probable path, and the probability of
-    that).
+    that). Finished groups are kept in OUT/parts until then: if the job is stopped or killed, the same command goes on.
     """
     _run("hmm", dict(locals()))
 
@@ -278,8 +284,8 @@ def _run(command: str, options: dict[str, Any]) -> None:
         raise typer.Exit(work(command, options))
     except InputError as error:
         raise typer.Exit(complain(str(error))) from None
-    except KeyboardInterrupt:
-        typer.echo("jaxem: interrupted; nothing was written", err=True)
+    except KeyboardInterrupt as interruption:
+        typer.echo(f"jaxem: interrupted; {interruption or 'nothing was written'}", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -291,7 +297,7 @@ def complain(message: str) -> int:
 
 def _fit(command: str, options: dict[str, Any]) -> int:
     """The work of `jaxem fit` and `jaxem hmm`; returns the exit status."""
-    from jaxem import job, results
+    from jaxem import job, parts, results
 
     columns, by = typed.split(options["columns"]), typed.split(options["by"])
     # A command without that option fits rows without order.
@@ -307,10 +313,13 @@ def _fit(command: str, options: dict[str, Any]) -> int:
     typed.check_sizes(grouped, settings, hidden)
     typed.check_range(grouped, settings.dtype)
     results.check_folder(options["out"])
-    reading = time.perf_counter() - began
-    with _bar(*job.expected(grouped, settings)) as progress:
-        outcome = job.run(grouped, settings, progress)
-    _write(outcome, options, typed.again(command, options), reading)
+    with parts.opened(options["out"], parts.described(command, options, grouped), options["restart"]) as kept:
+        reading = time.perf_counter() - began
+        with _bar(*job.expected(grouped, settings)) as progress:
+            outcome = job.run(grouped, settings, progress, kept)
+        _write(outcome, options, typed.again(command, options), reading, kept.advice)
+        if not outcome.interrupted:
+            kept.remove()
     return _conclude(outcome, options["out"])
 
 
@@ -352,15 +361,21 @@ def _bar(
     with Progress(*layout, console=Console(stderr=True), transient=True) as bar:
         total = groups if fits is None else fits
         task, began = bar.add_task("", total=total, groups=0, speed=0.0), time.perf_counter()
+        before: list[int] = []
 
         def tell(groups: int, done: int) -> None:
             completed = groups if fits is None else done
-            bar.update(task, completed=completed, groups=groups, speed=done / (time.perf_counter() - began))
+            if not before:
+                # What an earlier run did says nothing about the speed of this one.
+                before.append(done)
+                bar.reset(task, completed=completed)
+            speed = (done - before[0]) / (time.perf_counter() - began)
+            bar.update(task, completed=completed, groups=groups, speed=speed)
 
         yield tell
 
 
-def _write(outcome: Outcome, options: dict[str, Any], command: str, reading: float) -> None:
+def _write(outcome: Outcome, options: dict[str, Any], command: str, reading: float, advice: str) -> None:
     from jaxem import report, results
 
     def frames() -> Iterator[tuple[str, pl.DataFrame]]:
@@ -370,20 +385,24 @@ def _write(outcome: Outcome, options: dict[str, Any], command: str, reading: flo
             yield "assignments", results.assignments(outcome)
 
     source = Path(options["table"]).name
-    _files(options["out"], frames(), reading, lambda seconds: report.page(outcome, source, command, seconds))
+    _files(options["out"], frames(), reading, lambda seconds: report.page(outcome, source, command, seconds), advice)
 
 
 def _write_race(outcome: race_job.Outcome, out: Path, command: str, reading: float) -> None:
     from jaxem import race_report, race_results
 
     frames = ((name, getattr(race_results, name)(outcome)) for name in ("solvers", "problems", "runs"))
-    _files(out, frames, reading, lambda seconds: race_report.page(outcome, command, seconds))
+    _files(out, frames, reading, lambda seconds: race_report.page(outcome, command, seconds), "name another folder")
 
 
 def _files(
-    out: Path, frames: Iterable[tuple[str, pl.DataFrame]], reading: float, page: Callable[[dict[str, float]], str]
+    out: Path,
+    frames: Iterable[tuple[str, pl.DataFrame]],
+    reading: float,
+    page: Callable[[dict[str, float]], str],
+    advice: str,
 ) -> None:
-    """Tables and a page, which is told how long reading and writing took."""
+    """Tables and a page, which is told how long reading and writing took; and advice, if they cannot be written."""
     from jaxem import results
 
     began = time.perf_counter()
@@ -394,7 +413,7 @@ def _files(
             html = page({"reading": reading, "writing tables": time.perf_counter() - began})
             place("report.html").write_text(html, encoding="utf-8")
     except OSError as error:
-        raise InputError(f"--out {out}: cannot write there ({error.strerror or error}); name another folder") from error
+        raise results.unwritable(out, error, advice) from error
 
 
 def _conclude(outcome: Outcome, out: Path) -> int:
@@ -403,7 +422,8 @@ def _conclude(outcome: Outcome, out: Path) -> int:
     fitted, groups, grouped = int((outcome.choice >= 0).sum()), len(outcome.choice), outcome.grouped
     converged = int((outcome.status == 1).sum())
     if outcome.interrupted:
-        typer.echo(f"jaxem: interrupted; the {fitted:,} finished of {groups:,} groups are in {out}", err=True)
+        said = f"the {fitted:,} finished of {groups:,} groups are in {out}; the same command goes on with the others"
+        typer.echo(f"jaxem: interrupted; {said}", err=True)
         return INTERRUPTED
     if not outcome.settings.assign and (out / "assignments.parquet").exists():
         typer.echo(f"jaxem: {out / 'assignments.parquet'} is left from an earlier run", err=True)
@@ -413,9 +433,10 @@ def _conclude(outcome: Outcome, out: Path) -> int:
         why = "see the status column of models.parquet"
         typer.echo(f"jaxem: none of {groups:,} groups could be fitted; {why}. Results are in {out}")
         return 0
+    before = f"{outcome.before:,} of the groups were done before; " if outcome.before else ""
     compiling = f"{in_words(outcome.compile_seconds)} of compilation over {outcome.settings.workers} workers"
     typer.echo(
-        f"jaxem: {fitted:,} of {groups:,} groups have a model, {converged:,} converged; {outcome.fits:,} fits "
+        f"jaxem: {fitted:,} of {groups:,} groups have a model, {converged:,} converged; {before}{outcome.fits:,} fits "
         f"in {in_words(outcome.seconds)} ({compiling}). Results are in {out}"
     )
     return 0

@@ -28,6 +28,7 @@ from jaxem.distributions import (
     weibull,
 )
 from jaxem.latent import bayesnet, experts, hmm, mixture, rbf, state_space
+from jaxem.pytree import unchecked
 
 FORMAT = "jaxem 1"
 CLASSES = {
@@ -95,13 +96,32 @@ def save(path: str | os.PathLike[str], model: Any) -> None:
     tensors: dict[str, np.ndarray] = {}
     structure = _describe(model, "model", tensors)
     header = {"format": FORMAT, "structure": json.dumps(structure)}
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    write(Path(path), to_bytes(tensors, metadata=header))
+
+
+def write(path: Path, content: bytes) -> None:
+    """A file that appears whole or not at all, even if the machine stops while it is written."""
+    unfinished = temporary(path)
     try:
-        temporary.write_bytes(to_bytes(tensors, metadata=header))
-        temporary.replace(path)
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
+
+
+def temporary(path: Path) -> Path:
+    """Where a file is while it is being written."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes that were killed left half written."""
+    for path in folder.glob(".*.part"):
+        if path.suffixes[-2:-1] and path.suffixes[-2][1:].isdigit():
+            path.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike[str]) -> Any:
@@ -118,6 +138,20 @@ def load(path: str | os.PathLike[str]) -> Any:
     >>> jem.load(path).probs.tolist()
     [0.25]
     """
+    return _read(path, checked=True)
+
+
+def load_unchecked(path: str | os.PathLike[str]) -> Any:
+    """What `save` wrote, to the bit and in NumPy arrays: numbers that no model may hold, as of a failed fit, too.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is truncated or not from jaxem.
+    """
+    return _read(path, checked=False)
+
+
+def _read(path: str | os.PathLike[str], checked: bool) -> Any:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -134,7 +168,7 @@ def load(path: str | os.PathLike[str]) -> Any:
         structure = json.loads(header["structure"])
     except (KeyError, ValueError):
         raise ValueError(f"{path}: the header does not describe a model") from None
-    model = _build(structure, "model", tensors, path)
+    model = _build(structure, "model", tensors, path, checked)
     if tensors:
         raise ValueError(f"{path}: tensors that belong to nothing: {', '.join(sorted(tensors))}")
     return model
@@ -154,27 +188,30 @@ def _describe(node: Any, name: str, tensors: dict[str, np.ndarray]) -> Any:
     return {"class": type(node).__name__, "fields": fields}
 
 
-def _build(structure: Any, name: str, tensors: dict[str, np.ndarray], path: Any) -> Any:
+def _build(structure: Any, name: str, tensors: dict[str, np.ndarray], path: Any, checked: bool) -> Any:
     if isinstance(structure, list):
-        return tuple(_build(part, f"{name}.{i}", tensors, path) for i, part in enumerate(structure))
+        return tuple(_build(part, f"{name}.{i}", tensors, path, checked) for i, part in enumerate(structure))
     if not isinstance(structure, dict):
         raise ValueError(f"{path}: the header does not describe {name}")
     if "value" in structure:
         return structure["value"]
     if "shape" in structure:
-        return _tensor(structure, name, tensors, path)
+        tensor = _tensor(structure, name, tensors, path)
+        return jnp.asarray(tensor) if checked else tensor
     cls = CLASSES.get(structure.get("class", ""))
     fields = structure.get("fields")
     if cls is None or not isinstance(fields, dict) or set(fields) != {f.name for f in dataclasses.fields(cls)}:
         raise ValueError(f"{path}: {name} is a {structure.get('class')!r} with other fields than jaxem's")
-    values = {field: _build(part, f"{name}.{field}", tensors, path) for field, part in fields.items()}
+    values = {field: _build(part, f"{name}.{field}", tensors, path, checked) for field, part in fields.items()}
+    if not checked:
+        return unchecked(cls, values)
     try:
         return cls(**values)
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: {name}: {error}") from None
 
 
-def _tensor(structure: dict[str, Any], name: str, tensors: dict[str, np.ndarray], path: Any) -> Any:
+def _tensor(structure: dict[str, Any], name: str, tensors: dict[str, np.ndarray], path: Any) -> np.ndarray:
     if name not in tensors:
         raise ValueError(f"{path}: the tensor {name} is missing")
     tensor = tensors.pop(name)
@@ -183,4 +220,4 @@ def _tensor(structure: dict[str, Any], name: str, tensors: dict[str, np.ndarray]
             f"{path}: {name} is {tensor.dtype} {list(tensor.shape)}; the header says {structure.get('dtype')} "
             f"{structure['shape']}"
         )
-    return jnp.asarray(tensor)
+    return tensor

@@ -21,7 +21,8 @@ import numpy as np
 import jaxem as jem
 from jaxem import priors
 from jaxem.kinds import Kind
-from jaxem.outcome import Outcome, Scores, narrow, summarise
+from jaxem.outcome import Outcome, narrow, summarise
+from jaxem.parts import Parts, Result
 from jaxem.sequences import Sequences
 from jaxem.slabs import Plan, Slab, plan, stack
 from jaxem.tables import Grouped
@@ -63,7 +64,10 @@ class Settings:
 
 
 def run(
-    grouped: Grouped, settings: Settings = Settings(), progress: Callable[[int, int], None] | None = None
+    grouped: Grouped,
+    settings: Settings = Settings(),
+    progress: Callable[[int, int], None] | None = None,
+    parts: Parts | None = None,
 ) -> Outcome:
     """Fit all groups that can be fitted. A fit that fails is a status in the result, never an exception.
 
@@ -74,14 +78,21 @@ def run(
         grouped: the rows, see `jaxem.tables`.
         settings: how to fit and choose.
         progress: called with (groups done, fits done), from several threads; `expected` says how many there will be.
+        parts: where finished slabs are kept; those that are there already are not fitted again.
+
+    Raises:
+        InputError: a finished slab cannot be kept.
     """
     began = time.perf_counter()
     outcome = Outcome.empty(grouped, settings)
-    stop, tally = threading.Event(), _Tally(progress)
+    shapes = plan(grouped, outcome.fittable, settings.components, settings.restarts)
+    left = [slab for slab in shapes.slabs if parts is None or not _recall(outcome, parts, slab)]
+    outcome.before = sum(len(slab.groups) for slab in shapes.slabs) - sum(len(slab.groups) for slab in left)
+    each = len(settings.components) * settings.restarts
+    stop, tally = threading.Event(), _Tally(progress, outcome.before, outcome.before * each)
     with _compilation_seconds() as compiling, ThreadPoolExecutor(settings.workers) as pool:
-        shapes = plan(grouped, outcome.fittable, settings.components, settings.restarts)
-        work = partial(_fit_slab, grouped, settings, shapes, stop, tally)
-        futures = {pool.submit(work, slab): slab for slab in shapes.slabs}
+        work = partial(_fit_slab, grouped, settings, shapes, stop, tally, parts)
+        futures = {pool.submit(work, slab): slab for slab in left}
         try:
             _collect(outcome, futures)
         except KeyboardInterrupt:
@@ -100,10 +111,26 @@ def expected(grouped: Grouped, settings: Settings) -> tuple[int, int]:
     return groups, groups * len(settings.components) * settings.restarts
 
 
+def _recall(outcome: Outcome, parts: Parts, slab: Slab) -> bool:
+    """Store what an earlier run found for a slab, if it did."""
+    result = parts.read(slab)
+    if result is not None:
+        outcome.store(slab, *result)
+    return result is not None
+
+
 def _fit_slab(
-    grouped: Grouped, settings: Settings, shapes: Plan, stop: threading.Event, tally: _Tally, slab: Slab
-) -> tuple[Scores, np.ndarray, Any, Any] | None:
+    grouped: Grouped,
+    settings: Settings,
+    shapes: Plan,
+    stop: threading.Event,
+    tally: _Tally,
+    parts: Parts | None,
+    slab: Slab,
+) -> Result | None:
     """Scores for every number of components and the chosen models, or None if it was stopped."""
+    if stop.is_set():
+        return None
     # Both are settings of this thread only.
     with jax.enable_x64(settings.dtype == "float64"), jax.default_device(jax.devices("cpu")[0]):
         x, weight = stack(grouped, slab, settings.dtype)
@@ -118,6 +145,8 @@ def _fit_slab(
                 members = jax.tree.map(lambda leaf, part=part: leaf[part], fit.model)
                 results.append((members, fit.log_likelihood[part], fit.steps[part], fit.status[part]))
         chosen = summarise(results, x, weight, settings, len(slab.groups), grouped.n[slab.groups])
+        if parts is not None:
+            parts.write(slab, chosen)
         tally.finished(len(slab.groups))
         return chosen
 
@@ -169,11 +198,13 @@ def _collect(outcome: Outcome, futures: dict[Any, Slab]) -> None:
 
 
 class _Tally:
-    """How much is done, counted over threads."""
+    """How much is done, counted over threads; a person is told of what was done before, too."""
 
-    def __init__(self, progress: Callable[[int, int], None] | None) -> None:
+    def __init__(self, progress: Callable[[int, int], None] | None, groups: int, fits: int) -> None:
         self.progress, self.lock = progress, threading.Lock()
+        self.before = groups, fits
         self.groups, self.fits, self.partial = 0, 0, dict[int, float]()
+        self._tell()
 
     def running(self, slab: int, fits: float) -> None:
         with self.lock:
@@ -193,7 +224,8 @@ class _Tally:
 
     def _tell(self) -> None:
         if self.progress is not None:
-            self.progress(self.groups, self.fits + int(sum(self.partial.values())))
+            groups, fits = self.before
+            self.progress(groups + self.groups, fits + self.fits + int(sum(self.partial.values())))
 
 
 @contextlib.contextmanager

@@ -51,12 +51,18 @@ def module(cls: type[T]) -> type[T]:
     return cls
 
 
+def unchecked(cls: type[T], fields: dict[str, Any]) -> T:
+    """A `cls` of these fields, as they are: unlike the constructor it checks and converts nothing."""
+    new = object.__new__(cls)
+    for name, value in fields.items():
+        object.__setattr__(new, name, value)
+    return new
+
+
 def replace(node: T, **changes: Any) -> T:
     """A copy of `node` with some fields changed; unlike the constructor it checks nothing."""
-    new = object.__new__(type(node))
-    for field in dataclasses.fields(node):  # type: ignore[arg-type]
-        object.__setattr__(new, field.name, changes.get(field.name, getattr(node, field.name)))
-    return new
+    names = (field.name for field in dataclasses.fields(node))  # type: ignore[arg-type]
+    return unchecked(type(node), {name: changes.get(name, getattr(node, name)) for name in names})
 
 
 def select(condition: jax.Array, yes: T, no: T) -> T:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import polars as pl
 import pyarrow as pa
 
 from jaxem.errors import InputError
+from jaxem.files import temporary
 from jaxem.fitting.status import Status
 from jaxem.kinds import parameter_names
 from jaxem.outcome import CRITERIA, FAILED, Outcome
@@ -150,11 +150,16 @@ def check_folder(out: Path) -> None:
     """Raise InputError if files cannot be written into `out`; makes the folder if there is none."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe = _temporary(out, "probe")
+        probe = temporary(out / "probe")
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise InputError(f"--out {out}: cannot write there ({error.strerror or error}); name another folder") from error
+        raise unwritable(out, error, "name another folder") from error
+
+
+def unwritable(out: Path, error: OSError, advice: str) -> InputError:
+    """What a person is told if something cannot be written into `out`."""
+    return InputError(f"--out {out}: cannot write there ({error.strerror or error}); {advice}")
 
 
 @contextlib.contextmanager
@@ -167,16 +172,12 @@ def together(out: Path) -> Iterator[Callable[[str], Path]]:
 
     def place(name: str) -> Path:
         names.append(name)
-        return _temporary(out, name)
+        return temporary(out / name)
 
     try:
         yield place
         for name in names:
-            os.replace(_temporary(out, name), out / name)
+            temporary(out / name).replace(out / name)
     finally:
         for name in names:
-            _temporary(out, name).unlink(missing_ok=True)
-
-
-def _temporary(out: Path, name: str) -> Path:
-    return out / f".{name}.{os.getpid()}.part"
+            temporary(out / name).unlink(missing_ok=True)

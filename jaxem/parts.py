@@ -1,0 +1,215 @@
+"""Finished groups of a job on disk, so that nothing finished is lost: the same command goes on from them.
+
+`OUT/parts` holds a file for each finished slab, whole or not there at all, and `job.json`, which says whose they are.
+All of it goes once the results are in place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from jaxem import files
+from jaxem._version import version
+from jaxem.errors import InputError
+from jaxem.outcome import Scores
+from jaxem.results import unwritable
+from jaxem.slabs import Slab
+from jaxem.tables import Grouped
+
+INCIDENTAL = ("table", "out", "workers", "restart")
+"""Options that change no number in the results; of the table its rows count, not its name."""
+Result = tuple[Scores, np.ndarray, Any, Any]
+"""Of a slab: scores, choice, models and where its rows belong, as `Outcome.store` takes them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """The finished slabs of one job.
+
+    Attributes:
+        out: the folder of the job's results.
+    """
+
+    out: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where the parts are."""
+        return self.out / "parts"
+
+    @property
+    def owner(self) -> Path:
+        """The file that says whose they are."""
+        return self.folder / "job.json"
+
+    @property
+    def advice(self) -> str:
+        """What to do when the job ends before its time."""
+        return f"the finished groups are in {self.folder}, from where the same command goes on"
+
+    def write(self, slab: Slab, result: Result) -> None:
+        """Keep what was found for a slab.
+
+        Raises:
+            InputError: there is no room, or no right to write.
+        """
+        scores, choice, models, belonging = result
+        numbers = tuple(getattr(scores, field.name) for field in dataclasses.fields(Scores))
+        try:
+            files.save(self._place(slab), (slab.groups, numbers, choice, models, belonging or ()))
+        except OSError as error:
+            raise unwritable(self.out, error, self.advice) from error
+
+    def read(self, slab: Slab) -> Result | None:
+        """What was found for a slab; None if it is still to be fitted."""
+        try:
+            groups, numbers, choice, models, belonging = files.load_unchecked(self._place(slab))
+        except (FileNotFoundError, ValueError):
+            return None
+        # Another jaxem may have put other groups together.
+        return (Scores(*numbers), choice, models, belonging or None) if np.array_equal(groups, slab.groups) else None
+
+    def any(self) -> bool:
+        """Is a slab finished?"""
+        return any(self.folder.glob("slab-*.safetensors"))
+
+    def remove(self) -> None:
+        """Forget them; last of all whose they were, so that after a kill in between the rest is no riddle."""
+        for path in self.folder.glob("slab-*.safetensors"):
+            path.unlink()
+        files.sweep(self.folder)
+        files.sweep(self.out)
+        self.owner.unlink(missing_ok=True)
+
+    def _place(self, slab: Slab) -> Path:
+        return self.folder / f"slab-{slab.index:06}.safetensors"
+
+
+def described(command: str, options: dict[str, Any], grouped: Grouped) -> dict[str, Any]:
+    """All that decides what a job finds, for `job.json`: its options in words, its rows as a hash, who works on it.
+
+    >>> import polars as pl; from jaxem import tables; from jaxem.kinds import Kind
+    >>> grouped = tables.group(pl.DataFrame({"x": [1.0, 2.0]}), Kind.parse(["gaussian"], ["x"]))
+    >>> described("fit", {"table": "t.csv", "seed": 0, "workers": 2}, grouped)["options"]
+    {'seed': 0}
+    """
+    arrays = (grouped.x, grouped.size, grouped.n, grouped.dropped, grouped.row, grouped.group_of, grouped.first)
+    rows = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        if array is not None:
+            rows.update(np.ascontiguousarray(array))  # type: ignore[arg-type]  # as a buffer, not copied
+    rows.update(repr((grouped.x.shape, grouped.kind, grouped.keys.schema, grouped.keys.rows())).encode())
+    return {
+        "command": command,
+        "options": {name: value for name, value in options.items() if name not in INCIDENTAL},
+        "rows": rows.hexdigest(),
+        "versions": {"jaxem": version, **{name: installed(name) for name in ("jax", "jaxlib")}},
+    }
+
+
+def changes(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """In words, how the descriptions of two jobs differ.
+
+    >>> job = {"command": "fit", "options": {"by": "", "seed": 0}, "rows": "1f", "versions": {"jaxem": "1"}}
+    >>> changes(job, job | {"options": {"by": "city", "seed": 1}, "rows": "2e"})
+    ['--by was not given and is city', '--seed was 0 and is 1']
+    >>> changes(job, job | {"rows": "2e"})
+    ['the rows of the table have changed']
+    """
+    if was["command"] != now["command"]:
+        return [f"it was jaxem {was['command']}"]
+    found = []
+    for kind, prefix in (("options", "--"), ("versions", "")):
+        for name in {**was[kind], **now[kind]}:
+            before, after = (_said(job[kind].get(name)) for job in (was, now))
+            if before != after:
+                found.append(f"{prefix}{name.replace('_', '-')} was {before} and is {after}")
+    if not found and was["rows"] != now["rows"]:
+        found.append("the rows of the table have changed")
+    return found
+
+
+def _said(value: Any) -> str:
+    return "not given" if value in ("", None) or value is False else "given" if value is True else str(value)
+
+
+@contextlib.contextmanager
+def opened(out: Path, job: dict[str, Any], restart: bool) -> Iterator[Parts]:
+    """The parts of a job, on which no other process works meanwhile.
+
+    Args:
+        out: the folder of the job's results.
+        job: as `described`.
+        restart: forget what an earlier run finished.
+
+    Raises:
+        InputError: another job has finished groups there, or is at work there, or the folder cannot be written.
+    """
+    parts = Parts(out)
+    lock = parts.folder / "lock"
+    with contextlib.ExitStack() as held:
+        try:
+            parts.folder.mkdir(exist_ok=True)
+            if not _locked(held.enter_context(lock.open("a"))):
+                raise InputError(
+                    f"--out {out}: another jaxem is at work there; wait until it has ended, or name another folder"
+                )
+            _begin(parts, job, restart)
+        except OSError as error:
+            raise unwritable(out, error, "name another folder") from error
+        try:
+            yield parts
+        except KeyboardInterrupt as interruption:
+            raise KeyboardInterrupt(parts.advice) from interruption
+        if not parts.owner.exists():
+            lock.unlink()
+            with contextlib.suppress(OSError):  # what is there beside our own is none of our business
+                parts.folder.rmdir()
+
+
+def _locked(file: IO[str]) -> bool:
+    """Is the file ours alone now? It stays so until it is closed, or the process ends in whatever way."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):  # a system, or a file system, that has no such locks
+        return True
+    # Whoever held it before may have ended by removing it.
+    return os.path.exists(file.name) and os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
+
+
+def _begin(parts: Parts, job: dict[str, Any], restart: bool) -> None:
+    """Go on with the parts that are there if they are of this job; else begin with none."""
+    text = json.dumps(job, indent=1)
+    if parts.owner.exists() and parts.any() and not restart:
+        if found := changes(_parsed(parts.owner), json.loads(text)):
+            raise InputError(
+                f"--out {parts.out}: {parts.folder} has finished groups of another job ({'; '.join(found)}); give its "
+                "command to go on with it, --restart to start over, or another --out"
+            )
+    else:
+        parts.remove()
+    files.write(parts.owner, text.encode())
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+        if found.keys() >= {"command", "options", "rows", "versions"}:
+            return found
+    except (ValueError, AttributeError):
+        pass
+    raise InputError(f"{path}: this file is not from jaxem; give --restart to start over, or another --out")
