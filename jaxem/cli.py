@@ -117,7 +117,8 @@ Tol = Annotated[float, _option("Fitting", "Stop when the gain still to come is b
 MaxSteps = Annotated[int, _option("Fitting", "EM steps at most.", min=1)]
 Seed = Annotated[int, _option("Fitting", "Of all random draws.", min=0)]
 Dtype = Annotated[str, _option("Fitting", "float64 or float32.")]
-Workers = Annotated[int, _option("Fitting", "Slabs of groups worked on at once.", min=1, max=64)]
+Workers = Annotated[int, _option("Fitting", "Slabs of groups worked on at once, on each device.", min=1, max=64)]
+Device = Annotated[str, _option("Fitting", "cpu, gpu or tpu; groups are dealt out to all of them that are there.")]
 Restart = Annotated[
     bool, _option("Fitting", "Start over: forget the finished groups of a run that did not end.", "--restart")
 ]
@@ -192,6 +193,7 @@ def fit(
     seed: Seed = 0,
     dtype: Dtype = "float64",
     workers: Workers = 2,
+    device: Device = "cpu",
     assign: Assign = False,
     restart: Restart = False,
 ) -> None:
@@ -228,6 +230,7 @@ def hmm(
     seed: Seed = 0,
     dtype: Dtype = "float64",
     workers: Workers = 2,
+    device: Device = "cpu",
     assign: Assign = False,
     restart: Restart = False,
 ) -> None:
@@ -303,6 +306,7 @@ def _fit(command: str, options: dict[str, Any]) -> int:
     # A command without that option fits rows without order.
     order = options["order"].strip() if "order" in options else None
     sequence = typed.split(options.get("sequence", ""))
+    typed.check_device(options["device"])
     typed.check_names(columns, by, {*results.OWN, *results.PARAMETERS, *typed.prefixed(columns, results.PARAMETERS)})
     kind = typed.families(options, columns)
     hidden = {"fit": "components", "hmm": "states"}[command]
@@ -434,7 +438,7 @@ def _conclude(outcome: Outcome, out: Path) -> int:
         typer.echo(f"jaxem: none of {groups:,} groups could be fitted; {why}. Results are in {out}")
         return 0
     before = f"{outcome.before:,} of the groups were done before; " if outcome.before else ""
-    compiling = f"{in_words(outcome.compile_seconds)} of compilation over {outcome.settings.workers} workers"
+    compiling = f"{in_words(outcome.compile_seconds)} of compilation over {outcome.workers} workers"
     typer.echo(
         f"jaxem: {fitted:,} of {groups:,} groups have a model, {converged:,} converged; {before}{outcome.fits:,} fits "
         f"in {in_words(outcome.seconds)} ({compiling}). Results are in {out}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +47,8 @@ class Settings:
         max_steps: EM steps at most.
         method: of starting, `kmeans++` or `random`.
         assign: find the component (the state) of every row.
-        workers: slabs that are worked on at once.
+        workers: slabs that are worked on at once, on each device.
+        device: `cpu`, `gpu` or `tpu`; slabs are dealt out to all that this process has.
     """
 
     components: tuple[int, ...] = (1, 2, 3, 4, 5, 6)
@@ -61,6 +63,7 @@ class Settings:
     method: str = "kmeans++"
     assign: bool = False
     workers: int = 2
+    device: str = "cpu"
 
 
 def run(
@@ -90,8 +93,9 @@ def run(
     outcome.before = sum(len(slab.groups) for slab in shapes.slabs) - sum(len(slab.groups) for slab in left)
     each = len(settings.components) * settings.restarts
     stop, tally = threading.Event(), _Tally(progress, outcome.before, outcome.before * each)
-    with _compilation_seconds() as compiling, ThreadPoolExecutor(settings.workers) as pool:
-        work = partial(_fit_slab, grouped, settings, shapes, stop, tally, parts)
+    free, outcome.workers = _free_devices(settings)
+    with _compilation_seconds() as compiling, ThreadPoolExecutor(outcome.workers) as pool:
+        work = partial(_fit_slab, grouped, settings, shapes, free, stop, tally, parts)
         futures = {pool.submit(work, slab): slab for slab in left}
         try:
             _collect(outcome, futures)
@@ -111,6 +115,15 @@ def expected(grouped: Grouped, settings: Settings) -> tuple[int, int]:
     return groups, groups * len(settings.components) * settings.restarts
 
 
+def _free_devices(settings: Settings) -> tuple[queue.SimpleQueue[Any], int]:
+    """Each device of this process as many times as slabs may be on it at once; and how often in all."""
+    devices = jax.local_devices(backend=settings.device) * settings.workers
+    free = queue.SimpleQueue()
+    for device in devices:
+        free.put(device)
+    return free, len(devices)
+
+
 def _recall(outcome: Outcome, parts: Parts, slab: Slab) -> bool:
     """Store what an earlier run found for a slab, if it did."""
     result = parts.read(slab)
@@ -123,6 +136,7 @@ def _fit_slab(
     grouped: Grouped,
     settings: Settings,
     shapes: Plan,
+    free: queue.SimpleQueue[Any],
     stop: threading.Event,
     tally: _Tally,
     parts: Parts | None,
@@ -132,7 +146,7 @@ def _fit_slab(
     if stop.is_set():
         return None
     # Both are settings of this thread only.
-    with jax.enable_x64(settings.dtype == "float64"), jax.default_device(jax.devices("cpu")[0]):
+    with jax.enable_x64(settings.dtype == "float64"), _device(free):
         x, weight = stack(grouped, slab, settings.dtype)
         starts = _starts(grouped.kind, settings, slab, x, weight)
         results = []
@@ -149,6 +163,17 @@ def _fit_slab(
             parts.write(slab, chosen)
         tally.finished(len(slab.groups))
         return chosen
+
+
+@contextlib.contextmanager
+def _device(free: queue.SimpleQueue[Any]) -> Iterator[None]:
+    """A device that is free, until the end."""
+    device = free.get()
+    try:
+        with jax.default_device(device):
+            yield
+    finally:
+        free.put(device)
 
 
 def _starts(kind: Kind, settings: Settings, slab: Slab, x: Any, weight: np.ndarray) -> dict[int, Any]:

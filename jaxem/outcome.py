@@ -57,6 +57,7 @@ class Outcome:
             probable path), and the probability of that; -1 and NaN where the group has no model.
         seconds, compile_seconds: on the wall; and of compilation, summed over workers.
         fits: how many were made.
+        workers: threads that made them.
         before: groups that an earlier run of the same job had finished.
         interrupted: was it ended early?
     """
@@ -71,6 +72,7 @@ class Outcome:
     seconds: float = 0.0
     compile_seconds: float = 0.0
     fits: int = 0
+    workers: int = 1
     before: int = 0
     interrupted: bool = False
 

@@ -5,6 +5,7 @@ As in `jaxem.cli`, nothing heavy is imported before it is needed.
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ MOST_COMPONENTS = 1000
 COMPONENTS = 3
 """Of the mixtures that are raced, if nothing is said."""
 MISSING = ("em", "drop")
+DEVICES = ("cpu", "gpu", "tpu")
 SHIPPED = {"tables": ["flights"], "columns": "dep_delay,arr_delay", "by": "tailnum"}
 """What is raced if no table is named."""
 
@@ -30,7 +32,7 @@ def job_settings(options: dict[str, Any], hidden: str, least: int = 1) -> job.Se
 
     words = ("select", "prior", "method", "dtype")
     _check_words(options, *words)
-    names = ("restarts", "min_rows", "seed", "tol", "max_steps", "assign", "workers", *words)
+    names = ("restarts", "min_rows", "seed", "tol", "max_steps", "assign", "workers", "device", *words)
     tried = tuple(k for k in numbers(hidden, options[hidden]) if k >= least)
     if not tried:
         raise _too_small(options, hidden, least)
@@ -64,6 +66,24 @@ def _check_words(options: dict[str, Any], *names: str) -> None:
             raise InputError(f"--{name} {options[name]}: choose from {', '.join(words[name])}{texts}")
     if not 0 <= options["tol"] < float("inf"):
         raise InputError(f"--tol {options['tol']}: it must be a number, zero or above")
+
+
+def check_device(device: str) -> None:
+    """Raise InputError if this process has no such device."""
+    import jax
+
+    if device not in DEVICES:
+        raise InputError(f"--device {device}: choose from {', '.join(DEVICES)}")
+    if device != "cpu" and not os.environ.get("JAX_PLATFORMS"):
+        # The command line keeps to the CPU otherwise.
+        jax.config.update("jax_platforms", None)
+    try:
+        jax.local_devices(backend=device)
+    except RuntimeError as error:
+        why = str(error).rstrip(".")
+        raise InputError(
+            f"--device {device}: there is none that JAX can use ({why}); see jaxem[cuda], or leave it out"
+        ) from None
 
 
 def numbers(hidden: str, text: str) -> tuple[int, ...]:
