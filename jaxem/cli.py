@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -64,8 +65,20 @@ def _jaxem(
     show_version: Annotated[
         bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_tell_version)
     ] = False,
+    no_cache: Annotated[
+        bool,
+        typer.Option(
+            "--no-cache",
+            help="Do not keep compiled programs for the next run, nor use those of the last. They are in the folder "
+            "$JAX_COMPILATION_CACHE_DIR, or $XDG_CACHE_HOME/jaxem, or ~/.cache/jaxem, and may be deleted at any time.",
+        ),
+    ] = False,
 ) -> None:
     """Thousands of mixtures or hidden Markov models from one table, by expectation-maximisation."""
+    if no_cache:
+        import jax
+
+        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def _option(panel: str, text: str, *names: str, **limits: Any) -> Any:
@@ -463,12 +476,22 @@ def _conclude_race(outcome: race_job.Outcome, out: Path) -> int:
 
 
 def cache_compilations() -> None:
-    """Keep what this process compiles for the next one; `JAX_COMPILATION_CACHE_DIR` says where, if it is set."""
+    """Keep what this process compiles for the next one, in the folder that `--help` names; where that cannot be, not.
+
+    A cache only saves time: whatever is wrong with it, the results are the same and nobody is told.
+    """
     import jax
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(base) / "jaxem"))
+        try:
+            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxem"
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK | os.X_OK):
+                jax.config.update("jax_compilation_cache_dir", str(folder))
+        except (OSError, RuntimeError):  # RuntimeError: there is no home
+            pass
+    # An entry that is damaged is compiled anew, one for which the disk has no room is not kept.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     if not os.environ.get("JAX_PLATFORMS"):

@@ -4,6 +4,10 @@ The noise grows to the right. A network of eight units, each with a linear outpu
 are about it in every place; a Gaussian process of the usual kind has one width for all. A mixture of Gaussians over
 input and response together, asked for the response given the input, is the same model without roles.
 
+And the same on published data: 442 patients, ten measurements, how far their diabetes had gone a year later (Efron,
+Hastie, Johnstone and Tibshirani 2004). Of the variance of patients left out, two units explain 0.52, kernel ridge
+regression 0.52, a straight line 0.50. More units need a prior: eight explain 0.29, and 0.50 with `jem.priors.Weak(10)`.
+
     python docs/examples/rbf.py [picture.png]
 """
 
@@ -12,10 +16,35 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+from sklearn.datasets import load_diabetes
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import LinearRegression
+from sklearn.model_selection import KFold
 
 import jaxem as jem
 
 jax.config.update("jax_enable_x64", True)
+
+
+def patients() -> None:
+    """The network beside a line and a kernel method, on patients that they have not seen."""
+    inputs, response = load_diabetes(return_X_y=True)
+    errors, peers = [], (KernelRidge(kernel="rbf", alpha=0.3, gamma=0.01), LinearRegression())
+    for learned, left in KFold(5, shuffle=True, random_state=0).split(inputs):
+        z = (inputs - inputs[learned].mean(0)) / inputs[learned].std(0)
+        y = (response - response[learned].mean()) / response[learned].std()
+        # Patients of weight zero are not there, and one compiled shape serves all five parts.
+        weight = np.isin(np.arange(442), learned).astype(float)
+        start = jem.RBFNetwork.start(jax.random.key(0), z, y, 2, weight=weight, restarts=4)
+        fit = jem.fit(start, start.rows(z, y), weight=weight)
+        means = [fit.model.predict(z[left]).mean]
+        means += [peer.fit(z[learned], y[learned]).predict(z[left]) for peer in peers]
+        errors.append([np.sum((y[left] - mean) ** 2) for mean in (*means, np.zeros(len(left)))])
+    *left_over, all_of_it = np.sum(errors, axis=0)
+    network, ridge, line = 1 - np.array(left_over) / all_of_it
+    sys.stdout.write(f"explained: {network:.2f} by two units, {ridge:.2f} by kernel ridge, {line:.2f} by a line\n")
+    assert network > ridge - 0.01
+    assert network > line
 
 
 def main() -> None:
@@ -55,3 +84,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    patients()
