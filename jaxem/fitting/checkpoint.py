@@ -41,8 +41,8 @@ class Checkpoint:
         deals: how its problems are to be dealt out to queues, if the folder does not say.
 
     Raises:
-        ValueError: the folder belongs to a call that was given something else; orbax-checkpoint is not installed; there are
-            other processes.
+        ValueError: the folder belongs to a call that was given something else; orbax-checkpoint is missing; this
+            is not the only process.
         OSError: the folder cannot be made, read or written.
 
     Attributes:

@@ -92,8 +92,8 @@ def fit_many(
     [[[0.25], [5.25]], [[1.25], [9.0]]]
     """
     check_limits(tol, max_steps)
-    if lanes is not None and lanes < 1:
-        raise ValueError(f"lanes is {lanes}; it must be one or more")
+    if lanes is not None and not (lanes >= 1 and int(lanes) == lanes):
+        raise ValueError(f"lanes is {lanes}; it must be a whole number, one or above")
     problems, restarts = _batch_shape(models)
     (home,) = jnp.zeros(()).devices()
     devices = _devices(devices, xs) or [home]
