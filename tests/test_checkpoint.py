@@ -81,7 +81,10 @@ def test_a_stopped_call_goes_on_to_the_same_bits_and_then_returns_them_again(
     whole = fit(starts, xs)
     stopped = fit(starts, xs, checkpoint=tmp_path, stop=after(5, lambda: True))
     assert 0 < (np.asarray(stopped.status) == jem.Status.interrupted).sum() < 12
-    assert_same_bits(fit(starts, xs, checkpoint=tmp_path), whole)
+    seen: list[int] = []
+    assert_same_bits(fit(starts, xs, checkpoint=tmp_path, progress=lambda done, total: seen.append(done)), whole)
+    assert seen == sorted(seen)
+    assert seen[-1] == 12
 
     def never(*args: Any, **sizes: Any) -> None:
         raise AssertionError("it was done")

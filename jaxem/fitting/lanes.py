@@ -31,7 +31,7 @@ MANY = 64
 LARGE = 6_000
 """Rows x hidden states above which lanes run one after the other, each in its own cache, instead of side by side."""
 WIDEST = 8_192
-"""Lanes on an accelerator, at most."""
+"""Lanes on an accelerator, at most. This and the next number come from arithmetic, not from a measurement."""
 BUSY = 1 << 24
 """Lanes x rows x hidden states that keep an accelerator busy: more lanes would only wait for each other."""
 
@@ -113,6 +113,10 @@ class State:
     call: int = 0
     flags: list[tuple[int, Any]] = dataclasses.field(default_factory=list)
 
+    def done(self) -> int:
+        """Problems all of whose restarts have ended."""
+        return int((self.left == 0).sum())
+
     def with_leaves(self, leaves: list[np.ndarray]) -> Self:
         """The state that had these leaves, if it is one of the same queue: only how many lanes there are may differ."""
         flags = [(0, 0)] * ((len(leaves) - len(jax.tree.leaves(self))) // 2)
@@ -156,10 +160,11 @@ class Queue:
         With a shelf it goes on from the state that lies there, and puts its own there now and then.
         """
         now = self._begin(shelf)
+        report(now.done())
         while self._turn(now):
             self._narrow(now)
             self._read(now)
-            report(int((now.left == 0).sum()))
+            report(now.done())
             stopped = stop()
             if shelf is not None and (stopped or shelf.due()):
                 shelf.put(now.call, jax.tree.leaves(now))

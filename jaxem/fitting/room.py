@@ -60,7 +60,7 @@ def shared_out(lane: int, problem: int, problems: int, most: int, room: int) -> 
 
     >>> shared_out(lane=10, problem=1, problems=100, most=64, room=1000)
     (1, 64)
-    >>> shared_out(lane=10, problem=1, problems=700, most=64, room=1000)
+    >>> shared_out(lane=10, problem=1, problems=600, most=64, room=1000)
     (1, 32)
     >>> shared_out(lane=10, problem=1, problems=5000, most=64, room=1000)
     (8, 32)
