@@ -160,7 +160,9 @@ def test_a_full_disk_is_one_line_and_spoils_nothing(tmp_path: Path) -> None:
     assert_same_bits(fit(starts, xs, checkpoint=tmp_path), whole)
 
 
-def test_a_folder_that_cannot_be_is_told_before_anything_is_fitted(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_is_told_before_anything_is_fitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     starts, xs = problems()
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match="cannot be used: Not a directory"):
@@ -168,6 +170,9 @@ def test_a_folder_that_cannot_be_is_told_before_anything_is_fitted(tmp_path: Pat
     (tmp_path / "call.json").write_text("[]")
     with pytest.raises(ValueError, match=r"holds a call\.json that is not jaxem's"):
         fit(starts, xs, checkpoint=tmp_path, stop=pytest.fail)
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
+    with pytest.raises(ValueError, match=r"needs the package orbax-checkpoint: pip install 'jaxem\[checkpoint\]'"):
+        fit(starts, xs, checkpoint=tmp_path / "another", stop=pytest.fail)
 
 
 CHILD = """

@@ -80,3 +80,10 @@ def test_an_accelerator_takes_more_lanes_and_never_one_by_one() -> None:
     wide = lanes.pace(model, small, small, "gpu")
     assert (wide.lanes, wide.late, wide.threads) == (8192, 1, False)
     assert lanes.pace(model, large, large, "gpu").lanes == 167
+
+
+@pytest.mark.parametrize("wrong", [0, -1])
+def test_lanes_are_counted(wrong: int) -> None:
+    models = jem.Poisson([1.0, 2.0])
+    with pytest.raises(ValueError, match=f"lanes is {wrong}; it must be a whole number"):
+        jem.fit_many(models, np.ones((2, 3)), lanes=wrong)

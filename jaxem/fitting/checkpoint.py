@@ -198,9 +198,11 @@ def _explained(folder: Path) -> Iterator[None]:
         except (OSError, ValueError) as error:
             # What the operating system said is at the end of what TensorStore says.
             code = re.search(r"os_error_code='(\d+)'", str(error))
-            reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or str(error)
+            reason = (
+                os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or str(error).partition("\n")[0]
+            )
             raise OSError(
-                f"checkpoint {str(folder)!r} cannot be used: {reason}; what was saved there before is intact"
+                f"checkpoint {str(folder)!r} cannot be used: {reason}; nothing that was saved there is lost"
             ) from error
         finally:
             log.setLevel(level)

@@ -120,13 +120,24 @@ def fit_many(
         for batch, (count, width) in zip(batches, deals, strict=True)
         for which in np.array_split(np.arange(len(batch.index)), count)
     ]
-    run = partial(_run, solver, models, prior, tol, max_steps, restarts)
-    queues = [partial(run, part, None if keep is None else keep.shelf(i)) for i, part in enumerate(parts)]
+    call = _Call(models, restarts, solver, prior, tol, max_steps)
+    queues = [partial(_run, call, part, None if keep is None else keep.shelf(i)) for i, part in enumerate(parts)]
     slots = devices * max(_threads(how, devices) for how in paces)
     with Reporter(progress, problems) as report:
         fits = _run_all(queues, slots, home, keep is not None, report, stop)
     order = np.argsort(np.concatenate([part.batch.index[part.which] for part in parts]), kind="stable")
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[order], *fits)
+
+
+class _Call(NamedTuple):
+    """What all queues have in common; models `[problems x restarts]`, on the host."""
+
+    models: Any
+    restarts: int
+    solver: Any
+    prior: Any
+    tol: float
+    max_steps: int
 
 
 class _Part(NamedTuple):
@@ -192,18 +203,14 @@ def _told(given: dict[str, Any], **plain: Any) -> dict[str, str]:
 
 
 def _run(
-    solver: Any,
-    models: Any,
-    prior: Any,
-    tol: float,
-    max_steps: int,
-    restarts: int,
+    call: _Call,
     part: _Part,
     shelf: Shelf | None,
     device: Any,
     report: Callable[[int], None],
     stop: Callable[[], bool],
 ) -> Fit:
+    models, restarts, solver, prior, tol, max_steps = call
     batch = part.batch
     if len(part.which) < len(batch.index):
         batch = some(jax.device_get(batch), part.which)
