@@ -8,28 +8,32 @@ their results and loads new problems into them. One compiled shape serves any nu
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
+from collections import defaultdict
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
-from jaxem.distributions.base import Labelled, Statistics
-from jaxem.fitting.fit import best, check_rows, hidden_states, regulariser
-from jaxem.fitting.loop import Limits, Progress, advance, begin, settled, verdict
+from jaxem.fitting.checkpoint import Shelf
+from jaxem.fitting.fit import check_rows, hidden_states
+from jaxem.fitting.loop import Limits, Progress
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
-from jaxem.pytree import module, replace, select
+from jaxem.fitting.turn import Lanes, choose, idle, member, prepare, take, turn
 from jaxem.sequences import Sequences
 
 MANY = 64
 """Fewer lanes than this never get narrower."""
 LARGE = 6_000
 """Rows x hidden states above which lanes run one after the other, each in its own cache, instead of side by side."""
+WIDEST = 8_192
+"""Lanes on an accelerator, at most. This and the next number come from arithmetic, not from a measurement."""
+BUSY = 1 << 24
+"""Lanes x rows x hidden states that keep an accelerator busy: more lanes would only wait for each other."""
 
 
 class Pace(NamedTuple):
@@ -42,6 +46,7 @@ class Pace(NamedTuple):
         narrower: once the queue is empty, go on with such a part of the lanes when that is enough: a straggler costs
             little. Each is compiled when it is first needed.
         threads: does one run of lanes leave cores of the CPU idle, so that several pay?
+        late: calls after which the flags of one are read, so that a device never waits for the host.
     """
 
     lanes: int
@@ -49,6 +54,7 @@ class Pace(NamedTuple):
     tail: int
     narrower: tuple[int, ...]
     threads: bool
+    late: int = 0
 
 
 SIDE_BY_SIDE = Pace(256, 16, 64, (4, 16, 64), threads=False)
@@ -57,38 +63,67 @@ SEQUENCES = Pace(64, 4, 16, (4, 32), threads=True)
 """Every step of every sequence is a turn of a loop, on one core: a call is long, and more lanes leave the cache."""
 
 
-def pace(model: Any, x: Any, rows: int) -> Pace:
-    """How lanes of this model run, on data like x with so many rows."""
+def work(model: Any, x: Any, weight: Any) -> int:
+    """Numbers in the posterior of one problem: rows (for sequences all their steps) x hidden states."""
+    steps = x.values.shape[2] if isinstance(x, Sequences) else 1
+    return weight.shape[1] * steps * (getattr(model, "width", None) or hidden_states(model) or 1)
+
+
+def pace(model: Any, x: Any, weight: Any, platform: str) -> Pace:
+    """How lanes of this model run on such a device, on problems like x `[p, n, ...]`."""
+    size = work(model, x, weight)
     if isinstance(x, Sequences):
-        return SEQUENCES
-    width = getattr(model, "width", None) or hidden_states(model) or 1
-    return ONE_BY_ONE if rows * width > LARGE else SIDE_BY_SIDE
+        found = SEQUENCES
+    elif size > LARGE and platform == "cpu":
+        found = ONE_BY_ONE
+    else:
+        found = SIDE_BY_SIDE
+    if platform == "cpu":
+        return found
+    return found._replace(lanes=min(WIDEST, max(MANY, BUSY // size)), threads=False, late=1)
 
 
-def member(models: Any, index: Any) -> Any:
-    """One model (or problem) of many."""
-    return jax.tree.map(lambda leaf: leaf[index], models)
+COMPILING: defaultdict[Any, threading.Lock] = defaultdict(threading.Lock)
+"""One for each device, held while a shape may compile for it for the first time, lest two threads compile the same."""
 
 
-COMPILING = threading.Lock()
-"""Held while a shape may compile for the first time, so that two threads do not compile the same one."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class State:
+    """All that changes while a queue runs: enough to go on from, in this process or in another.
 
+    Attributes:
+        lanes, results: on the device.
+        jobs: `[width]`, what each lane works on; one past the last job when it is idle.
+        loaded: `[width]`, the call that loaded it.
+        refill: `[width]`, lanes whose job has ended, or that never had one: the next call banks and loads them.
+        left: `[problems]`, restarts of each that have not ended.
+        waiting: the first job that no lane has taken up.
+        call: how many were made.
+        flags: the statuses of calls that the host has not read yet, and which calls those were.
+    """
 
-@module
-class _Problems:
-    """All problems of one shape, on the device: lanes hold an index into them, not a copy."""
+    lanes: Lanes
+    results: Progress
+    jobs: np.ndarray
+    loaded: np.ndarray
+    refill: np.ndarray
+    left: np.ndarray
+    waiting: int = 0
+    call: int = 0
+    flags: list[tuple[int, Any]] = dataclasses.field(default_factory=list)
 
-    data: Any
-    weight: Array
-    prior: Statistics
+    def done(self) -> int:
+        """Problems all of whose restarts have ended."""
+        return int((self.left == 0).sum())
 
-
-@module
-class _Lanes:
-    """What advances together: the progress of each lane, and the job it works on (one past the last when idle)."""
-
-    progress: Progress
-    job: Array
+    def with_leaves(self, leaves: list[np.ndarray]) -> Self:
+        """The state that had these leaves, if it is one of the same queue: only how many lanes there are may differ."""
+        flags = [(0, 0)] * ((len(leaves) - len(jax.tree.leaves(self))) // 2)
+        like, structure = jax.tree.flatten(dataclasses.replace(self, flags=flags))
+        state = jax.tree.unflatten(structure, map(_like, like, leaves))
+        numbers = {"waiting": int(state.waiting), "call": int(state.call)}
+        return dataclasses.replace(state, **numbers, flags=[(int(call), status) for call, status in state.flags])
 
 
 class Queue:
@@ -99,169 +134,112 @@ class Queue:
         solver: Any,
         starts: Any,
         x: Any,
-        weight: Array,
-        labels: Array | None,
+        weight: Any,
+        labels: Any,
         prior: Any,
         limits: Limits,
         restarts: int,
         lanes: int,
+        device: Any,
     ) -> None:
         """Put all problems of one shape on the device; no lane has started."""
         check_rows(member(starts, 0), member(x, 0))
-        self.solver, self.starts, self.limits, self.restarts = solver, starts, limits, restarts
-        self.problems, self.floor = _prepare(solver, starts, x, weight, labels, prior, restarts=restarts)
+        self.pace = pace(member(starts, 0), x, weight, device.platform)
+        self.solver, self.limits, self.restarts = solver, limits, restarts
+        self.starts = jax.tree.map(jnp.asarray, starts)
         self.jobs = len(weight) * restarts
-        self.pace = pace(member(starts, 0), x, weight.shape[1])
-        self.width = min(lanes, self.pace.lanes, 1 << (self.jobs - 1).bit_length())
+        self.width = min(lanes, 1 << (self.jobs - 1).bit_length())
         self.narrower = [self.width // part for part in self.pace.narrower] if self.width >= MANY else []
-        # On a device the flags are read one call late, so that it never waits for the host.
-        self.late = 0 if jax.default_backend() == "cpu" else 1
+        self.compiling: Any = COMPILING[device]
+        with self.compiling:
+            self.problems, self.floor = prepare(solver, starts, x, weight, labels, prior, restarts=restarts)
 
-    def run(self, report: Callable[[int], None], stop: Callable[[], bool]) -> Fit:
-        """Work through all jobs; the best of each problem's restarts, with its status told exactly."""
-        lanes, results = _idle(self.solver, self.starts, self.problems, width=self.width)
-        jobs, loaded = np.full(self.width, self.jobs, np.int32), np.zeros(self.width, int)
-        refill, waiting = np.full(self.width, True), 0
-        left = np.full(self.jobs // self.restarts, self.restarts)
-        flags: list[tuple[int, Array]] = []
-        call = -1
-        while True:
-            call += 1
-            given = np.flatnonzero(refill)[: self.jobs - waiting]
-            jobs[refill], loaded[refill] = self.jobs, call
-            jobs[given] = np.arange(waiting, waiting + len(given))
-            waiting += len(given)
-            with COMPILING if call == 0 else contextlib.nullcontext():
-                lanes, results, status = self._turn(lanes, results, refill, jobs)
-            running = jobs < self.jobs
-            if not running.any():
-                return _choose(self.solver, self.starts, results, self.problems, self.floor, restarts=self.restarts)
-            width = min(w for w in (len(jobs), *self.narrower) if w >= running.sum())
-            if waiting == self.jobs and width < len(jobs):
-                keep = np.argsort(~running, kind="stable")[:width]
-                lanes, status, jobs, loaded = _take(lanes, keep), status[keep], jobs[keep], loaded[keep]
-                running, flags = running[keep], []
-            flags.append((call, status))
-            refill = np.full(len(jobs), False)
-            if len(flags) > self.late:
-                at, status = flags.pop(0)
-                # Flags from before a lane was loaded speak of its last job.
-                refill = running & (loaded <= at) & (np.asarray(status) != int(Status.running))
-                np.subtract.at(left, jobs[refill] // self.restarts, 1)
-                report(int((left == 0).sum()))
-            if stop():
-                waiting, jobs[~refill] = self.jobs, self.jobs
+    def run(self, report: Callable[[int], None], stop: Callable[[], bool], shelf: Shelf | None = None) -> Fit:
+        """Work through all jobs; the best of each problem's restarts, with its status told exactly.
 
-    def _turn(self, lanes: _Lanes, results: Progress, refill: np.ndarray, jobs: np.ndarray) -> Any:
+        With a shelf it goes on from the state that lies there, and puts its own there now and then.
+        """
+        now = self._begin(shelf)
+        report(now.done())
+        while self._turn(now):
+            self._narrow(now)
+            self._read(now)
+            report(now.done())
+            stopped = stop()
+            if shelf is not None and (stopped or shelf.due()):
+                shelf.put(now.call, jax.tree.leaves(now))
+            if stopped:
+                shelf, now.waiting, now.jobs[~now.refill] = None, self.jobs, self.jobs
+        if shelf is not None:
+            shelf.put(now.call, jax.tree.leaves(now))
+        return choose(self.solver, self.starts, now.results, self.problems, self.floor, restarts=self.restarts)
+
+    def _begin(self, shelf: Shelf | None) -> State:
+        with self.compiling:
+            lanes, results = idle(self.solver, self.starts, self.problems, width=self.width)
+        now = State(
+            lanes,
+            results,
+            jobs=np.full(self.width, self.jobs, np.int32),
+            loaded=np.zeros(self.width, np.int64),
+            refill=np.full(self.width, True),
+            left=np.full(self.jobs // self.restarts, self.restarts),
+        )
+        if shelf is None:
+            return now
+        if (leaves := shelf.leaves()) is not None:
+            return now.with_leaves(leaves)
+        # A full disk is told before the first step.
+        shelf.put(now.call, jax.tree.leaves(now))
+        return now
+
+    def _turn(self, now: State) -> bool:
+        """Bank and load the lanes that are due, and advance all. Does any of them work?"""
+        if now.waiting == self.jobs and (now.jobs == self.jobs).all():
+            return False
+        now.call += 1
+        given = np.flatnonzero(now.refill)[: self.jobs - now.waiting]
+        now.jobs[now.refill], now.loaded[now.refill] = self.jobs, now.call
+        now.jobs[given] = np.arange(now.waiting, now.waiting + len(given))
+        now.waiting += len(given)
         # Copies: the device may still read what the host is about to change.
-        given = jnp.array(refill), jnp.array(jobs)
-        steps = self.pace.steps if len(jobs) == self.width else self.pace.tail
+        due = jnp.array(now.refill), jnp.array(now.jobs)
+        steps = self.pace.steps if len(now.jobs) == self.width else self.pace.tail
         sizes = {"restarts": self.restarts, "one_by_one": self.pace is ONE_BY_ONE, "steps": steps}
-        return _turn(self.solver, lanes, results, self.problems, self.starts, *given, self.limits, **sizes)
+        with self.compiling:
+            now.lanes, now.results, status = turn(
+                self.solver, now.lanes, now.results, self.problems, self.starts, *due, self.limits, **sizes
+            )
+        self.compiling = contextlib.nullcontext()
+        now.flags.append((now.call, status))
+        return bool((now.jobs < self.jobs).any())
+
+    def _narrow(self, now: State) -> None:
+        """Once no job waits, go on with fewer lanes if those are enough."""
+        running = now.jobs < self.jobs
+        width = min(w for w in (len(running), *self.narrower) if w >= running.sum())
+        if now.waiting < self.jobs or width == len(running):
+            return
+        keep = np.argsort(~running, kind="stable")[:width]
+        now.lanes, now.jobs, now.loaded = take(now.lanes, keep), now.jobs[keep], now.loaded[keep]
+        call, status = now.flags[-1]
+        now.flags = [(call, status[keep])]
+
+    def _read(self, now: State) -> None:
+        """Which lanes have ended, by the oldest flags that are due."""
+        now.refill = np.full(len(now.jobs), False)
+        if len(now.flags) > self.pace.late:
+            call, status = now.flags.pop(0)
+            # Flags from before a lane was loaded speak of its last job.
+            ended = np.asarray(status) != int(Status.running)
+            now.refill = ended & (now.jobs < self.jobs) & (now.loaded <= call)
+            np.subtract.at(now.left, now.jobs[now.refill] // self.restarts, 1)
 
 
-@partial(jax.jit, static_argnames="restarts")
-def _prepare(
-    solver: Any, starts: Any, x: Any, weight: Array, labels: Array | None, prior: Any, *, restarts: int
-) -> tuple[_Problems, Statistics]:
-    first = jax.tree.map(lambda leaf: leaf[::restarts], starts)
-
-    def one(model: Any, x: Any, weight: Array, labels: Array | None) -> tuple[_Problems, Statistics]:
-        data = x if labels is None else Labelled(x, labels)
-        data = data if solver.batches else model.observe(data)
-        floor = model.floor(data, weight)
-        return _Problems(data, weight, regulariser(floor, prior, model, data, weight)), floor
-
-    return jax.vmap(one, in_axes=(0, 0, 0, None if labels is None else 0))(first, x, weight, labels)
-
-
-@partial(jax.jit, static_argnames="width")
-def _idle(solver: Any, starts: Any, problems: _Problems, *, width: int) -> tuple[_Lanes, Progress]:
-    """Lanes without work, and a place for the result of every job: until then its start, as interrupted."""
-    model, problem = member(starts, 0), member(problems, 0)
-    progress = begin(solver, model, problem.data, problem.weight, problem.prior)
-    progress = replace(progress, status=jnp.full((), int(Status.interrupted), jnp.int32))
-    jobs = jax.tree.leaves(starts)[0].shape[0]
-
-    def many(count: int) -> Progress:
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), progress)
-
-    return _Lanes(many(width), jnp.full(width, jobs, jnp.int32)), replace(many(jobs), model=starts)
-
-
-@partial(jax.jit, static_argnames=("restarts", "one_by_one", "steps"), donate_argnames=("lanes", "results"))
-def _turn(
-    solver: Any,
-    lanes: _Lanes,
-    results: Progress,
-    problems: _Problems,
-    starts: Any,
-    refill: Array,
-    jobs: Array,
-    limits: Limits,
-    *,
-    restarts: int,
-    one_by_one: bool,
-    steps: int,
-) -> tuple[_Lanes, Progress, Array]:
-    """Bank the lanes marked `refill`, load `jobs` into them, and advance every lane by `steps`."""
-    count = results.status.shape[0]
-    banked = jnp.where(refill, lanes.job, count)
-    results = jax.tree.map(lambda all, lane: all.at[banked].set(lane, mode="drop"), results, lanes.progress)
-    job = jnp.where(refill, jobs, lanes.job)
-    mine = jax.tree.map(lambda leaf: leaf[jnp.minimum(job, count - 1) // restarts], problems)
-
-    def load(progress: Progress, problem: _Problems, job: Array, refill: Array) -> Progress:
-        model = jax.tree.map(lambda leaf: leaf[jnp.minimum(job, count - 1)], starts)
-        fresh = begin(solver, model, problem.data, problem.weight, problem.prior)
-        idle = jnp.full((), int(Status.interrupted), jnp.int32)
-        return select(refill, replace(fresh, status=jnp.where(job < count, fresh.status, idle)), progress)
-
-    def climb(lane: tuple[Progress, _Problems]) -> Progress:
-        progress, mine = lane
-        model = progress.model
-        data = mine.data if solver.batches else model.expand(mine.data)
-        rows = model.observations(model.observe(mine.data), mine.weight)
-
-        def step(now: Progress) -> Progress:
-            return advance(solver, now, data, mine.weight, rows, mine.prior, limits)
-
-        if not one_by_one:
-            return jax.lax.fori_loop(0, steps, lambda _, now: step(now), progress)
-        # A lane by itself can stop when its fit does.
-        last = jnp.maximum(progress.steps, 0) + steps
-
-        def goes_on(now: Progress) -> Array:
-            return (now.status == int(Status.running)) & (now.steps < last)
-
-        return jax.lax.while_loop(goes_on, step, progress)
-
-    progress = jax.vmap(load)(lanes.progress, mine, job, refill)
-    progress = jax.lax.map(climb, (progress, mine)) if one_by_one else jax.vmap(climb)((progress, mine))
-    return _Lanes(progress, job), results, progress.status + 0
-
-
-@jax.jit
-def _take(lanes: _Lanes, keep: Array) -> _Lanes:
-    return jax.tree.map(lambda leaf: leaf[keep], lanes)
-
-
-@partial(jax.jit, static_argnames="restarts")
-def _choose(
-    solver: Any, starts: Any, results: Progress, problems: _Problems, floor: Statistics, *, restarts: int
-) -> Fit:
-    """The best restart of each problem, as a `Fit`."""
-    rows = jnp.sum(problems.weight, axis=-1)
-    tried = jax.vmap(settled)(results, jnp.repeat(rows, restarts)), starts
-    tried = jax.tree.map(lambda leaf: leaf.reshape(-1, restarts, *leaf.shape[1:]), tried)
-    results, starts = jax.vmap(member)(tried, best(tried[0].objective))
-    return Fit(
-        model=results.model,
-        log_likelihood=results.log_likelihood,
-        objective=results.objective,
-        steps=jnp.maximum(results.steps, 0),
-        converged=results.status == int(Status.converged),
-        status=jax.vmap(verdict)(starts, results.model, results.status, floor, rows),
-        passes=jax.vmap(solver.spent)(results.state, results.steps + 1),
-        trace=None,
-    )
+def _like(template: Any, saved: np.ndarray) -> Any:
+    """What was saved as plain numbers, as what it was: on the device or on the host, random keys as such."""
+    if not isinstance(template, jax.Array):
+        return saved
+    if jnp.issubdtype(template.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jnp.asarray(saved), impl=jax.random.key_impl(template))
+    return jnp.asarray(saved)

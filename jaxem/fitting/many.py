@@ -1,31 +1,37 @@
-"""Fit thousands of models in one call: problems into few shapes, shapes into lanes, results back in order."""
+"""Fit thousands of models in one call: problems into few shapes, shapes into queues, results back in order."""
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
-from jaxem.data import as_floats, check_labels, check_weight, ready, stacked
-from jaxem.fitting.fit import check_limits, hidden_states
-from jaxem.fitting.lanes import COMPILING, Queue, member, pace
+from jaxem._version import version
+from jaxem.fitting.batches import Batch, batched, some
+from jaxem.fitting.checkpoint import Checkpoint, Shelf
+from jaxem.fitting.fingerprint import fingerprint
+from jaxem.fitting.fit import check_limits
+from jaxem.fitting.lanes import Pace, Queue, pace
 from jaxem.fitting.loop import Limits
-from jaxem.fitting.ragged import SHAPE, padded_lengths
+from jaxem.fitting.reporter import Reporter
 from jaxem.fitting.result import Fit
-from jaxem.missing import Incomplete, cells, has_nan, incomplete
-from jaxem.sequences import Sequences
-from jaxem.sequences import stacked as stacked_sequences
+from jaxem.fitting.room import free, shared_out, sizes
+from jaxem.fitting.turn import member
 from jaxem.solvers.em import EM
 
-LANES = 256
+IN_PIECES = 8
+"""Of the free memory only this part is filled while data are made ready: copies are made on the way."""
+
+log = logging.getLogger("jaxem")
 
 
 def fit_many(
@@ -40,7 +46,9 @@ def fit_many(
     max_steps: int = 1000,
     progress: bool | Callable[[int, int], None] = False,
     stop: Callable[[], bool] | None = None,
-    lanes: int = LANES,
+    lanes: int | None = None,
+    devices: Sequence[Any] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> Fit:
     """Fit B models, each to its own rows.
 
@@ -56,15 +64,25 @@ def fit_many(
         max_steps: M-steps at most, for each.
         progress: True for a bar, or a function that is called with (problems done, problems in all).
         stop: called between compiled calls; once it returns True, unfinished problems end as `interrupted`.
-        lanes: how many fits advance together, at most.
+        lanes: how many fits advance together, at most. If left out, what pays; on an accelerator no more than its
+            memory holds beside the problems, and problems that it does not hold at once take turns. The logger
+            `jaxem` says which, at the level INFO.
+        devices: deal the problems out to these, which know nothing of each other; an array xs that lies on several
+            devices names them by that. Every device compiles for itself, all of them at once.
+        checkpoint: a folder for what is done, for a call that may be cut short. Every half minute, when it is
+            stopped, on Ctrl-C and at the end the state is saved there; the same call goes on from it and ends with the
+            same bits, on another number of devices or cores too. The folder stays, and a call that had ended returns
+            its result again: delete it when that is safe. For one call at a time, in one process.
 
     Returns:
-        A `Fit` whose fields have a leading axis B, in the order given; each entry is what `fit` returns for that
-        problem. A problem that fails changes no other.
+        A `Fit` whose fields have a leading axis B, in the order given, on the default device; each entry is what `fit`
+        returns for that problem. A problem that fails changes no other.
 
     Raises:
         TypeError: xs does not hold numbers.
-        ValueError: shapes that do not fit each other, or an empty problem (named by its index).
+        ValueError: shapes that do not fit each other, or an empty problem (named by its index); a checkpoint of a call
+            that was given something else.
+        OSError: a checkpoint that cannot be written (told before the first step, if it can be known then).
 
     >>> import jax, jaxem as jem
     >>> xs = [jax.numpy.array([[0.0], [0.5], [5.0], [5.5]]), jax.numpy.array([[1.0], [1.5], [9.0]])]
@@ -74,84 +92,60 @@ def fit_many(
     [[[0.25], [5.25]], [[1.25], [9.0]]]
     """
     check_limits(tol, max_steps)
+    if lanes is not None and not (lanes >= 1 and int(lanes) == lanes):
+        raise ValueError(f"lanes is {lanes}; it must be a whole number, one or above")
     problems, restarts = _batch_shape(models)
-    leading = len(models.batch_shape)
+    (home,) = jnp.zeros(()).devices()
+    devices = _devices(devices, xs) or [home]
+    given = {"models": models, "xs": xs, "solver": solver, "weight": weight, "prior": prior, "labels": labels}
+    if len(devices) > 1 and not isinstance(xs, (list, tuple)):
+        xs = jax.device_get(xs)
     # On the host: what is cut out there is not a program to compile.
+    leading = len(models.batch_shape)
     models = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(problems * restarts, *leaf.shape[leading:]), models)
     model = jax.tree.map(jnp.asarray, member(models, 0))
-    threads, queues, indices = 1, [], []
-    for batch in _batches(model, xs, weight, labels, problems, restarts):
-        limits = Limits(jnp.asarray(tol, batch.weight.dtype), jnp.asarray(max_steps, jnp.int32))
-        parts = min(_workers(model, batch), len(batch.index))
-        threads = max(threads, parts)
-        for part in np.array_split(np.arange(len(batch.index)), parts):
-            mine = batch if parts == 1 else jax.tree.map(lambda leaf, part=part: leaf[part], batch)
-            jobs = (mine.index[:, None] * restarts + np.arange(restarts)).ravel()
-            starts = jax.tree.map(lambda leaf, jobs=jobs: leaf[jobs], models)
-            queues.append(partial(_run, solver, starts, mine, prior, limits, restarts, lanes))
-            indices.append(mine.index)
-    with _Reporter(progress, problems) as report:
-        fits = _run_all(queues, threads, report, stop)
-    order = np.argsort(np.concatenate(indices), kind="stable")
+    memory = free(home)
+    batches = batched(model, xs, weight, labels, problems, restarts, None if memory is None else memory // IN_PIECES)
+    paces = [pace(model, batch.x, batch.weight, devices[0].platform) for batch in batches]
+    deals = [
+        _deal(how, len(batch.index), lanes, devices, partial(sizes, solver, model, batch, prior, restarts))
+        for how, batch in zip(paces, batches, strict=True)
+    ]
+    keep = None
+    if checkpoint is not None:
+        keep = Checkpoint(checkpoint, _told(given, tol=tol, max_steps=max_steps, lanes=lanes), deals)
+        deals = keep.deals
+    parts = [
+        _Part(batch, which, width)
+        for batch, (count, width) in zip(batches, deals, strict=True)
+        for which in np.array_split(np.arange(len(batch.index)), count)
+    ]
+    call = _Call(models, restarts, solver, prior, tol, max_steps)
+    queues = [partial(_run, call, part, None if keep is None else keep.shelf(i)) for i, part in enumerate(parts)]
+    slots = devices * max(_threads(how, devices) for how in paces)
+    with Reporter(progress, problems) as report:
+        fits = _run_all(queues, slots, home, keep is not None, report, stop)
+    order = np.argsort(np.concatenate([part.batch.index[part.which] for part in parts]), kind="stable")
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[order], *fits)
 
 
-class _Batch(NamedTuple):
-    """Problems of one length: their numbers `[p]`, rows `[p, n, ...]`, weights and labels `[p, n]`."""
+class _Call(NamedTuple):
+    """What all queues have in common; models `[problems x restarts]`, on the host."""
 
-    index: np.ndarray  # type: ignore[reportIncompatibleMethodOverride]
-    x: Any
-    weight: Array
-    labels: Array | None
-
-
-def _workers(model: Any, batch: _Batch) -> int:
-    """Threads that pay: side by side, XLA spreads the lanes over the cores; else it cannot."""
-    alone = jax.default_backend() == "cpu" and pace(model, batch.x, batch.weight.shape[1]).threads
-    return (os.cpu_count() or 1) if alone else 1
+    models: Any
+    restarts: int
+    solver: Any
+    prior: Any
+    tol: float
+    max_steps: int
 
 
-def _run(
-    solver: Any,
-    starts: Any,
-    batch: _Batch,
-    prior: Any,
-    limits: Limits,
-    restarts: int,
-    lanes: int,
-    report: Callable[[int], None],
-    stop: Callable[[], bool],
-) -> Fit:
-    with COMPILING:
-        queue = Queue(solver, starts, batch.x, batch.weight, batch.labels, prior, limits, restarts, lanes)
-    return queue.run(report, stop)
+class _Part(NamedTuple):
+    """Which problems of a batch one queue works on, in so many lanes."""
 
-
-def _run_all(
-    queues: list[Callable[..., Fit]], threads: int, report: _Reporter, stop: Callable[[], bool] | None
-) -> list[Fit]:
-    """Run the queues, on several threads if that pays; an error or Ctrl-C ends them all."""
-    ended = threading.Event()
-
-    def stopped() -> bool:
-        return ended.is_set() or (stop is not None and stop())
-
-    if threads == 1:
-        return [queue(report.source(), stopped) for queue in queues]
-
-    # Which floats and which device to use is a thread's own business in JAX: hand the caller's on.
-    wide, device = jnp.result_type(float) == jnp.float64, jax.config.jax_default_device  # type: ignore
-
-    def run(queue: Callable[..., Fit]) -> Fit:
-        with jax.enable_x64(bool(wide)), jax.default_device(device):
-            return queue(report.source(), stopped)
-
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            return list(pool.map(run, queues))
-        except BaseException:
-            ended.set()
-            raise
+    batch: Batch
+    which: np.ndarray
+    lanes: int
 
 
 def _batch_shape(models: Any) -> tuple[int, int]:
@@ -161,122 +155,113 @@ def _batch_shape(models: Any) -> tuple[int, int]:
     return shape[0], shape[1] if len(shape) == 2 else 1
 
 
-def _batches(model: Any, xs: Any, weight: Any, labels: Any, problems: int, restarts: int) -> list[_Batch]:
-    """Problems of like length together, padded with rows of weight zero."""
-    if len(xs) != problems:
-        raise ValueError(f"xs holds {len(xs)} problems and models {problems}; they must be as many")
-    states = hidden_states(model)
-    if isinstance(xs, Sequences):
-        row_weight = np.ones(xs.length.shape) if weight is None else _shaped(weight, xs.length.shape, "weight")
-        return _padded(np.arange(problems), xs, row_weight, labels, states)
-    if not isinstance(xs, Incomplete) and isinstance(first := model.read(xs[0]), Sequences):
-        return _sequence_batches([first, *(model.read(x) for x in xs[1:])], weight, labels, states, restarts)
-    if not isinstance(xs, (list, tuple)):
-        x = as_floats(xs)
-        shape = cells(x).shape
-        if len(shape) < 2:
-            raise ValueError(f"xs has shape {shape}; it must be [problems, rows, ...] or a list of arrays")
-        row_weight = np.ones(shape[:2]) if weight is None else _shaped(weight, shape[:2], "weight")
-        known = None if labels is None else _shaped(labels, shape[:2], "labels")
-        return _padded(np.arange(problems), x, row_weight, known, states)
-
-    arrays = [np.asarray(x) for x in xs]
-    lengths = np.array([len(array) for array in arrays])
-    if not lengths.all():
-        raise ValueError(f"xs[{int(np.argmin(lengths))}] has no rows; leave that problem out")
-    batches = []
-    for length, index in _by_length(lengths, restarts * (states or 1)):
-        x, row_weight, known = stacked(_of(index, arrays), length, _of(index, weight), _of(index, labels))
-        batches += _padded(index, as_floats(x), row_weight, known, states)
-    return batches
+def _devices(devices: Sequence[Any] | None, xs: Any) -> list[Any]:
+    """Those that were named, or on which xs lies if those are several; or none."""
+    if devices is None:
+        values = None if isinstance(xs, (list, tuple)) else jax.tree.leaves(xs)[0]
+        if not isinstance(values, jax.Array) or len(values.sharding.device_set) == 1:
+            return []
+        devices = sorted(values.sharding.device_set, key=lambda device: device.id)
+    if not devices:
+        raise ValueError("devices is empty; it must hold one device or more, of jax.local_devices()")
+    for i, device in enumerate(devices):
+        if device not in jax.local_devices(backend=getattr(device, "platform", None)):
+            raise ValueError(f"devices[{i}] is {device!r}; it must be a device of this process, of jax.local_devices()")
+    return list(devices)
 
 
-def _of(index: np.ndarray, values: Any) -> Any:
-    """What belongs to some problems, if it is there at all."""
-    return None if values is None else [values[i] for i in index]
+def _threads(how: Pace, devices: list[Any]) -> int:
+    """Threads for each device that pay: side by side, XLA spreads the lanes over the cores; else it cannot."""
+    return max(1, (os.cpu_count() or 1) // len(devices)) if how.threads else 1
 
 
-def _by_length(lengths: np.ndarray, work: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Few lengths to pad to, each with the problems that it is for; `work` is what a row stands for."""
-    shapes = padded_lengths(lengths, price=SHAPE / work)
-    for length, shorter in zip(shapes, [0, *shapes[:-1]], strict=True):
-        yield int(length), np.flatnonzero((lengths <= length) & (lengths > shorter))
+def _deal(
+    how: Pace, problems: int, lanes: int | None, devices: list[Any], sizes: Callable[[], tuple[int, int]]
+) -> list[int]:
+    """Into how many queues to cut the problems of a batch, and how many lanes to run on each."""
+    most = how.lanes if lanes is None else min(lanes, how.lanes)
+    memory = [free(device) for device in devices]
+    known = [room for room in memory if room is not None]
+    where = ", ".join(str(device) for device in devices)
+    if len(known) < len(memory):
+        log.info("%d lanes for %d problems of one shape on %s", most, problems, where)
+        return [min(problems, _threads(how, devices) * len(devices)), most]
+    lane, problem = sizes()
+    queues, most = shared_out(lane, problem, -(-problems // len(devices)), most, min(known))
+    log.info(
+        "%d lanes of %.3g MB and %d problems of %.3g MB, in %d turns, of %.3g MB that may be taken on %s",
+        most, lane / 1e6, problems, problem / 1e6, queues, min(known) / 1e6, where,
+    )  # fmt: skip
+    return [min(problems, queues * len(devices)), most]
 
 
-def _sequence_batches(xs: list[Sequences], weight: Any, labels: Any, states: int | None, restarts: int) -> list[_Batch]:
-    """Problems whose longest sequences are of like length together, padded with steps and with sequences."""
-    batches = []
-    work = restarts * (states or 1) * max(len(x) for x in xs)
-    for steps, index in _by_length(np.array([x.steps for x in xs]), work):
-        padded = stacked_sequences(_of(index, xs), steps, _of(index, weight), _of(index, labels))
-        batches += _padded(index, *padded, states)
-    return batches
+def _told(given: dict[str, Any], **plain: Any) -> dict[str, str]:
+    """What a checkpoint belongs to: everything that a result depends on."""
+    plain |= {"floats": jnp.result_type(float), "jaxem": version, "jax": jax.__version__}
+    plain |= {name: value if value is None else fingerprint(value) for name, value in given.items()}
+    return {name: str(value) for name, value in plain.items()}
 
 
-def _padded(index: np.ndarray, x: Any, weight: Any, labels: Any, states: int | None) -> list[_Batch]:
-    """Problems of one shape; those with missing cells apart, because the others are done in a simpler way."""
-    check_weight(weight)
-    if labels is not None:
-        check_labels(labels, states)
-    weight = np.asarray(weight, getattr(x, "values", x).dtype)
-    batch = _Batch(index, *_ready(x, weight, labels))
-    if not has_nan(batch.x):
-        return [batch]
-    gaps = np.isnan(np.asarray(batch.x)).reshape(len(index), -1).any(axis=1)
-    parts = [jax.tree.map(lambda leaf, some=some: leaf[some], batch) for some in (~gaps, gaps) if some.any()]
-    return [part._replace(x=incomplete(part.x)) for part in parts]
+def _run(
+    call: _Call,
+    part: _Part,
+    shelf: Shelf | None,
+    device: Any,
+    report: Callable[[int], None],
+    stop: Callable[[], bool],
+) -> Fit:
+    models, restarts, solver, prior, tol, max_steps = call
+    batch = part.batch
+    if len(part.which) < len(batch.index):
+        batch = some(jax.device_get(batch), part.which)
+    jobs = (batch.index[:, None] * restarts + np.arange(restarts)).ravel()
+    starts = jax.tree.map(lambda leaf: leaf[jobs], models)
+    limits = Limits(jnp.asarray(tol, batch.weight.dtype), jnp.asarray(max_steps, jnp.int32))
+    queue = Queue(solver, starts, *batch[1:], prior, limits, restarts, part.lanes, device)
+    return queue.run(report, stop, shelf)
 
 
-@jax.jit
-def _ready(x: Any, weight: Any, labels: Any) -> Any:
-    return jax.vmap(ready, in_axes=(0, 0, None if labels is None else 0))(x, weight, labels)
+def _run_all(
+    queues: list[Callable[..., Fit]],
+    slots: list[Any],
+    home: Any,
+    apart: bool,
+    report: Reporter,
+    stop: Callable[[], bool] | None,
+) -> list[Fit]:
+    """Run the queues, each on the device of a free slot; an error or Ctrl-C ends them all.
 
+    With several slots, or `apart`, each has a thread, in which Ctrl-C does not strike: the state is whole at the end.
+    """
+    ended = threading.Event()
 
-def _shaped(value: Any, shape: tuple[int, ...], name: str) -> Any:
-    if np.shape(value) != shape:
-        raise ValueError(f"{name} has shape {np.shape(value)}; with these xs it must be {shape}")
-    return value
+    def stopped() -> bool:
+        return ended.is_set() or (stop is not None and stop())
 
+    # Which floats and which device to use is a thread's own business in JAX: hand the caller's on.
+    wide, default = jnp.result_type(float) == jnp.float64, jax.config.jax_default_device  # type: ignore
+    idle: SimpleQueue[Any] = SimpleQueue()
+    for slot in slots:
+        idle.put(slot)
 
-class _Reporter:
-    """Tells a person, or a function, how many problems are done; several queues may report to it."""
-
-    def __init__(self, progress: bool | Callable[[int, int], None], total: int) -> None:
-        self.tell, self.total, self.bar = progress if callable(progress) else None, total, None
-        self.done: list[int] = []
-        self.lock = threading.Lock()
-        if progress is True:
-            self.tell = self._open_bar()
-
-    def _open_bar(self) -> Callable[[int, int], None]:
+    def run(queue: Callable[..., Fit]) -> Fit:
+        device = idle.get()
         try:
-            from rich.progress import Progress as Bar
-        except ImportError:
-            raise ValueError("progress=True needs the package rich: pip install 'jaxem[cli]'") from None
-        bar = Bar()
-        task = bar.add_task("fits", total=self.total)
-        self.bar = bar
-        return lambda done, total: bar.update(task, completed=done)
+            # The device where all is anyway is not named: to JAX that is another one, to compile for anew.
+            with jax.enable_x64(bool(wide)), jax.default_device(default if device == home else device):
+                fit = queue(device, report.source(), stopped)
+                return fit if device == home else jax.device_get(fit)
+        except BaseException:
+            ended.set()  # now, and not when the results are collected: that is in order
+            raise
+        finally:
+            idle.put(device)
 
-    def __enter__(self) -> _Reporter:
-        if self.bar is not None:
-            self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-    def source(self) -> Callable[[int], None]:
-        """A function for one queue to say how many of its problems are done."""
-        with self.lock:
-            self.done.append(0)
-            mine = len(self.done) - 1
-
-        def report(done: int) -> None:
-            with self.lock:
-                self.done[mine] = done
-                if self.tell is not None:
-                    self.tell(sum(self.done), self.total)
-
-        return report
+    if len(slots) == 1 and not apart:
+        return [run(queue) for queue in queues]
+    with ThreadPoolExecutor(len(slots)) as pool:
+        try:
+            return list(pool.map(run, queues))
+        except BaseException:
+            ended.set()
+            raise

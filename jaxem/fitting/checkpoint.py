@@ -1,0 +1,208 @@
+"""What a long call has done, on disk: a folder for the call, and in it one for each queue of lanes.
+
+The folder says in `call.json` what the call was given, so that no other goes on from it. Orbax keeps the states: a new
+one is written beside the last, and takes its place when it is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import re
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SECONDS = 30.0
+"""From one save of a queue to the next, at least."""
+SHARE = 0.05
+"""Of the time, at most, for saving: what takes long to write is written less often."""
+
+CUTS = "cuts"
+"""What lies beside the numbers: JSON, the type and the shape of each leaf."""
+
+
+class Checkpoint:
+    """The folder of a call.
+
+    Args:
+        folder: where; it is made if it is not there.
+        given: what the call was given, by name: a fingerprint, or a short value in clear.
+        deals: how its problems are to be dealt out to queues, if the folder does not say.
+
+    Raises:
+        ValueError: the folder belongs to a call that was given something else; orbax-checkpoint is missing; this
+            is not the only process.
+        OSError: the folder cannot be made, read or written.
+
+    Attributes:
+        deals: how problems were dealt out, by the call that began, on whatever machine that was.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], given: dict[str, str], deals: list[list[int]]) -> None:
+        """Look what is there, and claim the folder if nothing is."""
+        try:
+            import orbax.checkpoint  # noqa: F401
+        except ImportError:
+            raise ValueError("checkpoint needs the package orbax-checkpoint: pip install 'jaxem[checkpoint]'") from None
+        if jax.process_count() > 1:
+            # Orbax writes what lies on the host in the first process only.
+            raise ValueError("checkpoint works in one process only; under jax.distributed save what fit_many returns")
+        self.folder = Path(folder).absolute()
+        path = self.folder / "call.json"
+        with _explained(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            written = path.read_text() if path.exists() else None
+        self.deals = deals if written is None else self._deals(written, given)
+        # Written even if it is there: a folder that cannot be written is told before anything is fitted.
+        with _explained(self.folder):
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+            temporary.write_text(json.dumps({"given": given, "deals": self.deals}, indent=1))
+            temporary.replace(path)
+
+    def _deals(self, written: str, given: dict[str, str]) -> list[list[int]]:
+        try:
+            header = json.loads(written)
+            then, deals = header["given"], header["deals"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"checkpoint {str(self.folder)!r} holds a call.json that is not jaxem's") from None
+        changes = [_change(name, then.get(name), now) for name, now in given.items() if then.get(name) != now]
+        if changes:
+            raise ValueError(
+                f"checkpoint {str(self.folder)!r} was made by another call: {', '.join(changes)}; pass another folder, "
+                "or delete this one"
+            )
+        return deals
+
+    def shelf(self, queue: int) -> Shelf:
+        """The place of one queue."""
+        return Shelf(self.folder / f"queue_{queue}")
+
+
+def _change(name: str, then: Any, now: str) -> str:
+    return f"{name} has changed" if now.startswith("sha256:") else f"{name} was {then} and is {now}"
+
+
+class Shelf:
+    """The place of one queue's state, in a folder of its own.
+
+    Orbax is slow over many arrays, and takes no empty ones: so a state lies there as one array for each type of number,
+    with how they are cut into leaves beside them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """See what is there; what an interrupted save left behind is swept away.
+
+        Raises:
+            OSError: the folder cannot be made.
+        """
+        self.folder = folder
+        with _explained(folder):
+            self._keeper = _keeper(folder)
+        self._put_off(took=0)
+
+    def leaves(self) -> list[np.ndarray] | None:
+        """What was put here last; None if nothing was.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        from orbax.checkpoint import args
+
+        call = self._keeper.latest_step()
+        if call is None:
+            return None
+        with _explained(self.folder):
+            kept = self._keeper.restore(call, args=args.PyTreeRestore())
+        leaves, taken = [], defaultdict(int)
+        for name, shape in json.loads(kept[CUTS].tobytes()):
+            start = taken[name]
+            taken[name] += math.prod(shape)
+            numbers = kept.get(name, np.zeros(0, jnp.dtype(name)))
+            leaves.append(np.array(numbers[start : taken[name]]).reshape(shape))
+        return leaves
+
+    def due(self) -> bool:
+        """Is it time to put a state here again?"""
+        return time.monotonic() >= self._next
+
+    def put(self, call: int, leaves: Sequence[Any]) -> None:
+        """Put a state here, as it was after so many calls; the one before goes when this one is whole.
+
+        Raises:
+            OSError: it cannot be written. What was here is here still.
+        """
+        from orbax.checkpoint import args
+
+        if call == self._keeper.latest_step():
+            return
+        began = time.monotonic()
+        arrays = [_plain(leaf) for leaf in leaves]
+        by_type = defaultdict(list)
+        for array in arrays:
+            by_type[str(array.dtype)].append(array.ravel())
+        numbers = {name: flat for name, parts in by_type.items() if (flat := np.concatenate(parts)).size}
+        cuts = json.dumps([[str(array.dtype), list(array.shape)] for array in arrays]).encode()
+        with _explained(self.folder):
+            tree = {**numbers, CUTS: np.frombuffer(cuts, np.uint8)}
+            self._keeper.save(call, args=args.PyTreeSave(tree), force=True)
+        self._put_off(took=time.monotonic() - began)
+
+    def _put_off(self, took: float) -> None:
+        self._next = time.monotonic() + max(SECONDS, took / SHARE)
+
+
+def _keeper(folder: Path) -> Any:
+    import orbax.checkpoint as ocp
+
+    folder.mkdir(exist_ok=True)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=1, create=False, cleanup_tmp_directories=True, enable_async_checkpointing=False
+    )
+    return ocp.CheckpointManager(folder, options=options)
+
+
+def _plain(leaf: Any) -> np.ndarray:
+    """On the host and in numbers, random keys too."""
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf)
+
+
+_ONE_AT_A_TIME = threading.Lock()
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """What goes wrong on disk is told in one line, where Orbax logs a hundred.
+
+    Raises:
+        OSError: that line.
+    """
+    log = logging.getLogger("absl")
+    with _ONE_AT_A_TIME:
+        level = log.level
+        log.setLevel(logging.CRITICAL)
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            # What the operating system said is at the end of what TensorStore says.
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            reason = (
+                os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or str(error).partition("\n")[0]
+            )
+            raise OSError(
+                f"checkpoint {str(folder)!r} cannot be used: {reason}; nothing that was saved there is lost"
+            ) from error
+        finally:
+            log.setLevel(level)

@@ -1,0 +1,146 @@
+"""What lanes do on the device: a few compiled programs, of one shape for any number of problems."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxem.distributions.base import Labelled, Statistics
+from jaxem.fitting.fit import best, regulariser
+from jaxem.fitting.loop import Limits, Progress, advance, begin, settled, verdict
+from jaxem.fitting.result import Fit
+from jaxem.fitting.status import Status
+from jaxem.pytree import module, replace, select
+
+
+def member(models: Any, index: Any) -> Any:
+    """One model (or problem) of many."""
+    return jax.tree.map(lambda leaf: leaf[index], models)
+
+
+@module
+class Problems:
+    """All problems of one shape, on the device: lanes hold an index into them, not a copy."""
+
+    data: Any
+    weight: Array
+    prior: Statistics
+
+
+@module
+class Lanes:
+    """What advances together: the progress of each lane, and the job it works on (one past the last when idle)."""
+
+    progress: Progress
+    job: Array
+
+
+@partial(jax.jit, static_argnames="restarts")
+def prepare(
+    solver: Any, starts: Any, x: Any, weight: Array, labels: Array | None, prior: Any, *, restarts: int
+) -> tuple[Problems, Statistics]:
+    """All that does not depend on a model's parameters, done once; and the floor of each problem's M-steps."""
+    first = jax.tree.map(lambda leaf: leaf[::restarts], starts)
+
+    def one(model: Any, x: Any, weight: Array, labels: Array | None) -> tuple[Problems, Statistics]:
+        data = x if labels is None else Labelled(x, labels)
+        data = data if solver.batches else model.observe(data)
+        floor = model.floor(data, weight)
+        return Problems(data, weight, regulariser(floor, prior, model, data, weight)), floor
+
+    return jax.vmap(one, in_axes=(0, 0, 0, None if labels is None else 0))(first, x, weight, labels)
+
+
+@partial(jax.jit, static_argnames="width")
+def idle(solver: Any, starts: Any, problems: Problems, *, width: int) -> tuple[Lanes, Progress]:
+    """Lanes without work, and a place for the result of every job: until then its start, as interrupted."""
+    model, problem = member(starts, 0), member(problems, 0)
+    progress = begin(solver, model, problem.data, problem.weight, problem.prior)
+    progress = replace(progress, status=jnp.full((), int(Status.interrupted), jnp.int32))
+    jobs = jax.tree.leaves(starts)[0].shape[0]
+
+    def many(count: int) -> Progress:
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), progress)
+
+    return Lanes(many(width), jnp.full(width, jobs, jnp.int32)), replace(many(jobs), model=starts)
+
+
+@partial(jax.jit, static_argnames=("restarts", "one_by_one", "steps"), donate_argnames=("lanes", "results"))
+def turn(
+    solver: Any,
+    lanes: Lanes,
+    results: Progress,
+    problems: Problems,
+    starts: Any,
+    refill: Array,
+    jobs: Array,
+    limits: Limits,
+    *,
+    restarts: int,
+    one_by_one: bool,
+    steps: int,
+) -> tuple[Lanes, Progress, Array]:
+    """Bank the lanes marked `refill`, load `jobs` into them, and advance every lane by `steps`."""
+    count = results.status.shape[0]
+    banked = jnp.where(refill, lanes.job, count)
+    results = jax.tree.map(lambda all, lane: all.at[banked].set(lane, mode="drop"), results, lanes.progress)
+    job = jnp.where(refill, jobs, lanes.job)
+    mine = jax.tree.map(lambda leaf: leaf[jnp.minimum(job, count - 1) // restarts], problems)
+
+    def load(progress: Progress, problem: Problems, job: Array, refill: Array) -> Progress:
+        model = jax.tree.map(lambda leaf: leaf[jnp.minimum(job, count - 1)], starts)
+        fresh = begin(solver, model, problem.data, problem.weight, problem.prior)
+        idle = jnp.full((), int(Status.interrupted), jnp.int32)
+        return select(refill, replace(fresh, status=jnp.where(job < count, fresh.status, idle)), progress)
+
+    def climb(lane: tuple[Progress, Problems]) -> Progress:
+        progress, mine = lane
+        model = progress.model
+        data = mine.data if solver.batches else model.expand(mine.data)
+        rows = model.observations(model.observe(mine.data), mine.weight)
+
+        def step(now: Progress) -> Progress:
+            return advance(solver, now, data, mine.weight, rows, mine.prior, limits)
+
+        if not one_by_one:
+            return jax.lax.fori_loop(0, steps, lambda _, now: step(now), progress)
+        # A lane by itself can stop when its fit does.
+        last = jnp.maximum(progress.steps, 0) + steps
+
+        def goes_on(now: Progress) -> Array:
+            return (now.status == int(Status.running)) & (now.steps < last)
+
+        return jax.lax.while_loop(goes_on, step, progress)
+
+    progress = jax.vmap(load)(lanes.progress, mine, job, refill)
+    progress = jax.lax.map(climb, (progress, mine)) if one_by_one else jax.vmap(climb)((progress, mine))
+    return Lanes(progress, job), results, progress.status + 0
+
+
+@jax.jit
+def take(lanes: Lanes, keep: Array) -> Lanes:
+    """Some of the lanes."""
+    return jax.tree.map(lambda leaf: leaf[keep], lanes)
+
+
+@partial(jax.jit, static_argnames="restarts")
+def choose(solver: Any, starts: Any, results: Progress, problems: Problems, floor: Statistics, *, restarts: int) -> Fit:
+    """The best restart of each problem, as a `Fit`."""
+    rows = jnp.sum(problems.weight, axis=-1)
+    tried = jax.vmap(settled)(results, jnp.repeat(rows, restarts)), starts
+    tried = jax.tree.map(lambda leaf: leaf.reshape(-1, restarts, *leaf.shape[1:]), tried)
+    results, starts = jax.vmap(member)(tried, best(tried[0].objective))
+    return Fit(
+        model=results.model,
+        log_likelihood=results.log_likelihood,
+        objective=results.objective,
+        steps=jnp.maximum(results.steps, 0),
+        converged=results.status == int(Status.converged),
+        status=jax.vmap(verdict)(starts, results.model, results.status, floor, rows),
+        passes=jax.vmap(solver.spent)(results.state, results.steps + 1),
+        trace=None,
+    )
