@@ -216,8 +216,8 @@ def table(device: Row, rows: list[Row]) -> str:
     else:
         about = "The limits of this device are not known."
     return (
-        f"### One GPU\n\nOn {device['kind']} ({device['platform']}), jax {device['jax']}, float32; log-likelihoods "
-        f"were checked first, against float64 on the host. {about}\n\n"
+        f"### One GPU\n\nOn {device['kind']} ({device['platform']}), jax {device['jax']}, float32. What was "
+        f"timed was checked first, its log-likelihood against float64 on the host. {about}\n\n"
         "| case | who | milliseconds | compile, s | limit, ms | times the limit | |\n"
         "| --- | --- | --: | --: | --: | --: | --- |\n" + "".join(lines)
     )
