@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxem import start
 from jaxem.data import as_floats, ready
+from jaxem.distributions import quadratic
 from jaxem.distributions.base import Statistics, as_rows
 from jaxem.distributions.gaussian import SphericalGaussian
 from jaxem.distributions.moments import Moments, enough
@@ -76,7 +77,7 @@ def _refilled(model: Centres, x: Any, weight: Array, moments: Moments) -> Moment
     empty = ~enough(moments.rows)
     far = jnp.where(weight > 0, -model.e_step(x, maximum)[0], -jnp.inf)
     row = jax.lax.top_k(far, len(empty))[1][jnp.cumsum(empty, dtype=jnp.int32) - 1]
-    places = model.components.observe(x).columns[:, row].T
+    places = quadratic.plain(model.components.observe(x).columns)[:, row].T
     mean = moments.reference
     nearest = jnp.argmin(jnp.sum((places[:, None] - mean[None]) ** 2, axis=-1), axis=-1)
     moved = jnp.where(empty, weight[row], 0)

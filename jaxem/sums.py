@@ -151,4 +151,5 @@ def two_sum(high: Array, low: Array, term: Array) -> tuple[Array, Array]:
     """`high + low + term` as a rounded sum and what the rounding lost (Neumaier 1974)."""
     raised = high + term
     lost = jnp.where(jnp.abs(high) >= jnp.abs(term), (high - raised) + term, (term - raised) + high)
-    return raised, low + jnp.where(jnp.isfinite(raised), lost, 0)
+    # A comparison, because in a kernel there is no `isfinite`.
+    return raised, low + jnp.where(jnp.abs(raised) < jnp.inf, lost, 0)

@@ -40,7 +40,7 @@ def flows(states: Scaled, transition: Scaled) -> tuple[Float[Array, "k k s"], Fl
     return states.mantissa[:, None] * transition.mantissa * power(exponents - finite_or_zero(largest)[None]), largest
 
 
-def _seen(mantissa: Array, exponent: Array, evidence: Array) -> Scaled:
+def seen(mantissa: Array, exponent: Array, evidence: Array) -> Scaled:
     """Predicted states, times the likelihood of what is seen."""
     likelihood = split(evidence)
     return normalized(mantissa * likelihood.mantissa, exponent + likelihood.exponent)
@@ -60,7 +60,7 @@ def _log2_mass(states: Scaled) -> Float[Array, "s"]:
 def first(chain: Chain) -> tuple[Scaled, Array]:
     """The states at the first step, and log2 of the scale taken off."""
     initial = split(chain.initial)
-    return _led(_seen(initial.mantissa, initial.exponent, chain.evidence(0)))
+    return _led(seen(initial.mantissa, initial.exponent, chain.evidence(0)))
 
 
 def from_logs(log_states: Float[Array, "k s"]) -> Scaled:
@@ -92,7 +92,7 @@ def forward(chain: Chain, begin: tuple[Scaled, Array] | None = None) -> Filtered
         mass, exponent = flows(states, transition(t))
         evidence, starts = chain.evidence(t), chain.starts(t)
         mass, exponent = where(starts, tuple(initial), (jnp.sum(mass, axis=0), exponent))
-        new, top = _led(_seen(mass, exponent, evidence))
+        new, top = _led(seen(mass, exponent, evidence))
         if starts is not None:
             top = top + jnp.where(starts, _log2_mass(states), 0)
         after = where(chain.over(t), (states, (high, low)), (new, two_sum(high, low, top)))

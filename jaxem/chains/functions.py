@@ -61,7 +61,8 @@ def log_normalizer(
         mask: `[T]` bool, False where nothing was observed.
         reset: `[T]` bool, True where a new sequence starts: concatenated sequences give the sum of their normalisers.
         method: how to go through the steps: `"scan"`, `"blocked"`, `"associative"`, or `"auto"`, which chooses by their
-            number, that of states and sequences, and the machine. The answer is the same.
+            number, that of states and sequences, and the machine. The answer is the same. `"kernel"`, for up to 8
+            states, is one program for a GPU (elsewhere it is interpreted, slowly); not measured yet, so never chosen.
 
     Returns:
         A number; -inf, with zero gradient, if no path is possible.

@@ -1,4 +1,4 @@
-"""Which way through the steps: one after the other, in blocks, or in a tree."""
+"""Which way through the steps: one after the other, in blocks, or in a tree; or in one kernel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jax
 
 from jaxem.chains.chain import Chain
 
-METHODS = ("auto", "scan", "blocked", "associative")
+METHODS = ("auto", "scan", "blocked", "associative", "kernel")
 
 ENTRIES = 1 << 26
 """Up to so many numbers in the matrices of all steps (256 MiB of float32) a tree of them fits beside the rest."""
@@ -24,7 +24,10 @@ def choose(chain: Chain) -> str:
 
 
 def _fastest(chain: Chain) -> str:
-    """On a CPU as measured (benchmarks/RESULTS.md); on an accelerator, where a turn costs microseconds, as reckoned."""
+    """On a CPU as measured (benchmarks/RESULTS.md); on an accelerator, where a turn costs microseconds, as reckoned.
+
+    There the kernel may be faster for many sequences; it has not been measured (benchmarks/gpu.py), so is not chosen.
+    """
     steps, states, sequences = chain.log_likelihood.shape
     turn = states * states * sequences
     if jax.default_backend() == "cpu" or steps <= SHORT or turn >= WIDE:

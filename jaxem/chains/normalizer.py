@@ -37,6 +37,10 @@ def _run(function: Any, chain: Chain) -> Any:
     method = methods.choose(chain)
     if method == "associative":
         return function(associative, chain)
+    if method == "kernel":
+        from jaxem.chains import kernel  # Pallas takes most of a second to import.
+
+        return function(kernel, chain)
     ways = dense, exact
     if method == "blocked":
         ways = (Blocked(way, methods.blocks(chain)) for way in ways)

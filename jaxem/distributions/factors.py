@@ -247,7 +247,7 @@ class _Factors(Family):
         x = as_rows(x, np.shape(x)[1:] or (1,), weight.dtype)
         everything = weight.reshape(-1, weight.shape[-1]).sum(0)
         row = x[jnp.argmax(everything)]
-        moments = quadratic.axial_moments(x.T, everything, row)
+        moments = quadratic.axial_moments(x.T, everything, row, jnp.ones_like(row))
         mean = moments.mean(otherwise=row)
         directions = jax.random.normal(jax.random.key(0), (len(row), sizes["factors"]), weight.dtype)
         model = cls(mean, directions, cls._pooled(jnp.ones_like(row)))  # type: ignore[call-arg]

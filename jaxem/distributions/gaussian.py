@@ -5,7 +5,8 @@ One `_Normal` says what they share; a subclass says only what its covariance is 
 
 from __future__ import annotations
 
-from typing import Any, Self
+import math
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -311,8 +312,12 @@ class TiedGaussian(_Elliptic):
 
 
 class _Axial(_Normal):
-    """Gaussians whose columns are independent: moments keep the diagonal only."""
+    """Gaussians whose columns are independent: moments keep the diagonal only.
 
+    `spherical` ones need no more of it than its sum.
+    """
+
+    spherical: ClassVar[bool] = False
     variance: Array
 
     def _variances(self) -> Float[Array, "*batch d"]:
@@ -326,11 +331,20 @@ class _Axial(_Normal):
     def _white(self, columns: Columns | None = None) -> Float[Array, "*batch d"]:
         return 1 / jnp.sqrt(self._variances())
 
+    def expand(self, x: Rows) -> Rows:
+        """With the squares of the columns, where there are many and all were seen."""
+        return Rows(self._widened(x.columns))
+
+    def _widened(self, columns: Columns) -> Columns:
+        if isinstance(columns, Cells):
+            return columns
+        return quadratic.axially_widened(columns, math.prod(self.batch_shape), self.spherical)
+
     def _log_det(self, white: Array) -> Array:
         return jnp.sum(jnp.log(self._variances()), axis=-1)
 
     def _distance(self, columns: Any, white: Array) -> Array:
-        return quadratic.axial_distance(columns, self.mean, white)
+        return quadratic.axial_distance(self._widened(columns), self.mean, white)
 
     def _log_density(self, columns: Columns, white: Array) -> Array:
         if isinstance(columns, Cells):
@@ -340,7 +354,7 @@ class _Axial(_Normal):
     def _moments(self, columns: Columns, weight: Array, white: Array) -> Moments:
         if isinstance(columns, Cells):
             return columns.moments(weight, self.mean, self._variances())
-        return quadratic.axial_moments(columns, weight, self.mean)
+        return quadratic.axial_moments(self._widened(columns), weight, self.mean, white)
 
     def _completed(self, columns: Columns, base: Array) -> Array:
         return columns.completed(base) if isinstance(columns, Cells) else super()._completed(columns, base)
@@ -415,6 +429,7 @@ class SphericalGaussian(_Axial):
     [-1.8379]
     """
 
+    spherical: ClassVar[bool] = True
     mean: Float[Array, "*batch d"] = parameter(vector)
     variance: Float[Array, "*batch"] = parameter(positive)
 

@@ -5,7 +5,8 @@ Three ways through them, one answer:
 - many columns: matrix products of the features 1, x, x x^T with their coefficients, half the arithmetic, used when
   every member is near enough to the common centre that nothing cancels;
 - otherwise one member after the other, by matrix products of differences from its mean.
-No array of shape members x columns x rows is ever made.
+Where the columns are independent (`axial_`), the features are 1, x, x^2, and little work is not worth a matrix product.
+No array of shape members x columns x rows is ever made, except a small one.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ UNROLLED = 4
 
 AXIAL_UNROLLED = 8
 
+SMALL = 1 << 17
+"""Up to so many members x columns x rows, sums over independent columns are taken as they are."""
+
 CANCELLATION = {4: 1e-4, 8: 1e-11}
 """By bytes of a float: the features are used while their rounding error stays below this many nats a row.
 
@@ -40,7 +44,8 @@ class Wide:
     Attributes:
         columns: `[D, n]`.
         centre: `[D]`, the mean of the rows.
-        features: `[D + D (D + 1) / 2, n]`: the columns less the centre, and their products.
+        features: `[D + D (D + 1) / 2, n]`: the columns less the centre, and their products; of independent columns
+            `[D + D, n]`, them and their squares, or `[D + 1, n]`, the sum of those.
     """
 
     columns: Float[Array, "d n"]
@@ -109,9 +114,9 @@ def moments(
 def _products(by_features, by_member, wide: Wide, mean: Array, white: Array):
     """Run the feature form where it is accurate, else the form that is always accurate, on flat members."""
     batch, size = mean.shape[:-1], mean.shape[-1]
-    mean, white = mean.reshape(-1, size), white.reshape(-1, size, size)
+    mean, white = mean.reshape(-1, size), white.reshape(-1, *white.shape[len(batch) :])
     near = mean - wide.centre[None]
-    offset = jnp.einsum("kij,kj->ki", white, near, precision=linalg.HIGHEST)
+    offset = white * near if white.ndim == 2 else jnp.einsum("kij,kj->ki", white, near, precision=linalg.HIGHEST)
     farthest = jnp.max(jnp.sum(offset * offset, axis=-1))
     accurate = farthest * float(jnp.finfo(mean.dtype).eps) < CANCELLATION[mean.dtype.itemsize]
     result = jax.lax.cond(
@@ -173,22 +178,47 @@ def _moments_by_member(columns: Array, mean: Array, white: Array, weight: Array)
     return jax.lax.scan(member, None, (mean, weight))[1]
 
 
+def axially_widened(columns: Float[Array, "d n"] | Wide, members: int, spherical: bool = False) -> Array | Wide:
+    """Independent columns with their features, if matrix products pay; `spherical`: all have one variance."""
+    if isinstance(columns, Wide) or len(columns) <= AXIAL_UNROLLED or members * columns.size <= SMALL:
+        return columns
+    centre = jnp.mean(columns, axis=-1)
+    near = columns - centre[:, None]
+    squares = jnp.sum(near * near, axis=0, keepdims=True) if spherical else near * near
+    return Wide(columns, centre, jnp.concatenate([near, squares]))
+
+
 def axial_distance(
-    columns: Float[Array, "d n"], mean: Float[Array, "*batch d"], inverse_scale: Float[Array, "*batch d"]
+    columns: Float[Array, "d n"] | Wide, mean: Float[Array, "*batch d"], inverse_scale: Float[Array, "*batch d"]
 ) -> Float[Array, "*batch n"]:
     """sum_d ((x_d - mean_d) inverse_scale_d)^2 for each row and member."""
+    if isinstance(columns, Wide):
+        return _products(_axial_distance_by_features, _axial_distance_by_member, columns, mean, inverse_scale)
     if len(columns) <= AXIAL_UNROLLED:
         z = [d * inverse_scale[..., i, None] for i, d in enumerate(_differences(columns, mean))]
         return sum(z_i * z_i for z_i in z)  # type: ignore[return-value]
-    # XLA fuses the difference into the sum: the array of members x columns x rows is never made.
     difference = linalg.lead(columns, mean.ndim + 1) - mean[..., None]
     return jnp.sum((difference * inverse_scale[..., None]) ** 2, axis=-2)
 
 
 def axial_moments(
-    columns: Float[Array, "d n"], weight: Float[Array, "*batch n"], mean: Float[Array, "*batch d"]
+    columns: Float[Array, "d n"] | Wide,
+    weight: Float[Array, "*batch n"],
+    mean: Float[Array, "*batch d"],
+    inverse_scale: Float[Array, "*batch d"],
 ) -> Moments:
-    """Weighted moments of the rows about each member's mean, second moments on the diagonal only."""
+    """Weighted moments of the rows about each member's mean, second moments on the diagonal only.
+
+    If the features know only the sum of the squares, the second moments are its even shares. `inverse_scale` only says
+    how wide the members are.
+    """
+    rows = _rows_sum(weight)
+    if isinstance(columns, Wide):
+        flat = weight.reshape(-1, weight.shape[-1])
+        by_features = partial(_axial_moments_by_features, weight=flat)
+        by_member = partial(_axial_moments_by_member, weight=flat)
+        first, second = _products(by_features, by_member, columns, mean, inverse_scale)
+        return Moments(rows, rows, first, second, mean)
     if len(columns) <= AXIAL_UNROLLED:
         difference = _differences(columns, mean)
         weighted = [weight * d for d in difference]
@@ -196,10 +226,44 @@ def axial_moments(
         rows, *sums = totals(weight, *weighted, *squares)
         first, second = sums[: len(columns)], sums[len(columns) :]
         return Moments(rows, rows, jnp.stack(first, axis=-1), jnp.stack(second, axis=-1), mean)
-    rows = _rows_sum(weight)
     difference = linalg.lead(columns, mean.ndim + 1) - mean[..., None]
     weighted = weight[..., None, :] * difference
     return Moments(rows, rows, _rows_sum(weighted), _rows_sum(weighted * difference), mean)
+
+
+def _axial_distance_by_features(features: Array, mean: Array, inverse_scale: Array) -> Array:
+    precision = inverse_scale * inverse_scale
+    squares = len(features) - mean.shape[-1]
+    coefficients = jnp.concatenate([-2 * precision * mean, precision[:, :squares]], axis=-1)
+    return linalg.matmul(coefficients, features) + jnp.sum(precision * mean * mean, axis=-1, keepdims=True)
+
+
+def _axial_moments_by_features(features: Array, mean: Array, _: Array, weight: Array) -> tuple[Array, Array]:
+    size = mean.shape[-1]
+    sums = jnp.einsum("kn,fn->kf", weight, features, precision=linalg.HIGHEST)
+    squares = sums[:, size:]
+    second = jnp.broadcast_to(squares * (squares.shape[-1] / size), mean.shape)
+    rows = _rows_sum(weight)
+    moved = Moments(rows, rows, sums[:, :size], second, jnp.zeros_like(mean)).about(mean)
+    return moved.first, moved.second
+
+
+def _axial_distance_by_member(columns: Array, mean: Array, inverse_scale: Array) -> Array:
+    def member(carry: None, parameters: tuple[Array, Array]) -> tuple[None, Array]:
+        centre, factor = parameters
+        return carry, jnp.sum(((columns - centre[:, None]) * factor[:, None]) ** 2, axis=0)
+
+    return jax.lax.scan(member, None, (mean, inverse_scale))[1]
+
+
+def _axial_moments_by_member(columns: Array, mean: Array, _: Array, weight: Array) -> tuple[Array, Array]:
+    def member(carry: None, parameters: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
+        centre, row_weight = parameters
+        difference = columns - centre[:, None]
+        weighted = difference * row_weight[None]
+        return carry, (_rows_sum(weighted), _rows_sum(weighted * difference))
+
+    return jax.lax.scan(member, None, (mean, weight))[1]
 
 
 def scale(columns: Float[Array, "d n"], weight: Float[Array, "n"] | Float[Array, "d n"]) -> Float[Array, "d"]:

@@ -144,7 +144,7 @@ def _arrived_jvp(trace: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 
 def _climb(trace: int, solver: Any, model: Any, limits: Limits, x: Any, weight: Array, prior: Any) -> Fit:
     # Small data is put into the layout of the loop once; large data is, chunk by chunk, in every pass.
-    data = x if solver.batches or in_chunks(x, weight) else model.expand(model.observe(x))
+    data = x if solver.batches or in_chunks(model, x, weight) else model.expand(model.observe(x))
     floor, pseudo = regularisers(model, x, weight, prior)
     rows = model.observations(model.observe(x), weight)
 

@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jaxem.distributions.base import Labelled, Statistics, add, scale
-from jaxem.latent.base import Hidden
+from jaxem.latent.base import Hidden, Latent
 from jaxem.missing import ByRow, Incomplete
 from jaxem.pytree import module
 from jaxem.solvers.base import Solver
@@ -20,6 +20,10 @@ from jaxem.sums import Sampled, log_sum, maximum, tempered, total, two_sum
 
 CHUNK = 8_192
 """Rows in one pass of the E-step: more than this and the responsibilities are made, used and dropped chunk by chunk."""
+
+BYTES = 1 << 28
+"""On an accelerator, as many rows as need so much for their responsibilities and features: there a chunk costs some
+twenty launches, 60 microseconds, whatever its size. (Reckoned; not measured.)"""
 
 
 @module
@@ -173,8 +177,8 @@ def expectation(model: Any, x: Any, weight: Float[Array, "n"], over: Any = log_s
     """
     if isinstance(x, Apart):
         return x.expectation(model, weight, over)
-    n, size = len(weight), chunk_rows(x)
-    if not in_chunks(x, weight):
+    n, size = len(weight), chunk_rows(model, x)
+    if not in_chunks(model, x, weight):
         return _expectation(model, x, weight, over)
 
     def chunk(i: Array, carry: Any) -> Any:
@@ -192,14 +196,20 @@ def expectation(model: Any, x: Any, weight: Float[Array, "n"], over: Any = log_s
     return high + low, statistics
 
 
-def in_chunks(x: Any, weight: Array) -> bool:
+def in_chunks(model: Any, x: Any, weight: Array) -> bool:
     """Is x an array of rows, not observed yet, that is too large to go through in one piece?"""
-    return len(weight) > chunk_rows(x) and isinstance(x.x if isinstance(x, Labelled) else x, (jax.Array, ByRow))
+    return len(weight) > chunk_rows(model, x) and isinstance(x.x if isinstance(x, Labelled) else x, (jax.Array, ByRow))
 
 
-def chunk_rows(x: Any) -> int:
-    """How many rows make a chunk: more of those with gaps, which are sorted in every pass."""
-    return 16 * CHUNK if isinstance(x.x if isinstance(x, Labelled) else x, Incomplete) else CHUNK
+def chunk_rows(model: Any, x: Any) -> int:
+    """How many rows make a chunk: on a CPU more of those with gaps, which are sorted in every pass."""
+    if jax.default_backend() == "cpu":
+        return 16 * CHUNK if isinstance(x.x if isinstance(x, Labelled) else x, Incomplete) else CHUNK
+    members = model.child.batch_shape[-1] if isinstance(model, Latent) else 1
+    leaves = jax.tree.leaves(model)
+    # A row has a responsibility for each member, and about as many features as a member has parameters.
+    numbers = members + sum(leaf.size for leaf in leaves) / members
+    return max(CHUNK, int(BYTES / (numbers * max(leaf.dtype.itemsize for leaf in leaves))))
 
 
 def _expectation(model: Any, x: Any, weight: Array, over: Any) -> tuple[Array, Statistics]:

@@ -158,6 +158,8 @@ class LBFGS(Solver):
         height = (log_likelihood + model.expected_log_prob(prior)) / rows
 
         def cost(free: Any) -> Array:
+            # With 64-bit types on, the line search of optax makes float64 of float32.
+            free = jax.tree.map(lambda leaf: leaf.astype(rows.dtype), free)
             return -objective(free, model, x, weight, prior) / rows
 
         downhill = jax.tree.map(lambda leaf: -leaf / rows, gradient_of(model, statistics, prior))
