@@ -10,7 +10,7 @@ import pytest
 
 import jaxem as jem
 from jaxem.fitting import lanes, many, room
-from jaxem.fitting.batches import Batch
+from jaxem.fitting.stacks import Batch
 from jaxem.fitting.turn import idle, member, prepare, turn
 
 

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem._version import version
-from jaxem.fitting.batches import Batch, batched, some
 from jaxem.fitting.checkpoint import Checkpoint, Shelf
 from jaxem.fitting.fingerprint import fingerprint
 from jaxem.fitting.fit import check_limits
@@ -25,6 +24,7 @@ from jaxem.fitting.loop import Limits
 from jaxem.fitting.reporter import Reporter
 from jaxem.fitting.result import Fit
 from jaxem.fitting.room import free, shared_out, sizes
+from jaxem.fitting.stacks import Batch, batched, some
 from jaxem.fitting.turn import member
 from jaxem.solvers.em import EM
 

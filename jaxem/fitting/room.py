@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
-from jaxem.fitting.batches import Batch
 from jaxem.fitting.lanes import work
+from jaxem.fitting.stacks import Batch
 from jaxem.fitting.turn import idle, member, prepare
 
 SHARE = 0.8
