@@ -1,0 +1,193 @@
+"""What the first pass over batches finds out, and how a batch is laid out by it in all that follow.
+
+All of this is done on the host, with NumPy: only batches that are ready go to the device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxem.data import check_weight, ready
+from jaxem.fitting.fit import SCALE_ROWS, check_rows
+from jaxem.missing import Incomplete, cells, incomplete, unseen_rows
+from jaxem.pytree import replace
+from jaxem.sequences import Sequences
+
+ALL_ELSEWHERE = ()
+"""In place of no prior, where a model checks a batch: a regression would look whether these rows alone determine it."""
+
+
+@dataclasses.dataclass
+class Survey:
+    """What is known of all batches together.
+
+    Attributes:
+        model: what is to be fitted to them: it says how rows are read.
+        prior: what the fit was given.
+        rows: how many were read (of sequences, how many of these).
+        total: the sum of their weights.
+        observations: the same, of the steps of sequences; see `Distribution.observations`.
+        counted: those of this process that have a weight and of which something was seen.
+        most: such rows in the largest batch.
+        steps, masked, patterns, hidden: of the longest sequence; was a step of any not seen; sets of seen columns in
+            one batch at most; columns of a Bayesian network of which cells are hidden.
+        sample, held, stride: rows with their weights, piece by piece; how many; and of how many each is one.
+        like: what a row is like: the shape and the type that all must have.
+    """
+
+    model: Any
+    prior: Any
+    rows: int = 0
+    total: float = 0.0
+    observations: float = 0.0
+    counted: int = 0
+    most: int = 0
+    steps: int = 0
+    masked: bool = False
+    patterns: int = 0
+    hidden: tuple[int, ...] = ()
+    sample: list[tuple[Any, np.ndarray]] = dataclasses.field(default_factory=list)
+    held: int = 0
+    stride: int = 1
+    like: tuple[tuple[int, ...], np.dtype] | None = None
+
+    def add(self, batch: Any) -> None:
+        """Look at one more batch.
+
+        Raises:
+            TypeError: it does not hold numbers.
+            ValueError: what `fit` raises for such rows, or rows that are unlike those before.
+        """
+        x, weight = read(self.model, batch)
+        if not len(x):
+            return
+        values = _values(x)
+        like = values.shape[2:] if isinstance(x, Sequences) else values.shape[1:], values.dtype
+        if self.like is None:
+            check_rows(self.model, x)
+            self.like = like
+        if like != self.like:
+            ours, theirs = (f"shape {shape} and type {dtype}" for shape, dtype in (like, self.like))
+            raise ValueError(f"its rows have {ours}, those before it {theirs}; all must be alike")
+        weight = np.ones(len(x), values.dtype) if weight is None else weight
+        self._take(x, weight)
+        self.rows += len(x)
+        x, weight = counting(x, weight)
+        if not len(x):
+            return
+        if _has_gaps(x):
+            x = incomplete(x) if isinstance(x, np.ndarray) else x
+            self.patterns = max(self.patterns, getattr(x, "patterns", 0))
+            self.model.check(x, weight, ALL_ELSEWHERE if self.prior is None else self.prior)
+        self.most, self.counted = max(self.most, len(x)), self.counted + len(x)
+        if isinstance(x, Sequences):
+            self.steps, self.masked = max(self.steps, x.steps), self.masked or x.mask is not None
+        self.hidden = tuple(sorted({*self.hidden, *getattr(x, "hidden", ())}))
+        self.total += float(np.sum(weight, dtype=float))
+        self.observations += float(_observations(self.model, x, weight))
+
+    def _take(self, x: Any, weight: np.ndarray) -> None:
+        """Keep every so many-th row; when that is too many, every other of them (`fit.spacing`)."""
+        places = slice(-self.rows % self.stride, None, self.stride)
+        some = jax.tree.map(lambda leaf: np.array(leaf[places]), (x, weight))
+        self.sample.append(some)
+        self.held += len(some[1])
+        while self.held > SCALE_ROWS:
+            self.thin()
+
+    def thin(self) -> None:
+        """Keep half of the sample."""
+        before, pieces = 0, []
+        for piece in self.sample:
+            pieces.append(jax.tree.map(lambda leaf, first=before % 2: leaf[first::2].copy(), piece))
+            before += len(piece[1])
+        self.sample, self.held, self.stride = pieces, -(-before // 2), 2 * self.stride
+
+    def sampled(self) -> tuple[Any, Array]:
+        """Some rows, evenly spaced, which stand for all, and their weights: as `fit` takes them."""
+        x, weight, _ = ready(*jax.tree.map(jnp.asarray, self.pooled()), None)
+        if self.stride == 1:
+            self.model.check(x, weight, self.prior)
+        return x, weight
+
+    def pooled(self) -> tuple[Any, np.ndarray]:
+        """The sample in one piece."""
+        pieces = [(self.alike(x), weight) for x, weight in self.sample]
+        x, weight = jax.tree.map(lambda *leaves: np.concatenate(leaves), *pieces)
+        if isinstance(x, Sequences):
+            # Together they may have more sets of seen columns than any batch by itself.
+            gaps = incomplete(x.values.reshape(-1, *x.values.shape[2:]))
+            x = replace(x, patterns=gaps.patterns if isinstance(gaps, Incomplete) else 0)
+        return x, weight
+
+    def alike(self, x: Any) -> Any:
+        """Rows in the form that is common to all batches."""
+        if isinstance(x, Sequences):
+            return replace(x.padded(len(x), self.steps, self.masked), patterns=self.patterns)
+        return replace(x, hidden=self.hidden) if hasattr(x, "hidden") else x
+
+    def laid_out(self, batch: Any) -> tuple[Any, Any, int]:
+        """The rows of a batch that count, padded with others of weight zero to one of few lengths; how many count."""
+        x, weight = counting(*read(self.model, batch))
+        n = len(x)
+        if not n:
+            return x, np.zeros(0), 0
+        if n > self.most:
+            raise ValueError(f"it has {n} rows, and the largest had {self.most} when the batches were read first")
+        if weight is None:
+            weight = np.ones(n, _values(x).dtype)
+        gaps = isinstance(x, np.ndarray) and self.patterns and _has_gaps(x)
+        length = self.most if 2 * n > self.most else 1 << (n - 1).bit_length()
+        x = self.alike(x)
+        if length > n:
+            # Filled with what is there: a family need not be able to read a zero.
+            if isinstance(x, Sequences):
+                x = x.padded(length, self.steps, self.masked)
+            else:
+                x = jax.tree.map(lambda leaf: np.concatenate([leaf, np.repeat(leaf[-1:], length - n, axis=0)]), x)
+            weight = np.pad(weight, (0, length - n))
+        x, weight = jax.device_put((Incomplete(x, self.patterns) if gaps else x, weight))
+        return x, weight, n
+
+
+def read(model: Any, batch: Any) -> tuple[Any, np.ndarray | None]:
+    """The rows of a batch as the model reads them, of NumPy arrays, and their weights; None for one each."""
+    x, weight = batch if isinstance(batch, tuple) else (batch, None)
+    x = jax.tree.map(np.asarray, cells(model.read(x)))
+    if weight is not None:
+        if np.shape(weight) != (len(x),):
+            raise ValueError(f"weight has shape {np.shape(weight)}; with {len(x)} rows it must be ({len(x)},)")
+        check_weight(weight)
+        weight = np.asarray(weight, _values(x).dtype)
+    return x, weight
+
+
+def counting(x: Any, weight: np.ndarray | None) -> tuple[Any, np.ndarray | None]:
+    """The rows that have a weight and of which something was seen."""
+    counts = None if weight is None else weight > 0
+    if _has_gaps(x):
+        seen = ~np.asarray(unseen_rows(_values(x)))
+        counts = seen if counts is None else counts & seen
+    if counts is None or counts.all():
+        return x, weight
+    return jax.tree.map(lambda leaf: leaf[counts], (x, weight))
+
+
+def _values(x: Any) -> np.ndarray:
+    return getattr(x, "values", x)
+
+
+def _has_gaps(x: Any) -> bool:
+    values = _values(x)
+    return bool(values.size and np.isnan(np.min(values)))
+
+
+@jax.jit
+def _observations(model: Any, x: Any, weight: Array) -> Array:
+    return model.observations(model.observe(x), weight)
