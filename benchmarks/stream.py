@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from large import peak
 
 ROWS, COLUMNS, COMPONENTS, STEPS = 20_000_000, 8, 4, 5

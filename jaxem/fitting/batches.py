@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ PARQUET = (".parquet", ".pq")
 ARROW = (".arrow", ".ipc", ".feather")
 
 
+@dataclasses.dataclass(frozen=True)
 class Batches:
     """Batches that can be read again and again. `batches` makes one.
 
@@ -23,16 +25,13 @@ class Batches:
         open: a function that begins to read; it gives an iterator.
     """
 
-    def __init__(self, open: Callable[[], Iterator[Any]]) -> None:
-        self.open = open
+    open: Callable[[], Iterator[Any]]
 
     def __iter__(self) -> Iterator[Any]:
         return self.open()
 
 
-def batches(
-    source: Any, columns: Sequence[str] | None = None, *, weight: Any = None, rows: int = ROWS
-) -> Batches:
+def batches(source: Any, columns: Sequence[str] | None = None, *, weight: Any = None, rows: int = ROWS) -> Batches:
     """Rows in batches that are read again for each pass: what `fit_stream` takes.
 
     Args:
@@ -56,24 +55,29 @@ def batches(
     """
     if int(rows) != rows or rows < 1:
         raise ValueError(f"rows is {rows}; it must be a whole number above zero")
-    paths = [source] if isinstance(source, (str, Path)) else source
-    if isinstance(paths, (list, tuple)) and paths and all(isinstance(path, (str, Path)) for path in paths):
-        paths = [Path(path) for path in paths]
-        if all(path.suffix in PARQUET + ARROW for path in paths):
-            names = _columns(paths[0], columns)
-            return Batches(lambda: _of_tables(paths, names, weight, rows))
-        if not all(path.suffix == ".npy" for path in paths):
-            known = ", ".join([*PARQUET, *ARROW, ".npy"])
-            raise ValueError(f"source {', '.join(map(str, paths))}: files must all be of one kind, of {known}")
-        source = [np.load(path, mmap_mode="r") for path in paths]
-    arrays = source if isinstance(source, list) else [source]
+    paths = _paths(source)
+    if paths and all(path.suffix in PARQUET + ARROW for path in paths):
+        names = _columns(paths[0], columns)
+        return Batches(lambda: _of_tables(paths, names, weight, rows))
+    if not all(path.suffix == ".npy" for path in paths):
+        known = ", ".join([*PARQUET, *ARROW, ".npy"])
+        raise ValueError(f"source {', '.join(map(str, paths))}: files must all be of one kind, of {known}")
+    arrays: list[Any] = [np.load(path, mmap_mode="r") for path in paths] or [source]
     if not all(isinstance(array, (np.ndarray, jax.Array)) and array.ndim for array in arrays):
         raise TypeError(f"source is a {type(source).__name__}; it must be an array of rows, a path, or a list of paths")
     if columns is not None:
         raise ValueError("columns is for Parquet and Arrow files; cut the columns out of an array")
-    if weight is not None and np.shape(weight) != (sum(map(len, arrays)),):
-        raise ValueError(f"weight has shape {np.shape(weight)}; with these rows it must be ({sum(map(len, arrays))},)")
+    n = sum(len(array) for array in arrays)
+    if weight is not None and np.shape(weight) != (n,):
+        raise ValueError(f"weight has shape {np.shape(weight)}; with {n} rows it must be ({n},)")
     return Batches(lambda: _of_arrays(arrays, weight, rows))
+
+
+def _paths(source: Any) -> list[Path]:
+    """The files, if that is what it is."""
+    some = [source] if isinstance(source, (str, Path)) else source
+    named = isinstance(some, (list, tuple)) and all(isinstance(path, (str, Path)) for path in some)
+    return [Path(path) for path in some] if named else []
 
 
 def _of_arrays(arrays: Sequence[Any], weight: Any, rows: int) -> Iterator[Any]:
@@ -138,7 +142,8 @@ def _float_type(paths: Sequence[Path], names: Sequence[str]) -> np.dtype:
 def _numbers(column: Any, dtype: np.dtype) -> np.ndarray:
     import pyarrow as pa
 
-    return column.cast(pa.from_numpy_dtype(dtype), safe=False).to_numpy(zero_copy_only=False)
+    wanted = pa.from_numpy_dtype(dtype)
+    return (column if column.type == wanted else column.cast(wanted, safe=False)).to_numpy(zero_copy_only=False)
 
 
 def _schema(path: Path) -> Any:
@@ -152,8 +157,9 @@ def _schema(path: Path) -> Any:
 def _pieces(path: Path, names: list[str], rows: int) -> Iterator[Any]:
     """Record batches of some columns, of any sizes."""
     if path.suffix in PARQUET:
-        with _arrow("pyarrow.parquet").ParquetFile(path) as file:
-            for piece in file.iter_batches(batch_size=rows, columns=names):
+        # Read through a small buffer: otherwise pyarrow holds the whole file before it ends.
+        with _arrow("pyarrow.parquet").ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+            for piece in file.iter_batches(batch_size=rows, columns=names, use_threads=False):
                 yield piece.select(names)
         return
     with _arrow_file(path) as file:

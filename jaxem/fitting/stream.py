@@ -6,6 +6,7 @@ and statuses as in `fit` serve here: the rows that the solver is given are `Summ
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable
@@ -36,7 +37,7 @@ from jaxem.sums import two_sum
 
 def fit_stream(
     model: Any,
-    batches: Iterable[Any],
+    batches: Any,
     solver: Any = EM(),  # noqa: B008  (a value without state)
     *,
     prior: Any = None,
@@ -100,10 +101,9 @@ def fit_stream(
     if solver.batches:
         raise _too_many_looks(solver)
     found = _survey(model, batches, prior, processes)
-    some, sampled = found.sampled()
-    floor, pseudo = _regularised(model, some, sampled, prior)
-    total, rows = (jnp.asarray(value, sampled.dtype) for value in (found.total, found.observations))
-    limits = Limits(jnp.asarray(tol, sampled.dtype), jnp.asarray(max_steps, jnp.int32))
+    floor, pseudo = _regularised(model, *found.sampled(), prior)
+    total, rows, least = (jnp.asarray(value, found.dtype) for value in (found.total, found.observations, tol))
+    limits = Limits(least, jnp.asarray(max_steps, jnp.int32))
     now, objectives = _begun(solver, model, total, pseudo, trace=int(max_steps) + 1)
     while (np.asarray(now.status) == int(Status.running)).any():
         summed = _pass(solver, now, batches, found, pseudo, processes)
@@ -312,12 +312,17 @@ def _concluded(solver: Any, models: Any, end: Progress, objectives: Array, floor
     return jax.tree.map(lambda leaf: leaf[best(fits.objective)], fits) if models.batch_shape else fits
 
 
+@dataclasses.dataclass
 class Pairwise:
-    """A sum of many, in pairs, and these in pairs: rounding grows with the logarithm of their number."""
+    """A sum of many, in pairs, and these in pairs: rounding grows with the logarithm of their number.
 
-    def __init__(self, join: Callable[[Any, Any], Any]) -> None:
-        self.join = join
-        self.sums: list[Any] = []  # of 1, 2, 4, 8, ... parts, or None
+    Attributes:
+        join: adds two.
+        sums: of 1, 2, 4, 8, ... parts, or None.
+    """
+
+    join: Callable[[Any, Any], Any]
+    sums: list[Any] = dataclasses.field(default_factory=list)
 
     def add(self, part: Any) -> None:
         """One more."""
@@ -356,7 +361,7 @@ def _one_pass(model: Any, batches: Iterable[Any], solver: OnlineEM, prior: Any, 
         looks = (_log_likelihood(model, *batch) for batch in read_ahead(batches, partial(_ready, model, prior)))
         value = sum(float(look) for look in looks)
     of_float = partial(jnp.asarray, dtype=jax.tree.leaves(pseudo)[0].dtype)
-    return _judged(start, model, of_float(value), floor, pseudo, of_float(total), looked=not once)
+    return _judged(start, model, state[0], of_float(value), floor, pseudo, of_float(total), looked=not once)
 
 
 def _ready(model: Any, prior: Any, batch: Any) -> tuple[Any, Array]:
@@ -386,10 +391,19 @@ def _log_likelihood(model: Any, x: Any, weight: Array) -> Array:
 
 @partial(jax.jit, static_argnames="looked")
 def _judged(
-    start: Any, model: Any, log_likelihood: Array, floor: Statistics, pseudo: Statistics, total: Array, *, looked: bool
+    start: Any,
+    model: Any,
+    learned: Statistics,
+    log_likelihood: Array,
+    floor: Statistics,
+    pseudo: Statistics,
+    total: Array,
+    *,
+    looked: bool,
 ) -> Fit:
     """The result of a single pass."""
-    finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(model)]).all()
+    # An M-step does not follow statistics that are NaN: they have to be looked at themselves.
+    finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((model, learned))]).all()
     lost = ~finite | (looked & (jnp.isnan(log_likelihood) | (log_likelihood == jnp.inf)))
     codes = (Status.nonfinite, Status.impossible_data, Status.max_steps_reached)
     nonfinite, impossible, ended = (jnp.full((), int(code), jnp.int32) for code in codes)

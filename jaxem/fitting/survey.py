@@ -57,6 +57,11 @@ class Survey:
     stride: int = 1
     like: tuple[tuple[int, ...], np.dtype] | None = None
 
+    @property
+    def dtype(self) -> np.dtype | None:
+        """Of all rows."""
+        return self.like[1] if self.like else None
+
     def add(self, batch: Any) -> None:
         """Look at one more batch.
 
@@ -75,7 +80,6 @@ class Survey:
         if like != self.like:
             ours, theirs = (f"shape {shape} and type {dtype}" for shape, dtype in (like, self.like))
             raise ValueError(f"its rows have {ours}, those before it {theirs}; all must be alike")
-        weight = np.ones(len(x), values.dtype) if weight is None else weight
         self._take(x, weight)
         self.rows += len(x)
         x, weight = counting(x, weight)
@@ -84,13 +88,13 @@ class Survey:
         if _has_gaps(x):
             x = incomplete(x) if isinstance(x, np.ndarray) else x
             self.patterns = max(self.patterns, getattr(x, "patterns", 0))
-            self.model.check(x, weight, ALL_ELSEWHERE if self.prior is None else self.prior)
+            self.model.check(x, jnp.asarray(weight), ALL_ELSEWHERE if self.prior is None else self.prior)
         self.most, self.counted = max(self.most, len(x)), self.counted + len(x)
         if isinstance(x, Sequences):
             self.steps, self.masked = max(self.steps, x.steps), self.masked or x.mask is not None
         self.hidden = tuple(sorted({*self.hidden, *getattr(x, "hidden", ())}))
         self.total += float(np.sum(weight, dtype=float))
-        self.observations += float(_observations(self.model, x, weight))
+        self.observations += float(_observations(self.model, x, jnp.asarray(weight)))
 
     def _take(self, x: Any, weight: np.ndarray) -> None:
         """Keep every so many-th row; when that is too many, every other of them (`fit.spacing`)."""
@@ -110,8 +114,10 @@ class Survey:
         self.sample, self.held, self.stride = pieces, -(-before // 2), 2 * self.stride
 
     def sampled(self) -> tuple[Any, Array]:
-        """Some rows, evenly spaced, which stand for all, and their weights: as `fit` takes them."""
-        x, weight, _ = ready(*jax.tree.map(jnp.asarray, self.pooled()), None)
+        """Some rows, evenly spaced, which stand for all, and their weights: as `fit` takes them. They are handed over."""
+        rows, weight = jax.tree.map(jnp.asarray, self.pooled())
+        self.sample = []
+        x, weight, _ = ready(rows, weight, None)
         if self.stride == 1:
             self.model.check(x, weight, self.prior)
         return x, weight
@@ -140,8 +146,6 @@ class Survey:
             return x, np.zeros(0), 0
         if n > self.most:
             raise ValueError(f"it has {n} rows, and the largest had {self.most} when the batches were read first")
-        if weight is None:
-            weight = np.ones(n, _values(x).dtype)
         gaps = isinstance(x, np.ndarray) and self.patterns and _has_gaps(x)
         length = self.most if 2 * n > self.most else 1 << (n - 1).bit_length()
         x = self.alike(x)
@@ -152,31 +156,28 @@ class Survey:
             else:
                 x = jax.tree.map(lambda leaf: np.concatenate([leaf, np.repeat(leaf[-1:], length - n, axis=0)]), x)
             weight = np.pad(weight, (0, length - n))
-        x, weight = jax.device_put((Incomplete(x, self.patterns) if gaps else x, weight))
-        return x, weight, n
+        x, weight = jax.device_put((x, weight))
+        return Incomplete(x, self.patterns) if gaps else x, weight, n  # type: ignore[arg-type]
 
 
-def read(model: Any, batch: Any) -> tuple[Any, np.ndarray | None]:
-    """The rows of a batch as the model reads them, of NumPy arrays, and their weights; None for one each."""
+def read(model: Any, batch: Any) -> tuple[Any, np.ndarray]:
+    """The rows of a batch as the model reads them, of NumPy arrays, and their weights."""
     x, weight = batch if isinstance(batch, tuple) else (batch, None)
     x = jax.tree.map(np.asarray, cells(model.read(x)))
-    if weight is not None:
-        if np.shape(weight) != (len(x),):
-            raise ValueError(f"weight has shape {np.shape(weight)}; with {len(x)} rows it must be ({len(x)},)")
-        check_weight(weight)
-        weight = np.asarray(weight, _values(x).dtype)
-    return x, weight
+    if weight is None:
+        return x, np.ones(len(x), _values(x).dtype)
+    if np.shape(weight) != (len(x),):
+        raise ValueError(f"weight has shape {np.shape(weight)}; with {len(x)} rows it must be ({len(x)},)")
+    check_weight(weight)
+    return x, np.asarray(weight, _values(x).dtype)
 
 
-def counting(x: Any, weight: np.ndarray | None) -> tuple[Any, np.ndarray | None]:
+def counting(x: Any, weight: np.ndarray) -> tuple[Any, np.ndarray]:
     """The rows that have a weight and of which something was seen."""
-    counts = None if weight is None else weight > 0
+    counts = weight > 0
     if _has_gaps(x):
-        seen = ~np.asarray(unseen_rows(_values(x)))
-        counts = seen if counts is None else counts & seen
-    if counts is None or counts.all():
-        return x, weight
-    return jax.tree.map(lambda leaf: leaf[counts], (x, weight))
+        counts &= ~np.asarray(unseen_rows(_values(x)))
+    return (x, weight) if counts.all() else jax.tree.map(lambda leaf: leaf[counts], (x, weight))
 
 
 def _values(x: Any) -> np.ndarray:

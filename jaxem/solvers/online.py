@@ -84,9 +84,7 @@ class OnlineEM(Solver):
         model, (statistics, seen, passes, _) = self.learned(model, state, x, weight, prior)
         return model, (statistics, seen, passes, promised), log_likelihood
 
-    def learned(
-        self, model: Any, state: Any, x: Any, weight: Float[Array, "n"], prior: Statistics
-    ) -> tuple[Any, Any]:
+    def learned(self, model: Any, state: Any, x: Any, weight: Float[Array, "n"], prior: Statistics) -> tuple[Any, Any]:
         """`(model, state)` after a shuffled pass over rows, with an update for each batch of them."""
         statistics, seen, passes, promised = state
 
