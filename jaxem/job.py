@@ -78,7 +78,7 @@ def run(
     began = time.perf_counter()
     outcome = Outcome.empty(grouped, settings)
     stop, tally = threading.Event(), _Tally(progress)
-    with _compilation_seconds() as compiling, ThreadPoolExecutor(settings.workers) as pool:
+    with compilation_seconds() as compiling, ThreadPoolExecutor(settings.workers) as pool:
         shapes = plan(grouped, outcome.fittable, settings.components, settings.restarts)
         work = partial(_fit_slab, grouped, settings, shapes, stop, tally)
         futures = {pool.submit(work, slab): slab for slab in shapes.slabs}
@@ -107,7 +107,7 @@ def _fit_slab(
     # Both are settings of this thread only.
     with jax.enable_x64(settings.dtype == "float64"), jax.default_device(jax.devices("cpu")[0]):
         x, weight = stack(grouped, slab, settings.dtype)
-        starts = _starts(grouped.kind, settings, slab, x, weight)
+        starts = starting_models(grouped.kind, settings, slab, x, weight)
         results = []
         for capacity, counts in shapes.capacities:
             fit = _climb(settings, stop, tally, slab, [starts[k] for k in counts], x, weight, capacity)
@@ -122,7 +122,7 @@ def _fit_slab(
         return chosen
 
 
-def _starts(kind: Kind, settings: Settings, slab: Slab, x: Any, weight: np.ndarray) -> dict[int, Any]:
+def starting_models(kind: Kind, settings: Settings, slab: Slab, x: Any, weight: np.ndarray) -> dict[int, Any]:
     """Models `[size, restarts]` to start from, for each number of components; mixtures in the shape of the largest."""
     key = jax.random.fold_in(jax.random.key(settings.seed), slab.index)
     begin = partial(jem.start_many, weight=weight, restarts=settings.restarts, method=settings.method)
@@ -197,7 +197,7 @@ class _Tally:
 
 
 @contextlib.contextmanager
-def _compilation_seconds() -> Iterator[Callable[[], float]]:
+def compilation_seconds() -> Iterator[Callable[[], float]]:
     """Measures what XLA's compilations take, summed over threads."""
     seconds = []
 

@@ -104,7 +104,7 @@ def _of_tables(paths: Sequence[Path], names: list[str], weight: str | None, rows
     dtype = _float_type(paths, wanted)
     table, filled = np.empty((rows, len(wanted)), dtype), 0
     for path in paths:
-        for piece in _pieces(path, wanted, rows):
+        for piece in record_batches(path, wanted, rows):
             at = 0
             while at < piece.num_rows:
                 some = piece.slice(at, rows - filled)
@@ -154,8 +154,9 @@ def _schema(path: Path) -> Any:
         return file.schema
 
 
-def _pieces(path: Path, names: list[str], rows: int) -> Iterator[Any]:
-    """Record batches of some columns, of any sizes."""
+def record_batches(path: Path, names: Sequence[str], rows: int) -> Iterator[Any]:
+    """Record batches of some columns of a Parquet or Arrow file; those of Parquet have so many rows at most."""
+    names = list(names)
     if path.suffix in PARQUET:
         # Read through a small buffer: otherwise pyarrow holds the whole file before it ends.
         with _arrow("pyarrow.parquet").ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:

@@ -100,13 +100,28 @@ def fit_stream(
         )
     if solver.batches:
         raise _too_many_looks(solver)
-    found = _survey(model, batches, prior, processes)
-    floor, pseudo = _regularised(model, *found.sampled(), prior)
+    found = surveyed(model, batches, prior, processes)
+    fits = fit_starts(model, batches, found, solver, tol=tol, max_steps=max_steps, progress=progress)
+    return _chosen(fits) if model.batch_shape else fits
+
+
+def fit_starts(
+    model: Any,
+    batches: Iterable[Any],
+    found: Survey,
+    solver: Any,
+    *,
+    tol: float,
+    max_steps: int,
+    progress: Callable[[int, float], None] | None = None,
+) -> Fit:
+    """`fit_stream` after the first look at the batches: a `Fit` of every start, with the axis that the model has."""
+    floor, pseudo = _regularised(model, *found.sampled(), found.prior)
     total, rows, least = (jnp.asarray(value, found.dtype) for value in (found.total, found.observations, tol))
     limits = Limits(least, jnp.asarray(max_steps, jnp.int32))
     now, objectives = _begun(solver, model, total, pseudo, trace=int(max_steps) + 1)
     while (np.asarray(now.status) == int(Status.running)).any():
-        summed = _pass(solver, now, batches, found, pseudo, processes)
+        summed = _pass(solver, now, batches, found, pseudo)
         now, objectives = _advanced(solver, now, summed, total, rows, pseudo, limits, objectives)
         if progress is not None:
             progress(int(np.max(now.steps)), float(np.max(now.objective)))
@@ -201,9 +216,7 @@ def _joined(a: Part, b: Part) -> Part:
     return Part(high, low, add(a.statistics, b.statistics))
 
 
-def _pass(
-    solver: Any, now: Progress, batches: Iterable[Any], found: Survey, prior: Statistics, processes: bool
-) -> Summed:
+def _pass(solver: Any, now: Progress, batches: Iterable[Any], found: Survey, prior: Statistics) -> Summed:
     """What the next step asks of all rows."""
     sums, counted, part = Pairwise(_joined), 0, None
     for x, weight, n in read_ahead(batches, named(found.laid_out)):
@@ -219,20 +232,22 @@ def _pass(
             "must be the same each time"
         )
     whole = sums.total()
-    if processes:
+    if found.shared:
         whole = together.joined(whole, _joined)
     return Summed(whole.log_likelihood + whole.lost, whole.statistics)
 
 
-def _survey(model: Any, batches: Iterable[Any], prior: Any, processes: bool) -> Survey:
+def surveyed(model: Any, batches: Iterable[Any], prior: Any, processes: bool = False) -> Survey:
     """The first look at all rows."""
-    found = Survey(model, prior)
+    found = Survey(model, prior, processes)
     for _ in read_ahead(batches, named(found.add)):
         pass
     if processes:
         together.surveyed(found)
     if not found.total:
-        why = "no rows" if not found.rows else f"{found.rows:,} rows, none with a weight and something seen"
+        why = (
+            "no rows" if not found.sample.rows else f"{found.sample.rows:,} rows, none with a weight and something seen"
+        )
         raise ValueError(f"batches hold {why}; a fit needs at least one")
     return found
 
@@ -308,8 +323,13 @@ def _concluded(solver: Any, models: Any, end: Progress, objectives: Array, floor
     def one(model: Any, end: Progress, objectives: Array, floor: Statistics) -> Fit:
         return conclude(solver, model, end, objectives, floor, total[None])
 
-    fits = _over_starts(one, models)(models, end, objectives, floor)
-    return jax.tree.map(lambda leaf: leaf[best(fits.objective)], fits) if models.batch_shape else fits
+    return _over_starts(one, models)(models, end, objectives, floor)
+
+
+@jax.jit
+def _chosen(fits: Fit) -> Fit:
+    """The best."""
+    return jax.tree.map(lambda leaf: leaf[best(fits.objective)], fits)
 
 
 @dataclasses.dataclass

@@ -24,26 +24,65 @@ ALL_ELSEWHERE = ()
 
 
 @dataclasses.dataclass
+class Spaced:
+    """Rows that come one after the other, thinned to every so many-th of them: those of `fit.spacing`.
+
+    Attributes:
+        rows: how many came.
+        pieces: those that are kept, as pytrees of arrays with rows first.
+        held: how many that are.
+        stride: of how many each is one.
+    """
+
+    rows: int = 0
+    pieces: list[Any] = dataclasses.field(default_factory=list)
+    held: int = 0
+    stride: int = 1
+
+    def add(self, piece: Any) -> None:
+        """More rows."""
+        places = slice(-self.rows % self.stride, None, self.stride)
+        kept = jax.tree.map(lambda leaf: np.array(leaf[places]), piece)
+        self.pieces.append(kept)
+        self.rows, self.held = self.rows + _length(piece), self.held + _length(kept)
+        while self.held > SCALE_ROWS:
+            self.thin()
+
+    def thin(self) -> None:
+        """Keep every other row."""
+        before, pieces = 0, []
+        for piece in self.pieces:
+            pieces.append(jax.tree.map(lambda leaf, first=before % 2: leaf[first::2].copy(), piece))
+            before += _length(piece)
+        self.pieces, self.held, self.stride = pieces, -(-before // 2), 2 * self.stride
+
+
+def _length(piece: Any) -> int:
+    return len(jax.tree.leaves(piece)[0])
+
+
+@dataclasses.dataclass
 class Survey:
     """What is known of all batches together.
 
     Attributes:
         model: what is to be fitted to them: it says how rows are read.
         prior: what the fit was given.
-        rows: how many were read (of sequences, how many of these).
+        shared: are there batches on other processes, too?
+        sample: some rows, evenly spaced, with their weights.
         total: the sum of their weights.
         observations: the same, of the steps of sequences; see `Distribution.observations`.
         counted: those of this process that have a weight and of which something was seen.
         most: such rows in the largest batch.
         steps, masked, patterns, hidden: of the longest sequence; was a step of any not seen; sets of seen columns in
             one batch at most; columns of a Bayesian network of which cells are hidden.
-        sample, held, stride: rows with their weights, piece by piece; how many; and of how many each is one.
         like: what a row is like: the shape and the type that all must have.
     """
 
     model: Any
     prior: Any
-    rows: int = 0
+    shared: bool = False
+    sample: Spaced = dataclasses.field(default_factory=Spaced)
     total: float = 0.0
     observations: float = 0.0
     counted: int = 0
@@ -52,9 +91,6 @@ class Survey:
     masked: bool = False
     patterns: int = 0
     hidden: tuple[int, ...] = ()
-    sample: list[tuple[Any, np.ndarray]] = dataclasses.field(default_factory=list)
-    held: int = 0
-    stride: int = 1
     like: tuple[tuple[int, ...], np.dtype] | None = None
 
     @property
@@ -80,8 +116,7 @@ class Survey:
         if like != self.like:
             ours, theirs = (f"shape {shape} and type {dtype}" for shape, dtype in (like, self.like))
             raise ValueError(f"its rows have {ours}, those before it {theirs}; all must be alike")
-        self._take(x, weight)
-        self.rows += len(x)
+        self.sample.add((x, weight))
         x, weight = counting(x, weight)
         if not len(x):
             return
@@ -96,35 +131,17 @@ class Survey:
         self.total += float(np.sum(weight, dtype=float))
         self.observations += float(_observations(self.model, x, jnp.asarray(weight)))
 
-    def _take(self, x: Any, weight: np.ndarray) -> None:
-        """Keep every so many-th row; when that is too many, every other of them (`fit.spacing`)."""
-        places = slice(-self.rows % self.stride, None, self.stride)
-        some = jax.tree.map(lambda leaf: np.array(leaf[places]), (x, weight))
-        self.sample.append(some)
-        self.held += len(some[1])
-        while self.held > SCALE_ROWS:
-            self.thin()
-
-    def thin(self) -> None:
-        """Keep half of the sample."""
-        before, pieces = 0, []
-        for piece in self.sample:
-            pieces.append(jax.tree.map(lambda leaf, first=before % 2: leaf[first::2].copy(), piece))
-            before += len(piece[1])
-        self.sample, self.held, self.stride = pieces, -(-before // 2), 2 * self.stride
-
     def sampled(self) -> tuple[Any, Array]:
-        """Some rows, evenly spaced, which stand for all, and their weights: as `fit` takes them. They are handed over."""
+        """The sample as `fit` takes it, and its weights."""
         rows, weight = jax.tree.map(jnp.asarray, self.pooled())
-        self.sample = []
         x, weight, _ = ready(rows, weight, None)
-        if self.stride == 1:
+        if self.sample.stride == 1:
             self.model.check(x, weight, self.prior)
         return x, weight
 
     def pooled(self) -> tuple[Any, np.ndarray]:
         """The sample in one piece."""
-        pieces = [(self.alike(x), weight) for x, weight in self.sample]
+        pieces = [(self.alike(x), weight) for x, weight in self.sample.pieces]
         x, weight = jax.tree.map(lambda *leaves: np.concatenate(leaves), *pieces)
         if isinstance(x, Sequences):
             # Together they may have more sets of seen columns than any batch by itself.

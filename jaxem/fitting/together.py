@@ -53,38 +53,38 @@ def surveyed(found: Survey) -> None:
     shape, dtype = found.like or ((), np.dtype(float))
     columns = shape[0] if shape else 0
     sizes = [len(shape), columns, dtype.itemsize]
-    seen = [found.most, found.steps, found.masked, found.patterns, found.stride]
-    facts = _numbers([found.counted, *sizes, found.rows, found.total, found.observations, *seen])
+    seen = [found.most, found.steps, found.masked, found.patterns, found.sample.stride]
+    facts = _numbers([found.counted, *sizes, found.sample.rows, found.total, found.observations, *seen])
     for process, (counted, *theirs) in enumerate(facts[:, :4]):
         if not counted:
             raise ValueError(f"process {process} has no rows that count; every process needs batches of its own")
         if theirs != list(facts[0, 1:4]):
             raise ValueError(f"process {process} has rows unlike those of process 0; all must be of one shape and type")
     rows, found.total, found.observations = facts[:, 4:7].sum(axis=0).tolist()
-    found.rows = int(rows)
+    found.sample.rows = int(rows)
     found.most, found.steps, masked, found.patterns, stride = (int(most) for most in facts[:, 7:].max(axis=0))
     found.masked = bool(masked)
     hidden = _numbers([column in found.hidden for column in range(columns)]).any(axis=0)
     found.hidden = tuple(np.flatnonzero(hidden).tolist())
-    while found.stride < stride:
-        found.thin()
+    while found.sample.stride < stride:
+        found.sample.thin()
     _share_sample(found)
 
 
 def _share_sample(found: Survey) -> None:
     """The samples of all processes, one after the other."""
-    held = _numbers([found.held])[:, 0].astype(int)
+    held = _numbers([found.sample.held])[:, 0].astype(int)
     mine = jax.tree.map(
         lambda leaf: np.concatenate([leaf, np.repeat(leaf[-1:], held.max() - len(leaf), axis=0)]), found.pooled()
     )
     shared = _gathered(mine)
-    found.sample = [
+    found.sample.pieces = [
         jax.tree.map(lambda leaf, process=process, n=n: np.asarray(leaf[process, :n]), shared)
         for process, n in enumerate(held)
     ]
-    found.held = int(held.sum())
-    while found.held > SCALE_ROWS:
-        found.thin()
+    found.sample.held = int(held.sum())
+    while found.sample.held > SCALE_ROWS:
+        found.sample.thin()
 
 
 def _numbers(local: list[Any]) -> np.ndarray:
