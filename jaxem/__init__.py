@@ -45,10 +45,12 @@ from jaxem.distributions.robust import StudentT as StudentT
 from jaxem.distributions.weibull import Weibull as Weibull
 from jaxem.files import load as load
 from jaxem.files import save as save
+from jaxem.fitting.batches import batches as batches
 from jaxem.fitting.fit import fit as fit
 from jaxem.fitting.many import fit_many as fit_many
 from jaxem.fitting.result import Fit as Fit
 from jaxem.fitting.status import Status as Status
+from jaxem.fitting.stream import fit_stream as fit_stream
 from jaxem.kmeans import KMeans as KMeans
 from jaxem.kmeans import kmeans as kmeans
 from jaxem.latent.base import Hidden as Hidden

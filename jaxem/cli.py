@@ -25,7 +25,9 @@ from jaxem.errors import InputError
 if TYPE_CHECKING:
     import polars as pl
 
-    from jaxem import race_job
+    from jaxem import job, race_job
+    from jaxem.kinds import Kind
+    from jaxem.large_job import Assignments
     from jaxem.outcome import Outcome
 
 INTERRUPTED = 130
@@ -130,6 +132,14 @@ Tol = Annotated[float, _option("Fitting", "Stop when the gain still to come is b
 MaxSteps = Annotated[int, _option("Fitting", "EM steps at most.", min=1)]
 Seed = Annotated[int, _option("Fitting", "Of all random draws.", min=0)]
 Dtype = Annotated[str, _option("Fitting", "float64 or float32.")]
+Memory = Annotated[
+    str,
+    _option(
+        "Fitting",
+        "Without --by: a table that would take more than this is put into OUT as numbers, and read from there for each "
+        "step. 500MB, 2GB or 1.5GiB.",
+    ),
+]
 Workers = Annotated[int, _option("Fitting", "Slabs of groups worked on at once, on each device.", min=1, max=64)]
 Device = Annotated[str, _option("Fitting", "cpu, gpu or tpu; groups are dealt out to all of them that are there.")]
 Restart = Annotated[
@@ -206,6 +216,7 @@ def fit(
     seed: Seed = 0,
     dtype: Dtype = "float64",
     workers: Workers = 2,
+    memory: Memory = "2GB",
     device: Device = "cpu",
     assign: Assign = False,
     restart: Restart = False,
@@ -324,6 +335,8 @@ def _fit(command: str, options: dict[str, Any]) -> int:
     kind = typed.families(options, columns)
     hidden = {"fit": "components", "hmm": "states"}[command]
     settings = typed.job_settings(options, hidden, kind.least)
+    if command == "fit" and not by and _too_large(options, columns):
+        return _fit_large(options, kind, settings)
     began = time.perf_counter()
     null, missing = typed.split(options["null"]), options["missing"]
     grouped = typed.read(options["table"], kind, by, null, order, sequence, missing)
@@ -338,6 +351,36 @@ def _fit(command: str, options: dict[str, Any]) -> int:
         if not outcome.interrupted:
             kept.remove()
     return _conclude(outcome, options["out"])
+
+
+def _too_large(options: dict[str, Any], columns: list[str]) -> bool:
+    """Does the table need more memory than it may have? Then a person is told."""
+    from jaxem import large_job
+
+    budget, needed = typed.memory(options["memory"]), large_job.needed(options["table"], columns)
+    if needed > budget:
+        typer.echo(
+            f"jaxem: {options['table']} would take about {needed / 1e6:,.4g} MB, more than --memory "
+            f"{options['memory']}: its rows are put into {options['out']} and read from there for each step",
+            err=True,
+        )
+    return needed > budget
+
+
+def _fit_large(options: dict[str, Any], kind: Kind, settings: job.Settings) -> int:
+    """The work of `jaxem fit` on one table that is larger than memory; returns the exit status."""
+    from jaxem import job, large_job, results
+
+    began, out = time.perf_counter(), options["out"]
+    results.check_folder(out)
+    null = typed.split(options["null"])
+    with large_job.read(options["table"], kind, null, options["missing"], settings.dtype, out) as table:
+        typed.check_sizes(table.grouped, settings, "components")
+        reading = time.perf_counter() - began
+        with _bar(*job.expected(table.grouped, settings)) as progress:
+            outcome, assignments = large_job.run(table, settings, progress)
+        _write(outcome, options, typed.again("fit", options), reading, "name another folder", assignments)
+    return _conclude(outcome, out)
 
 
 def _race(command: str, options: dict[str, Any]) -> int:
@@ -392,14 +435,22 @@ def _bar(
         yield tell
 
 
-def _write(outcome: Outcome, options: dict[str, Any], command: str, reading: float, advice: str) -> None:
+def _write(
+    outcome: Outcome,
+    options: dict[str, Any],
+    command: str,
+    reading: float,
+    advice: str,
+    assignments: Assignments | None = None,
+) -> None:
+    """The results, and advice if they cannot be written; `assignments` if they are made while they are written."""
     from jaxem import report, results
 
-    def frames() -> Iterator[tuple[str, pl.DataFrame]]:
+    def frames() -> Iterator[tuple[str, pl.DataFrame | Assignments]]:
         yield "models", results.models(outcome)
         yield "selection", results.selection(outcome)
         if outcome.settings.assign:
-            yield "assignments", results.assignments(outcome)
+            yield "assignments", assignments or results.assignments(outcome)
 
     source = Path(options["table"]).name
     _files(options["out"], frames(), reading, lambda seconds: report.page(outcome, source, command, seconds), advice)
@@ -414,7 +465,7 @@ def _write_race(outcome: race_job.Outcome, out: Path, command: str, reading: flo
 
 def _files(
     out: Path,
-    frames: Iterable[tuple[str, pl.DataFrame]],
+    frames: Iterable[tuple[str, pl.DataFrame | Assignments]],
     reading: float,
     page: Callable[[dict[str, float]], str],
     advice: str,

@@ -94,7 +94,7 @@ def run(
     each = len(settings.components) * settings.restarts
     stop, tally = threading.Event(), _Tally(progress, outcome.before, outcome.before * each)
     free, outcome.workers = _free_devices(settings)
-    with _compilation_seconds() as compiling, ThreadPoolExecutor(outcome.workers) as pool:
+    with compilation_seconds() as compiling, ThreadPoolExecutor(outcome.workers) as pool:
         work = partial(_fit_slab, grouped, settings, shapes, free, stop, tally, parts)
         futures = {pool.submit(work, slab): slab for slab in left}
         try:
@@ -148,7 +148,7 @@ def _fit_slab(
     # Both are settings of this thread only.
     with jax.enable_x64(settings.dtype == "float64"), _device(free):
         x, weight = stack(grouped, slab, settings.dtype)
-        starts = _starts(grouped.kind, settings, slab, x, weight)
+        starts = starting_models(grouped.kind, settings, slab, x, weight)
         results = []
         for capacity, counts in shapes.capacities:
             fit = _climb(settings, stop, tally, slab, [starts[k] for k in counts], x, weight, capacity)
@@ -176,7 +176,7 @@ def _device(free: queue.SimpleQueue[Any]) -> Iterator[None]:
         free.put(device)
 
 
-def _starts(kind: Kind, settings: Settings, slab: Slab, x: Any, weight: np.ndarray) -> dict[int, Any]:
+def starting_models(kind: Kind, settings: Settings, slab: Slab, x: Any, weight: np.ndarray) -> dict[int, Any]:
     """Models `[size, restarts]` to start from, for each number of components; mixtures in the shape of the largest."""
     key = jax.random.fold_in(jax.random.key(settings.seed), slab.index)
     begin = partial(jem.start_many, weight=weight, restarts=settings.restarts, method=settings.method)
@@ -254,7 +254,7 @@ class _Tally:
 
 
 @contextlib.contextmanager
-def _compilation_seconds() -> Iterator[Callable[[], float]]:
+def compilation_seconds() -> Iterator[Callable[[], float]]:
     """Measures what XLA's compilations take, summed over threads."""
     seconds = []
 

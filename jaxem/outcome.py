@@ -160,9 +160,28 @@ def summarise(
         groups: how many of `size` are not padding.
         n: `[groups]` rows that were seen.
     """
-    counts = settings.components
-    entropy = np.stack([np.asarray(entropies(models, x, weight)) for models, *_ in results], axis=1)[:groups]
+    entropy = np.stack([np.asarray(entropies(models, x, weight)) for models, *_ in results], axis=1)
+    scores, picked, models = scored(results, entropy[:groups], settings, n)
+    found = None
+    if settings.assign:
+        component, probability = (np.asarray(part) for part in belonging(models, x))
+        none = (picked < 0).reshape(-1, *(1 for _ in component.shape[1:]))
+        found = np.where(none, -1, component), np.where(none, np.nan, probability)
+    return scores, picked[:groups], jax.tree.map(lambda leaf: leaf[:groups], models), found
+
+
+def scored(
+    results: list[tuple[Any, ...]], entropy: np.ndarray, settings: Settings, n: np.ndarray
+) -> tuple[Scores, np.ndarray, Any]:
+    """Scores, the choice for all models of a slab (padding among them), and the chosen models.
+
+    Args:
+        results, settings, n: as for `summarise`.
+        entropy: `[groups, C]`.
+    """
+    counts, groups = settings.components, len(n)
     results = [(widen(models, max(counts)), *rest) for models, *rest in results]
+    size = len(results[0][1])
     log_likelihood, steps, status = (np.stack(part, axis=1)[:groups] for part in list(zip(*results, strict=True))[1:])
     log_likelihood, entropy = log_likelihood.astype(float), entropy.astype(float)
     free = np.array([free_parameters(_one(models, k)) for k, (models, *_) in zip(counts, results, strict=True)])
@@ -180,17 +199,11 @@ def summarise(
     scores = _failures_are_nan(scores)
     possible = n[:, None] >= np.array(counts)
     choice = choose(getattr(scores, settings.select), np.where(possible, status, int(Status.too_few_rows)))
-    picked = np.concatenate([choice, np.zeros(len(weight) - groups, int)])
+    picked = np.concatenate([choice, np.zeros(size - groups, int)])
     models = jax.tree.map(
         lambda *leaves: np.stack(leaves)[picked, np.arange(len(picked))], *[models for models, *_ in results]
     )
-    models = _by_share(models)
-    found = None
-    if settings.assign:
-        component, probability = (np.asarray(part) for part in belonging(models, x))
-        none = (picked < 0).reshape(-1, *(1 for _ in component.shape[1:]))
-        found = np.where(none, -1, component), np.where(none, np.nan, probability)
-    return scores, choice, jax.tree.map(lambda leaf: leaf[:groups], models), found
+    return scores, picked, _by_share(models)
 
 
 def choose(criterion: np.ndarray, status: np.ndarray) -> np.ndarray:

@@ -155,9 +155,9 @@ def _mixtures(outcome: Outcome, groups: list[int], belonging: list[np.ndarray]) 
     figure = Figure(figsize=(3 * columns, 2.7 * rows), layout="constrained")
     for i, group in enumerate(groups):
         ax = figure.add_subplot(rows, columns, i + 1)
-        x = kind.rows(outcome.grouped.rows_of(group))
+        x, n = kind.rows(outcome.grouped.rows_of(group)), outcome.grouped.n[group]
         plot.mixture(outcome.model(group), x, ax, kind.columns, kind.levels, belonging[i])
-        _title(ax, outcome, group, f"{len(x):,} rows")
+        _title(ax, outcome, group, f"{n:,} rows" + (f", {len(x):,} drawn" if len(x) < n else ""))
     return figure
 
 

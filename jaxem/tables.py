@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from jaxem import datasets
-from jaxem.errors import InputError
+from jaxem.errors import InputError, RowError
 from jaxem.kinds import Kind, Reads, Support
 
 MOST_CATEGORIES = 256
@@ -74,7 +74,7 @@ class Grouped:
     @cached_property
     def seen(self) -> np.ndarray:
         """`[N]` bool: does the row count?"""
-        return _counts(self.x, self.whole)
+        return counting(self.x, self.whole)
 
     @property
     def some(self) -> np.ndarray:
@@ -162,7 +162,7 @@ class Grouped:
     @cached_property
     def longest(self) -> np.ndarray:
         """`[G]` how many steps its longest sequence has; its rows, if they have no order."""
-        return np.maximum.reduceat(self.place[1], self.start) + 1 if self.first is not None else self.n
+        return np.maximum.reduceat(self.place[1], self.start) + 1 if self.first is not None else self.size
 
     @property
     def varies(self) -> np.ndarray:
@@ -200,25 +200,49 @@ def read(
     Raises:
         InputError: no such file, not a table of a known kind, a missing column, no rows.
     """
-    path = datasets.path(str(source)) if str(source) in datasets.NAMES and not Path(source).exists() else Path(source)
     named = {"--columns": columns, **others}
     wanted = list(dict.fromkeys(name for names in named.values() for name in names))
-    scan = _scanner(path)
-    try:
-        present = scan(path).collect_schema().names()
-        for option, names in named.items():
-            _require(path, present, names, option)
+    path, scan = opened(source, named)
+    with readable(path):
         frame = scan(path).select(wanted).collect()
+    if not frame.height:
+        raise InputError(f"{path}: the table has no rows; there is nothing to fit")
+    return frame
+
+
+def opened(source: str | Path, named: Mapping[str, Sequence[str]]) -> tuple[Path, Callable[[Path], pl.LazyFrame]]:
+    """Where a table is, and what reads it.
+
+    Args:
+        source: as for `read`.
+        named: columns that it must have, by the name of the option that names them.
+
+    Raises:
+        InputError: no such file, not a table of a known kind, a missing column.
+    """
+    path = datasets.path(str(source)) if str(source) in datasets.NAMES and not Path(source).exists() else Path(source)
+    scan = _scanner(path)
+    with readable(path):
+        present = scan(path).collect_schema().names()
+    for option, names in named.items():
+        _require(path, present, names, option)
+    return path, scan
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What goes wrong while a file is read, as an InputError."""
+    import pyarrow as pa
+
+    try:
+        yield
     except pl.exceptions.NoDataError as error:
         raise InputError(f"{path}: the file is empty; it needs a line of column names and rows") from error
-    except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
+    except (pl.exceptions.PolarsError, pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"{path}: cannot be read as {_describe(path)} ({reason}); check or rewrite the file"
         ) from error
-    if not frame.height:
-        raise InputError(f"{path}: the table has no rows; there is nothing to fit")
-    return frame
 
 
 def _describe(path: Path) -> str:
@@ -231,7 +255,7 @@ def _scanner(path: Path) -> Callable[[Path], pl.LazyFrame]:
     if not path.exists():
         shipped = f"; shipped tables are: {', '.join(datasets.NAMES)}" if not path.suffix else ""
         raise InputError(f"{path}: there is no such file; check the path{shipped}")
-    kind = path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
+    kind = suffix(path)
     if kind in CSV:
         return lambda path: pl.scan_csv(path, separator=CSV[kind], infer_schema=False)
     if kind in PARQUET:
@@ -240,6 +264,11 @@ def _scanner(path: Path) -> Callable[[Path], pl.LazyFrame]:
         return _scan_arrow
     known = ", ".join([*CSV, *PARQUET, *ARROW])
     raise InputError(f"{path}: {kind or 'a name without an ending'} is not a known kind of table; use one of {known}")
+
+
+def suffix(path: Path) -> str:
+    """The ending of a name that says what kind of table it is."""
+    return path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
 
 
 def _scan_arrow(path: Path) -> pl.LazyFrame:
@@ -283,20 +312,10 @@ def group(
         InputError: a value that the column's family cannot hold, with the first row that has it; an order that does
             not grow.
     """
-    read = [_column(frame[name], kind, i, null) for i, name in enumerate(kind.columns)]
-    table = np.stack([values for values, _ in read], axis=1)
-    if kind.reads is Reads.ends:
-        table = _ends(frame, kind, table)
-    if kind.total:
-        _check_total(kind.total, table)
+    table, levels = numbers(frame, kind, null)
     whole = missing == "drop" or kind.whole_rows
-    counts, any_cell, complete = (_counts(table, rule) for rule in (whole, False, True))
-    empty = np.isnan(table).all(axis=0)
-    if empty.any() or not counts.any():
-        where = "every row has a null in one of the columns"
-        if empty.any():
-            where = f"column {kind.columns[int(np.argmax(empty))]} is null throughout"
-        raise InputError(f"--columns {','.join(kind.columns)}: {where}; choose others")
+    counts, any_cell, complete = (counting(table, rule) for rule in (whole, False, True))
+    check_some(kind, np.asarray(~np.isnan(table).all(axis=0)), bool(counts.any()))
     keys, rows, total = _groups(frame, by)
     group_of = np.repeat(np.arange(len(total)), total)
     back = np.empty_like(group_of)
@@ -309,13 +328,48 @@ def group(
         if order:
             _check_order(frame, order, rows, first)
     n = np.bincount(back[counts], minlength=len(total))
-    kind = kind.with_levels([levels for _, levels in read])
+    kind = kind.with_levels(levels)
     size = n if order is None else total
     partly = int((any_cell & ~complete).sum())
     return Grouped(kind, keys, table[rows], size, n, total - n, rows + 1, back, first, whole, partly)
 
 
-def _counts(x: np.ndarray, whole: bool) -> np.ndarray:
+def numbers(frame: pl.DataFrame, kind: Kind, null: Sequence[str]) -> tuple[np.ndarray, list[list[str]]]:
+    """`[n, D]` rows as numbers, NaN where a cell is missing, and the categories of each column, if it has any.
+
+    Raises:
+        RowError: a row that the column's family cannot hold.
+    """
+    read = [_column(frame[name], kind, i, null) for i, name in enumerate(kind.columns)]
+    table = np.stack([values for values, _ in read], axis=1)
+    if kind.reads is Reads.ends:
+        table = _ends(frame, kind, table)
+    if kind.total:
+        _check_total(kind.total, table)
+    return table, [levels for _, levels in read]
+
+
+def check_some(kind: Kind, known: np.ndarray, counts: bool) -> None:
+    """Raise InputError unless every column is known somewhere (`[D]` bool) and some row counts."""
+    if known.all() and counts:
+        return
+    where = "every row has a null in one of the columns"
+    if not known.all():
+        where = f"column {kind.columns[int(np.argmin(known))]} is null throughout"
+    raise InputError(f"--columns {','.join(kind.columns)}: {where}; choose others")
+
+
+def check_range(x: np.ndarray, row: np.ndarray, kind: Kind, dtype: str) -> None:
+    """Raise InputError for a number that the float type cannot hold; `row` is what the rows are called, `[n]`."""
+    # A cell that is missing is NaN, and above nothing; an end that is not known is infinite.
+    beyond = (np.abs(x) > np.finfo(dtype).max) & ~np.isinf(x)
+    if beyond.any():
+        at, column = np.argwhere(beyond)[0]
+        value, name = x[at, column], kind.columns[column]
+        raise InputError(f"column {name}, row {row[at]}: {value:g} is beyond {dtype}; use --dtype float64, or rescale")
+
+
+def counting(x: np.ndarray, whole: bool) -> np.ndarray:
     """`[N]` bool: is each row complete, or has it any value at all?"""
     there = ~np.isnan(x)
     return np.asarray(there.all(axis=1) if whole else there.any(axis=1))
@@ -327,7 +381,7 @@ def _check_total(support: Support, table: np.ndarray) -> None:
     wrong = ~np.isnan(total) & ~support.holds(total)
     if wrong.any():
         row = int(np.argmax(wrong))
-        raise InputError(f"row {row + 1}: its sum of {total[row]:g} {support.wrong}; {support.advice}")
+        raise RowError("", row + 1, f": its sum of {total[row]:g} {support.wrong}; {support.advice}")
 
 
 def _ends(frame: pl.DataFrame, kind: Kind, table: np.ndarray) -> np.ndarray:
@@ -337,9 +391,11 @@ def _ends(frame: pl.DataFrame, kind: Kind, table: np.ndarray) -> np.ndarray:
     wrong = table[:, 0] > table[:, 1]
     if wrong.any():
         row, (low, high) = int(np.argmax(wrong)), kind.columns
-        raise InputError(
-            f"column {high}, row {row + 1}: {frame[high][row]} is below the {frame[low][row]} of {low}; mend it, or "
-            "leave it empty if the end is not known"
+        raise RowError(
+            f"column {high}, ",
+            row + 1,
+            f": {frame[high][row]} is below the {frame[low][row]} of {low}; mend it, or leave it empty if the end is "
+            "not known",
         )
     return table
 
@@ -448,7 +504,7 @@ def _refuse(column: pl.Series, bad: pl.Series, wrong: str, advice: str) -> None:
     if row is not None and bad[row]:
         value = column[row]
         shown = repr(value) if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else value
-        raise InputError(f"column {column.name}, row {row + 1}: {shown} {wrong}; {advice}")
+        raise RowError(f"column {column.name}, ", row + 1, f": {shown} {wrong}; {advice}")
 
 
 def _encode(column: pl.Series) -> tuple[np.ndarray, list[str]]:

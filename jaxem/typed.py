@@ -6,6 +6,7 @@ As in `jaxem.cli`, nothing heavy is imported before it is needed.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -213,16 +214,24 @@ def check_sizes(grouped: Grouped, settings: job.Settings, hidden: str) -> None:
 
 def check_range(grouped: Grouped, dtype: str) -> None:
     """Raise InputError for a number that the float type cannot hold."""
-    import numpy as np
+    from jaxem import tables
 
-    # A cell that is missing is NaN, and above nothing; an end that is not known is infinite.
-    beyond = (np.abs(grouped.x) > np.finfo(dtype).max) & ~np.isinf(grouped.x)
-    if beyond.any():
-        at, column = np.argwhere(beyond)[0]
-        value, name = grouped.x[at, column], grouped.kind.columns[column]
-        raise InputError(
-            f"column {name}, row {grouped.row[at]}: {value:g} is beyond {dtype}; use --dtype float64, or rescale"
-        )
+    tables.check_range(grouped.x, grouped.row, grouped.kind, dtype)
+
+
+def memory(text: str) -> float:
+    """Bytes, from a number and its unit.
+
+    Raises:
+        InputError: anything else.
+
+    >>> memory("500MB"), memory("1.5GiB")
+    (500000000.0, 1610612736.0)
+    """
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+) *([kKMGT]?)(i?)B?", text.strip())
+    if not found or not float(found[1]):
+        raise InputError(f"--memory {text}: it must be a number with a unit; write for example 500MB, 2GB or 1.5GiB")
+    return float(found[1]) * (1024 if found[3] else 1000) ** " kMGT".index(found[2].replace("K", "k") or " ")
 
 
 def again(command: str, options: dict[str, Any]) -> str:

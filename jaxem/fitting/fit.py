@@ -19,7 +19,7 @@ from jaxem.fitting.status import Status
 from jaxem.solvers.em import EM, in_chunks
 
 SCALE_ROWS = 65_536
-"""At most this many rows, evenly spaced, say how wide the data are."""
+"""At most this many rows, evenly spaced, say how wide the data are (see `spacing`)."""
 
 
 def fit(
@@ -66,20 +66,25 @@ def fit(
     ([[-1.0], [2.0]], 'converged')
     """
     x, weight, labels = ready(model.read(x), weight, labels, hidden_states(model))
+    check_starts(model)
     check_limits(tol, max_steps)
     check_rows(model, x)
     if not isinstance(weight, Tracer):
         model.check(x, weight, prior)
     limits = Limits(jnp.asarray(tol, weight.dtype), jnp.asarray(max_steps, jnp.int32))
     data = x if labels is None else Labelled(x, labels)
-    if len(model.batch_shape) > 1:
-        raise ValueError(f"model has batch shape {model.batch_shape}; fit takes one model, or one axis of starts")
     return _fit(solver, model, data, weight, prior, limits, trace=max_steps + 1)
 
 
 def hidden_states(model: Any) -> int | None:
     """How many hidden states `labels` may name, if the model has any."""
     return model.child.batch_shape[-1] if hasattr(model, "child") else None
+
+
+def check_starts(model: Any) -> None:
+    """Raise ValueError for more than one axis of starts."""
+    if len(model.batch_shape) > 1:
+        raise ValueError(f"model has batch shape {model.batch_shape}; fit takes one model, or one axis of starts")
 
 
 def check_limits(tol: Any, max_steps: Any) -> None:
@@ -162,9 +167,20 @@ def _climb(trace: int, solver: Any, model: Any, limits: Limits, x: Any, weight: 
 
 def regularisers(model: Any, x: Any, weight: Array, prior: Any) -> tuple[Statistics, Statistics]:
     """The floor, and the floor with the prior: they need the scale of the data, not every row of it."""
-    some = jax.tree.map(lambda leaf: leaf[:: -(-len(weight) // SCALE_ROWS)], (x, weight))
+    some = jax.tree.map(lambda leaf: leaf[:: spacing(len(weight))], (x, weight))
     floor = model.floor(*some)
     return floor, regulariser(floor, prior, model, *some)
+
+
+def spacing(n: int) -> int:
+    """Every how many of n rows one is taken, to have `SCALE_ROWS` at most.
+
+    A power of two: so who reads rows one after the other, and does not know n, ends with the same ones.
+
+    >>> [spacing(n) for n in (1, 65_536, 65_537, 200_000)]
+    [1, 1, 2, 4]
+    """
+    return 1 << (-(-n // SCALE_ROWS) - 1).bit_length()
 
 
 def conclude(solver: Any, start: Any, end: Progress, trace: Array | None, floor: Statistics, weight: Array) -> Fit:

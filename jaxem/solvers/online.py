@@ -79,9 +79,14 @@ class OnlineEM(Solver):
 
     def step(self, model: Any, state: Any, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Any:
         """The log-likelihood of all rows, and then a pass in batches."""
-        statistics, seen, passes, _ = state
         log_likelihood, exact = expectation(model, x, weight)
         promised = left(model, exact, prior)
+        model, (statistics, seen, passes, _) = self.learned(model, state, x, weight, prior)
+        return model, (statistics, seen, passes, promised), log_likelihood
+
+    def learned(self, model: Any, state: Any, x: Any, weight: Float[Array, "n"], prior: Statistics) -> tuple[Any, Any]:
+        """`(model, state)` after a shuffled pass over rows, with an update for each batch of them."""
+        statistics, seen, passes, promised = state
 
         def learn(carry: Any, batch: Any, batch_weight: Array) -> Any:
             model, statistics, seen = carry
@@ -93,4 +98,4 @@ class OnlineEM(Solver):
 
         key = jax.random.fold_in(self.key, passes)
         model, statistics, seen = epoch(key, x, weight, self.batch_size, learn, (model, statistics, seen))
-        return model, (statistics, seen, passes + 1, promised), log_likelihood
+        return model, (statistics, seen, passes + 1, promised)

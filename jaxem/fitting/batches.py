@@ -1,0 +1,213 @@
+"""Where batches of rows come from: arrays, files, and how the next one is read while this one is worked on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ROWS = 65_536
+PARQUET = (".parquet", ".pq")
+ARROW = (".arrow", ".ipc", ".feather")
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """Batches that can be read again and again. `batches` makes one.
+
+    Attributes:
+        open: a function that begins to read; it gives an iterator.
+    """
+
+    open: Callable[[], Iterator[Any]]
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.open()
+
+
+def batches(source: Any, columns: Sequence[str] | None = None, *, weight: Any = None, rows: int = ROWS) -> Batches:
+    """Rows in batches that are read again for each pass: what `fit_stream` takes.
+
+    Args:
+        source: an array `[n]` or `[n, D]` (a NumPy memmap stays on disk); or the path of a Parquet, Arrow IPC or `.npy`
+            file, or a list of such paths, which are read one after the other.
+        columns: of Parquet and Arrow files, in the order of the model; all if left out. A null becomes NaN: not seen.
+        weight: `[n]` weights of the rows of an array; the name of the column that holds them in Parquet and Arrow.
+        rows: of a batch; the last may have fewer.
+
+    Returns:
+        Something to iterate over, as often as you like: `[rows, D]` float arrays, or pairs of these and `[rows]`
+        weights. float32 stays float32; everything else becomes float64.
+
+    Raises:
+        TypeError: a source of another kind.
+        ValueError: a file of another kind, a column that is not there or holds no numbers, no rows in a batch.
+
+    >>> import numpy as np, jaxem as jem
+    >>> [batch.shape for batch in jem.batches(np.zeros((5, 2)), rows=2)]
+    [(2, 2), (2, 2), (1, 2)]
+    """
+    if int(rows) != rows or rows < 1:
+        raise ValueError(f"rows is {rows}; it must be a whole number above zero")
+    paths = _paths(source)
+    if paths and all(path.suffix in PARQUET + ARROW for path in paths):
+        names = _columns(paths[0], columns)
+        return Batches(lambda: _of_tables(paths, names, weight, rows))
+    if not all(path.suffix == ".npy" for path in paths):
+        known = ", ".join([*PARQUET, *ARROW, ".npy"])
+        raise ValueError(f"source {', '.join(map(str, paths))}: files must all be of one kind, of {known}")
+    arrays: list[Any] = [np.load(path, mmap_mode="r") for path in paths] or [source]
+    if not all(isinstance(array, (np.ndarray, jax.Array)) and array.ndim for array in arrays):
+        raise TypeError(f"source is a {type(source).__name__}; it must be an array of rows, a path, or a list of paths")
+    if columns is not None:
+        raise ValueError("columns is for Parquet and Arrow files; cut the columns out of an array")
+    n = sum(len(array) for array in arrays)
+    if weight is not None and np.shape(weight) != (n,):
+        raise ValueError(f"weight has shape {np.shape(weight)}; with {n} rows it must be ({n},)")
+    return Batches(lambda: _of_arrays(arrays, weight, rows))
+
+
+def _paths(source: Any) -> list[Path]:
+    """The files, if that is what it is."""
+    some = [source] if isinstance(source, (str, Path)) else source
+    named = isinstance(some, (list, tuple)) and all(isinstance(path, (str, Path)) for path in some)
+    return [Path(path) for path in some] if named else []
+
+
+def _of_arrays(arrays: Sequence[Any], weight: Any, rows: int) -> Iterator[Any]:
+    at = 0
+    for array in arrays:
+        for start in range(0, len(array), rows):
+            x = np.asarray(array[start : start + rows])
+            yield x if weight is None else (x, np.asarray(weight[at : at + len(x)]))
+            at += len(x)
+
+
+def _columns(path: Path, columns: Sequence[str] | None) -> list[str]:
+    """The names of the columns to read."""
+    present = _schema(path).names
+    for name in columns or ():
+        if name not in present:
+            raise ValueError(f"columns: {path} has no column {name}; it has {', '.join(present)}")
+    return list(columns or present)
+
+
+def _of_tables(paths: Sequence[Path], names: list[str], weight: str | None, rows: int) -> Iterator[Any]:
+    """Batches of exactly so many rows, whatever the sizes of the row groups, filled column by column."""
+    wanted = [*names, weight] if weight is not None else names
+    dtype = _float_type(paths, wanted)
+    table, filled = np.empty((rows, len(wanted)), dtype), 0
+    for path in paths:
+        for piece in record_batches(path, wanted, rows):
+            at = 0
+            while at < piece.num_rows:
+                some = piece.slice(at, rows - filled)
+                for i in range(len(wanted)):
+                    table[filled : filled + some.num_rows, i] = _numbers(some.column(i), dtype)
+                at, filled = at + some.num_rows, filled + some.num_rows
+                if filled == rows:
+                    yield _weighed(table, weight)
+                    table, filled = np.empty_like(table), 0
+    if filled:
+        yield _weighed(table[:filled], weight)
+
+
+def _weighed(table: np.ndarray, weight: str | None) -> Any:
+    return table if weight is None else (table[:, :-1], table[:, -1])
+
+
+def _float_type(paths: Sequence[Path], names: Sequence[str]) -> np.dtype:
+    """float32 if all columns are; else float64. ValueError for a column that is missing or holds no numbers."""
+    import pyarrow as pa
+
+    narrow = True
+    for path in paths:
+        schema = _schema(path)
+        for name in names:
+            if name not in schema.names:
+                raise ValueError(f"{path} has no column {name}; it has {', '.join(schema.names)}")
+            kind = schema.field(name).type
+            if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
+                raise ValueError(f"column {name} of {path} holds {kind}; it must hold numbers")
+            narrow &= kind in (pa.float16(), pa.float32())
+    return np.dtype(np.float32 if narrow else np.float64)
+
+
+def _numbers(column: Any, dtype: np.dtype) -> np.ndarray:
+    import pyarrow as pa
+
+    wanted = pa.from_numpy_dtype(dtype)
+    return (column if column.type == wanted else column.cast(wanted, safe=False)).to_numpy(zero_copy_only=False)
+
+
+def _schema(path: Path) -> Any:
+    if path.suffix in PARQUET:
+        parquet = _arrow("pyarrow.parquet")
+        return parquet.read_schema(path)
+    with _arrow_file(path) as file:
+        return file.schema
+
+
+def record_batches(path: Path, names: Sequence[str], rows: int) -> Iterator[Any]:
+    """Record batches of some columns of a Parquet or Arrow file; those of Parquet have so many rows at most."""
+    names = list(names)
+    if path.suffix in PARQUET:
+        # Read through a small buffer: otherwise pyarrow holds the whole file before it ends.
+        with _arrow("pyarrow.parquet").ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+            for piece in file.iter_batches(batch_size=rows, columns=names, use_threads=False):
+                yield piece.select(names)
+        return
+    with _arrow_file(path) as file:
+        if hasattr(file, "get_batch"):
+            for i in range(file.num_record_batches):
+                yield file.get_batch(i).select(names)
+        else:
+            for piece in file:
+                yield piece.select(names)
+
+
+def _arrow_file(path: Path) -> Any:
+    """A reader of an Arrow IPC file, or of a stream, mapped into memory."""
+    arrow = _arrow("pyarrow.ipc")
+    import pyarrow as pa
+
+    with path.open("rb") as file:
+        stream = file.read(6) != b"ARROW1"
+    source = pa.memory_map(str(path))
+    return arrow.open_stream(source) if stream else arrow.open_file(source)
+
+
+def _arrow(name: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ValueError("Parquet and Arrow files need the package pyarrow: pip install 'jaxem[cli]'") from None
+
+
+def read_ahead(source: Iterable[Any], prepare: Callable[[Any], Any]) -> Iterator[Any]:
+    """`prepare(batch)` for each of a source's batches; the next is read and prepared while this one is worked on.
+
+    What reading raises is raised here, as it is. The thread that reads ends with the iteration.
+    """
+    # Which floats and which device to use is a thread's own business in JAX: hand the caller's on.
+    wide, device = jnp.result_type(float) == jnp.float64, jax.config.jax_default_device  # type: ignore
+    end, iterator = object(), iter(source)
+
+    def following() -> Any:
+        with jax.enable_x64(bool(wide)), jax.default_device(device):
+            batch = next(iterator, end)
+            return end if batch is end else prepare(batch)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="jaxem-reading") as pool:
+        coming = pool.submit(following)
+        while (batch := coming.result()) is not end:
+            coming = pool.submit(following)
+            yield batch

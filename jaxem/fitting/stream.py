@@ -1,0 +1,440 @@
+"""Fit one model to more rows than memory holds: every step reads them again, batch by batch.
+
+Statistics add over rows. So a step of EM needs no more of the data than their sum, and the same step, stopping rule
+and statuses as in `fit` serve here: the rows that the solver is given are `Summed`, and know no more than that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxem.data import ready
+from jaxem.distributions.base import Statistics, add, scale
+from jaxem.fitting import together
+from jaxem.fitting.batches import read_ahead
+from jaxem.fitting.fit import best, check_limits, check_rows, check_starts, conclude, regularisers
+from jaxem.fitting.loop import Limits, Progress, advance, begin, verdict
+from jaxem.fitting.result import Fit
+from jaxem.fitting.status import Status
+from jaxem.fitting.survey import ALL_ELSEWHERE, Survey
+from jaxem.pytree import module, static
+from jaxem.sequences import Sequences
+from jaxem.solvers.em import EM, Apart, expectation
+from jaxem.solvers.online import OnlineEM
+from jaxem.sums import two_sum
+
+
+def fit_stream(
+    model: Any,
+    batches: Any,
+    solver: Any = EM(),  # noqa: B008  (a value without state)
+    *,
+    prior: Any = None,
+    tol: float = 1e-6,
+    max_steps: int = 1000,
+    progress: Callable[[int, float], None] | None = None,
+    processes: bool = False,
+) -> Fit:
+    """Fit `model` to batches of rows that are read again for every step: what `fit` finds for all of them together.
+
+    The rows are read once to see what they are like, and then once a step. The next batch is read while this one is
+    worked on, and a few are held at any time, however many there are. Sums over batches are taken pairwise, and that of
+    the log-likelihood is compensated. Nothing compiles after the first step.
+
+    With `OnlineEM` the batches are read once, in their order, and `batch_size` of their rows at a time, in a shuffled
+    order, make an update. What `fit` takes from all rows (the floor, a prior's scale) comes from the first batch, and
+    `tol` and `max_steps` are not looked at: the fit ends as `max_steps_reached`. If the batches can be read again, they
+    are, for the log-likelihood; of a generator, which cannot, `log_likelihood` and `objective` are NaN.
+
+    Args:
+        model: where to start. With one leading axis of R starts, all go through each batch and the best is returned.
+        batches: something to iterate over again and again (`jem.batches` makes one; a list; an object with `__iter__`)
+            that gives the same batches each time: rows `[n]` or `[n, D]` as `fit` takes them, or `Sequences`, or pairs
+            of these and their `[n]` weights. They may differ in length; the fewer lengths, the better.
+        solver: how to climb: one whose step looks at all rows once, as EM, HardEM, AnnealedEM, SQUAREM, Anderson, and
+            Gradient without `batch_size` do; or `OnlineEM`.
+        prior: as in `fit`.
+        tol: stop when the predicted remaining gain is below this many nats a row.
+        max_steps: M-steps at most.
+        progress: called after each pass with (M-steps, objective of the best start).
+        processes: do the processes of `jax.distributed` each pass batches of their own? Then all of them make this call
+            and get the same result, that of all batches together. Not for `OnlineEM`.
+
+    Returns:
+        A `Fit`. Its `passes` do not count the first look; its `trace` is None after `OnlineEM`.
+
+    Raises:
+        TypeError: batches that cannot be read again, or do not hold numbers.
+        ValueError: what `fit` raises, with the batch named; no rows; a solver that looks at them more than once a step;
+            batches that are not the same when they are read again. What reading them raises comes as it is.
+
+    >>> import numpy as np, jaxem as jem
+    >>> x = np.array([[-1.1], [-0.9], [-1.0], [1.9], [2.0], [2.1]])
+    >>> start = jem.Mixture([0.5, 0.5], jem.Gaussian([[-1.0], [1.0]], [[[1.0]], [[1.0]]]))
+    >>> fit = jem.fit_stream(start, jem.batches(x, rows=4))
+    >>> fit.model.components.mean.round(2).tolist(), fit.words
+    ([[-1.0], [2.0]], 'converged')
+    """
+    check_starts(model)
+    check_limits(tol, max_steps)
+    once = _check_batches(batches)
+    if isinstance(solver, OnlineEM):
+        if processes or model.batch_shape:
+            raise ValueError("OnlineEM: it takes one model, in one process; use EM()")
+        return _one_pass(model, batches, solver, prior, once)
+    if once:
+        raise TypeError(
+            "batches can be read once only, and each step reads them again; pass a list, jem.batches(...), or an "
+            "object with a method __iter__ (for a single pass use OnlineEM)"
+        )
+    if solver.batches:
+        raise _too_many_looks(solver)
+    found = surveyed(model, batches, prior, processes)
+    fits = fit_starts(model, batches, found, solver, tol=tol, max_steps=max_steps, progress=progress)
+    return _chosen(fits) if model.batch_shape else fits
+
+
+def fit_starts(
+    model: Any,
+    batches: Iterable[Any],
+    found: Survey,
+    solver: Any,
+    *,
+    tol: float,
+    max_steps: int,
+    progress: Callable[[int, float], None] | None = None,
+) -> Fit:
+    """`fit_stream` after the first look at the batches: a `Fit` of every start, with the axis that the model has."""
+    floor, pseudo = _regularised(model, *found.sampled(), found.prior)
+    total, rows, least = (jnp.asarray(value, found.dtype) for value in (found.total, found.observations, tol))
+    limits = Limits(least, jnp.asarray(max_steps, jnp.int32))
+    now, objectives = _begun(solver, model, total, pseudo, trace=int(max_steps) + 1)
+    while (np.asarray(now.status) == int(Status.running)).any():
+        summed = _pass(solver, now, batches, found, pseudo)
+        now, objectives = _advanced(solver, now, summed, total, rows, pseudo, limits, objectives)
+        if progress is not None:
+            progress(int(np.max(now.steps)), float(np.max(now.objective)))
+    return _concluded(solver, model, now, objectives, floor, total)
+
+
+@module
+class Summed(Apart):
+    """Rows that have gone by: what an E-step over all of them has found, under the model that a step asks about."""
+
+    log_likelihood: Float[Array, "*r"]
+    statistics: Statistics
+
+    def expectation(self, model: Any, weight: Array, over: Any) -> tuple[Array, Statistics]:
+        return self.log_likelihood, self.statistics
+
+
+class Note:
+    """What a solver was told when it asked for the first time."""
+
+    answer: tuple[Array, Statistics] | None = None
+
+
+@module
+class Asked(Apart):
+    """Rows of one batch (or None, of which nothing may be asked): they note what a step asks of them.
+
+    No more is wanted of that step than this note, which copies of the rows have in common.
+    """
+
+    solver: Any
+    x: Any
+    weight: Array
+    note: Note = static()
+
+    def expectation(self, model: Any, weight: Array, over: Any) -> tuple[Array, Statistics]:
+        if self.x is None or self.note.answer is not None:
+            raise _too_many_looks(self.solver)
+        self.note.answer = expectation(model, self.x, self.weight, over)
+        return self.note.answer
+
+
+def _too_many_looks(solver: Any) -> ValueError:
+    return ValueError(
+        f"{type(solver).__name__}: fit_stream takes solvers that look at all rows once a step, as EM(), SQUAREM(EM()) "
+        "and Gradient(...) without batch_size do, or OnlineEM"
+    )
+
+
+@module
+class Part:
+    """The E-step of some rows: a log-likelihood, as a sum and what its rounding lost, and statistics."""
+
+    log_likelihood: Array
+    lost: Array
+    statistics: Statistics
+
+
+def _answer(solver: Any, now: Progress, x: Any, weight: Array, prior: Statistics) -> Part:
+    """What the next step of a solver asks of these rows: the rest of that step is thrown away."""
+    note = Note()
+    solver.step(now.ahead, now.state, Asked(solver, x, weight, note), weight, prior)
+    if note.answer is None:
+        raise _too_many_looks(solver)
+    log_likelihood, statistics = note.answer
+    return Part(log_likelihood, jnp.zeros_like(log_likelihood), statistics)
+
+
+@jax.jit
+def _part(solver: Any, now: Progress, x: Any, weight: Array, prior: Statistics) -> Part:
+    """The answer of a batch; of several starts one after the other, those that have ended left out."""
+    if not now.ahead.batch_shape:
+        return _answer(solver, now, x, weight, prior)
+
+    def one(start: tuple[Progress, Statistics]) -> Part:
+        now, prior = start
+
+        def answer() -> Part:
+            return _answer(solver, now, x, weight, prior)
+
+        def nothing() -> Part:
+            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(answer))
+
+        return jax.lax.cond(now.status == int(Status.running), answer, nothing)
+
+    return jax.lax.map(one, (now, prior))
+
+
+@jax.jit
+def _joined(a: Part, b: Part) -> Part:
+    high, low = two_sum(a.log_likelihood, a.lost + b.lost, b.log_likelihood)
+    return Part(high, low, add(a.statistics, b.statistics))
+
+
+def _pass(solver: Any, now: Progress, batches: Iterable[Any], found: Survey, prior: Statistics) -> Summed:
+    """What the next step asks of all rows."""
+    sums, counted, part = Pairwise(_joined), 0, None
+    for x, weight, n in read_ahead(batches, named(found.laid_out)):
+        if n:
+            # One batch is in work and one is waiting: whoever ran on would have all of them in memory.
+            jax.block_until_ready(part)
+            part = _part(solver, now, x, weight, prior)
+            sums.add(part)
+            counted += n
+    if counted != found.counted:
+        raise ValueError(
+            f"batches gave {found.counted:,} rows that count at first and {counted:,} when they were read again; they "
+            "must be the same each time"
+        )
+    whole = sums.total()
+    if found.shared:
+        whole = together.joined(whole, _joined)
+    return Summed(whole.log_likelihood + whole.lost, whole.statistics)
+
+
+def surveyed(model: Any, batches: Iterable[Any], prior: Any, processes: bool = False) -> Survey:
+    """The first look at all rows."""
+    found = Survey(model, prior, processes)
+    for _ in read_ahead(batches, named(found.add)):
+        pass
+    if processes:
+        together.surveyed(found)
+    if not found.total:
+        why = (
+            "no rows" if not found.sample.rows else f"{found.sample.rows:,} rows, none with a weight and something seen"
+        )
+        raise ValueError(f"batches hold {why}; a fit needs at least one")
+    return found
+
+
+def named(prepare: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The same, but what is wrong with a batch is said with its number."""
+    numbers = itertools.count()
+
+    def one(batch: Any) -> Any:
+        number = next(numbers)
+        try:
+            return prepare(batch)
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"batches[{number}]: {error}") from error
+
+    return one
+
+
+def _check_batches(batches: Any) -> bool:
+    """Can they be read once only? TypeError if they cannot be read at all."""
+    if isinstance(batches, (str, Path, np.ndarray, jax.Array, Sequences)) or not isinstance(batches, Iterable):
+        raise TypeError(
+            f"batches is a {type(batches).__name__}; it must be something to iterate over that gives batches of rows, "
+            "such as jem.batches(...)"
+        )
+    return iter(batches) is batches
+
+
+def _over_starts(function: Callable[..., Any], model: Any) -> Callable[..., Any]:
+    """A function of one start, for one start or several."""
+    return jax.vmap(function) if model.batch_shape else function
+
+
+@jax.jit
+def _regularised(models: Any, x: Any, weight: Array, prior: Any) -> tuple[Statistics, Statistics]:
+    return _over_starts(lambda model: regularisers(model, x, weight, prior), models)(models)
+
+
+@partial(jax.jit, static_argnames="trace")
+def _begun(solver: Any, models: Any, total: Array, pseudo: Statistics, *, trace: int) -> tuple[Progress, Array]:
+    """Before the first step, and a trace to be filled."""
+
+    def one(model: Any, pseudo: Statistics) -> tuple[Progress, Array]:
+        unread = Asked(solver, None, total[None], Note())
+        return begin(solver, model, unread, total[None], pseudo), jnp.full(trace, jnp.nan, total.dtype)
+
+    return _over_starts(one, models)(models, pseudo)
+
+
+@jax.jit
+def _advanced(
+    solver: Any,
+    now: Progress,
+    summed: Summed,
+    total: Array,
+    rows: Array,
+    pseudo: Statistics,
+    limits: Limits,
+    objectives: Array,
+) -> tuple[Progress, Array]:
+    """After one more step."""
+
+    def one(now: Progress, summed: Summed, pseudo: Statistics, objectives: Array) -> tuple[Progress, Array]:
+        new = advance(solver, now, summed, total[None], rows, pseudo, limits)
+        return new, objectives.at[new.steps].set(new.objective)
+
+    return _over_starts(one, now.ahead)(now, summed, pseudo, objectives)
+
+
+@jax.jit
+def _concluded(solver: Any, models: Any, end: Progress, objectives: Array, floor: Statistics, total: Array) -> Fit:
+    def one(model: Any, end: Progress, objectives: Array, floor: Statistics) -> Fit:
+        return conclude(solver, model, end, objectives, floor, total[None])
+
+    return _over_starts(one, models)(models, end, objectives, floor)
+
+
+@jax.jit
+def _chosen(fits: Fit) -> Fit:
+    """The best."""
+    return jax.tree.map(lambda leaf: leaf[best(fits.objective)], fits)
+
+
+@dataclasses.dataclass
+class Pairwise:
+    """A sum of many, in pairs, and these in pairs: rounding grows with the logarithm of their number.
+
+    Attributes:
+        join: adds two.
+        sums: of 1, 2, 4, 8, ... parts, or None.
+    """
+
+    join: Callable[[Any, Any], Any]
+    sums: list[Any] = dataclasses.field(default_factory=list)
+
+    def add(self, part: Any) -> None:
+        """One more."""
+        for place, waiting in enumerate(self.sums):
+            if waiting is None:
+                self.sums[place] = part
+                return
+            part, self.sums[place] = self.join(waiting, part), None
+        self.sums.append(part)
+
+    def total(self) -> Any:
+        """The sum of all so far, one at least."""
+        first, *rest = [part for part in self.sums if part is not None]
+        for part in rest:
+            first = self.join(part, first)
+        return first
+
+
+def _one_pass(model: Any, batches: Iterable[Any], solver: OnlineEM, prior: Any, once: bool) -> Fit:
+    """Learn from each batch as it comes."""
+    start, state, floor, pseudo, total = model, None, None, None, np.zeros(())
+    for x, weight in read_ahead(batches, named(partial(_ready, model, prior))):
+        more = np.sum(weight, dtype=float)
+        if not more:
+            continue
+        if state is None:
+            floor, pseudo = _regularised(model, x, weight, prior)
+            state = solver.init(model, x, weight, pseudo)
+        sizes = jnp.asarray([total, total + more, more], weight.dtype)
+        model, state = _learned(solver, model, state, x, weight, sizes, pseudo)
+        total = total + more
+    if state is None:
+        raise ValueError("batches hold no rows that have a weight; a fit needs at least one")
+    value = math.nan
+    if not once:
+        looks = (_log_likelihood(model, *batch) for batch in read_ahead(batches, partial(_ready, model, prior)))
+        value = sum(float(look) for look in looks)
+    of_float = partial(jnp.asarray, dtype=jax.tree.leaves(pseudo)[0].dtype)
+    return _judged(start, model, state[0], of_float(value), floor, pseudo, of_float(total), looked=not once)
+
+
+def _ready(model: Any, prior: Any, batch: Any) -> tuple[Any, Array]:
+    """A batch as `fit` takes it."""
+    x, weight = batch if isinstance(batch, tuple) else (batch, None)
+    x, weight, _ = ready(model.read(x), weight, None)
+    if len(x):
+        check_rows(model, x)
+        model.check(x, weight, ALL_ELSEWHERE if prior is None else prior)
+    return x, weight
+
+
+@jax.jit
+def _learned(
+    solver: OnlineEM, model: Any, state: Any, x: Any, weight: Array, sizes: Float[Array, "3"], prior: Statistics
+) -> tuple[Any, Any]:
+    """After one more batch: it stands for all rows so far, and so do the statistics of those before."""
+    before, after, more = sizes
+    statistics = scale(state[0], jnp.where(before > 0, after / jnp.where(before > 0, before, 1), 1))
+    return solver.learned(model, (statistics, *state[1:]), x, weight * (after / more), prior)
+
+
+@jax.jit
+def _log_likelihood(model: Any, x: Any, weight: Array) -> Array:
+    return expectation(model, x, weight)[0]
+
+
+@partial(jax.jit, static_argnames="looked")
+def _judged(
+    start: Any,
+    model: Any,
+    learned: Statistics,
+    log_likelihood: Array,
+    floor: Statistics,
+    pseudo: Statistics,
+    total: Array,
+    *,
+    looked: bool,
+) -> Fit:
+    """The result of a single pass."""
+    # An M-step does not follow statistics that are NaN: they have to be looked at themselves.
+    finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((model, learned))]).all()
+    lost = ~finite | (looked & (jnp.isnan(log_likelihood) | (log_likelihood == jnp.inf)))
+    codes = (Status.nonfinite, Status.impossible_data, Status.max_steps_reached)
+    nonfinite, impossible, ended = (jnp.full((), int(code), jnp.int32) for code in codes)
+    status = jnp.where(lost, nonfinite, jnp.where(log_likelihood == -jnp.inf, impossible, ended))
+    return Fit(
+        model=model,
+        log_likelihood=log_likelihood,
+        objective=log_likelihood + model.expected_log_prob(pseudo),
+        steps=jnp.ones((), jnp.int32),
+        converged=jnp.zeros((), bool),
+        status=verdict(start, model, status, floor, total),
+        passes=jnp.full((), 1 + looked, jnp.int32),
+        trace=None,
+    )

@@ -1,0 +1,211 @@
+"""What the first pass over batches finds out, and how a batch is laid out by it in all that follow.
+
+All of this is done on the host, with NumPy: only batches that are ready go to the device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxem.data import check_weight, ready
+from jaxem.fitting.fit import SCALE_ROWS, check_rows
+from jaxem.missing import Incomplete, cells, incomplete, unseen_rows
+from jaxem.pytree import replace
+from jaxem.sequences import Sequences
+
+ALL_ELSEWHERE = ()
+"""In place of no prior, where a model checks a batch: a regression would look whether these rows alone determine it."""
+
+
+@dataclasses.dataclass
+class Spaced:
+    """Rows that come one after the other, thinned to every so many-th of them: those of `fit.spacing`.
+
+    Attributes:
+        rows: how many came.
+        pieces: those that are kept, as pytrees of arrays with rows first.
+        held: how many that are.
+        stride: of how many each is one.
+    """
+
+    rows: int = 0
+    pieces: list[Any] = dataclasses.field(default_factory=list)
+    held: int = 0
+    stride: int = 1
+
+    def add(self, piece: Any) -> None:
+        """More rows."""
+        places = slice(-self.rows % self.stride, None, self.stride)
+        kept = jax.tree.map(lambda leaf: np.array(leaf[places]), piece)
+        self.pieces.append(kept)
+        self.rows, self.held = self.rows + _length(piece), self.held + _length(kept)
+        while self.held > SCALE_ROWS:
+            self.thin()
+
+    def thin(self) -> None:
+        """Keep every other row."""
+        before, pieces = 0, []
+        for piece in self.pieces:
+            pieces.append(jax.tree.map(lambda leaf, first=before % 2: leaf[first::2].copy(), piece))
+            before += _length(piece)
+        self.pieces, self.held, self.stride = pieces, -(-before // 2), 2 * self.stride
+
+
+def _length(piece: Any) -> int:
+    return len(jax.tree.leaves(piece)[0])
+
+
+@dataclasses.dataclass
+class Survey:
+    """What is known of all batches together.
+
+    Attributes:
+        model: what is to be fitted to them: it says how rows are read.
+        prior: what the fit was given.
+        shared: are there batches on other processes, too?
+        sample: some rows, evenly spaced, with their weights.
+        total: the sum of their weights.
+        observations: the same, of the steps of sequences; see `Distribution.observations`.
+        counted: those of this process that have a weight and of which something was seen.
+        most: such rows in the largest batch.
+        steps, masked, patterns, hidden: of the longest sequence; was a step of any not seen; sets of seen columns in
+            one batch at most; columns of a Bayesian network of which cells are hidden.
+        like: what a row is like: the shape and the type that all must have.
+    """
+
+    model: Any
+    prior: Any
+    shared: bool = False
+    sample: Spaced = dataclasses.field(default_factory=Spaced)
+    total: float = 0.0
+    observations: float = 0.0
+    counted: int = 0
+    most: int = 0
+    steps: int = 0
+    masked: bool = False
+    patterns: int = 0
+    hidden: tuple[int, ...] = ()
+    like: tuple[tuple[int, ...], np.dtype] | None = None
+
+    @property
+    def dtype(self) -> np.dtype | None:
+        """Of all rows."""
+        return self.like[1] if self.like else None
+
+    def add(self, batch: Any) -> None:
+        """Look at one more batch.
+
+        Raises:
+            TypeError: it does not hold numbers.
+            ValueError: what `fit` raises for such rows, or rows that are unlike those before.
+        """
+        x, weight = read(self.model, batch)
+        if not len(x):
+            return
+        values = _values(x)
+        like = values.shape[2:] if isinstance(x, Sequences) else values.shape[1:], values.dtype
+        if self.like is None:
+            check_rows(self.model, x)
+            self.like = like
+        if like != self.like:
+            ours, theirs = (f"shape {shape} and type {dtype}" for shape, dtype in (like, self.like))
+            raise ValueError(f"its rows have {ours}, those before it {theirs}; all must be alike")
+        self.sample.add((x, weight))
+        x, weight = counting(x, weight)
+        if not len(x):
+            return
+        if _has_gaps(x):
+            x = incomplete(x) if isinstance(x, np.ndarray) else x
+            self.patterns = max(self.patterns, getattr(x, "patterns", 0))
+            self.model.check(x, jnp.asarray(weight), ALL_ELSEWHERE if self.prior is None else self.prior)
+        self.most, self.counted = max(self.most, len(x)), self.counted + len(x)
+        if isinstance(x, Sequences):
+            self.steps, self.masked = max(self.steps, x.steps), self.masked or x.mask is not None
+        self.hidden = tuple(sorted({*self.hidden, *getattr(x, "hidden", ())}))
+        self.total += float(np.sum(weight, dtype=float))
+        self.observations += float(_observations(self.model, x, jnp.asarray(weight)))
+
+    def sampled(self) -> tuple[Any, Array]:
+        """The sample as `fit` takes it, and its weights."""
+        rows, weight = jax.tree.map(jnp.asarray, self.pooled())
+        x, weight, _ = ready(rows, weight, None)
+        if self.sample.stride == 1:
+            self.model.check(x, weight, self.prior)
+        return x, weight
+
+    def pooled(self) -> tuple[Any, np.ndarray]:
+        """The sample in one piece."""
+        pieces = [(self.alike(x), weight) for x, weight in self.sample.pieces]
+        x, weight = jax.tree.map(lambda *leaves: np.concatenate(leaves), *pieces)
+        if isinstance(x, Sequences):
+            # Together they may have more sets of seen columns than any batch by itself.
+            gaps = incomplete(x.values.reshape(-1, *x.values.shape[2:]))
+            x = replace(x, patterns=gaps.patterns if isinstance(gaps, Incomplete) else 0)
+        return x, weight
+
+    def alike(self, x: Any) -> Any:
+        """Rows in the form that is common to all batches."""
+        if isinstance(x, Sequences):
+            return replace(x.padded(len(x), self.steps, self.masked), patterns=self.patterns)
+        return replace(x, hidden=self.hidden) if hasattr(x, "hidden") else x
+
+    def laid_out(self, batch: Any) -> tuple[Any, Any, int]:
+        """The rows of a batch that count, padded with others of weight zero to one of few lengths; how many count."""
+        x, weight = counting(*read(self.model, batch))
+        n = len(x)
+        if not n:
+            return x, np.zeros(0), 0
+        if n > self.most:
+            raise ValueError(f"it has {n} rows, and the largest had {self.most} when the batches were read first")
+        gaps = isinstance(x, np.ndarray) and self.patterns and _has_gaps(x)
+        length = self.most if 2 * n > self.most else 1 << (n - 1).bit_length()
+        x = self.alike(x)
+        if length > n:
+            # Filled with what is there: a family need not be able to read a zero.
+            if isinstance(x, Sequences):
+                x = x.padded(length, self.steps, self.masked)
+            else:
+                x = jax.tree.map(lambda leaf: np.concatenate([leaf, np.repeat(leaf[-1:], length - n, axis=0)]), x)
+            weight = np.pad(weight, (0, length - n))
+        x, weight = jax.device_put((x, weight))
+        return Incomplete(x, self.patterns) if gaps else x, weight, n  # type: ignore[arg-type]
+
+
+def read(model: Any, batch: Any) -> tuple[Any, np.ndarray]:
+    """The rows of a batch as the model reads them, of NumPy arrays, and their weights."""
+    x, weight = batch if isinstance(batch, tuple) else (batch, None)
+    x = jax.tree.map(np.asarray, cells(model.read(x)))
+    if weight is None:
+        return x, np.ones(len(x), _values(x).dtype)
+    if np.shape(weight) != (len(x),):
+        raise ValueError(f"weight has shape {np.shape(weight)}; with {len(x)} rows it must be ({len(x)},)")
+    check_weight(weight)
+    return x, np.asarray(weight, _values(x).dtype)
+
+
+def counting(x: Any, weight: np.ndarray) -> tuple[Any, np.ndarray]:
+    """The rows that have a weight and of which something was seen."""
+    counts = weight > 0
+    if _has_gaps(x):
+        counts &= ~np.asarray(unseen_rows(_values(x)))
+    return (x, weight) if counts.all() else jax.tree.map(lambda leaf: leaf[counts], (x, weight))
+
+
+def _values(x: Any) -> np.ndarray:
+    return getattr(x, "values", x)
+
+
+def _has_gaps(x: Any) -> bool:
+    values = _values(x)
+    return bool(values.size and np.isnan(np.min(values)))
+
+
+@jax.jit
+def _observations(model: Any, x: Any, weight: Array) -> Array:
+    return model.observations(model.observe(x), weight)

@@ -1,0 +1,93 @@
+"""One model, rows on several processes: each reads batches of its own, and all of them add up what they found.
+
+Every process makes the same calls in the same order, as JAX's multi-controller runtime asks for. What travels after a
+pass is one buffer of the size of the statistics from each process; they are added everywhere in the order of the
+processes, so that all go on with the same bits.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array
+
+from jaxem.fitting.fit import SCALE_ROWS
+from jaxem.fitting.survey import Survey
+
+
+def joined(part: Any, join: Callable[[Any, Any], Any]) -> Any:
+    """The parts of all processes, put together by `join`."""
+    return _joined(_gathered(_packed(part)), part, join)
+
+
+def _gathered(local: Any) -> Any:
+    """From each process an array (or pytree of arrays) of one shape; here with a leading axis of processes."""
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(local)
+
+
+@jax.jit
+def _packed(part: Any) -> Array:
+    return ravel_pytree(part)[0]
+
+
+@partial(jax.jit, static_argnums=2)
+def _joined(buffers: Array, like: Any, join: Callable[[Any, Any], Any]) -> Any:
+    unpacked = ravel_pytree(like)[1]
+    return functools.reduce(join, [unpacked(buffer) for buffer in buffers])
+
+
+def surveyed(found: Survey) -> None:
+    """Make what one process found out what all have found.
+
+    Raises:
+        ValueError: on every process, if one of them has no rows that count, or rows unlike those of the others.
+    """
+    shape, dtype = found.like or ((), np.dtype(float))
+    columns = shape[0] if shape else 0
+    sizes = [len(shape), columns, dtype.itemsize]
+    seen = [found.most, found.steps, found.masked, found.patterns, found.sample.stride]
+    facts = _numbers([found.counted, *sizes, found.sample.rows, found.total, found.observations, *seen])
+    for process, (counted, *theirs) in enumerate(facts[:, :4]):
+        if not counted:
+            raise ValueError(f"process {process} has no rows that count; every process needs batches of its own")
+        if theirs != list(facts[0, 1:4]):
+            raise ValueError(f"process {process} has rows unlike those of process 0; all must be of one shape and type")
+    rows, found.total, found.observations = facts[:, 4:7].sum(axis=0).tolist()
+    found.sample.rows = int(rows)
+    found.most, found.steps, masked, found.patterns, stride = (int(most) for most in facts[:, 7:].max(axis=0))
+    found.masked = bool(masked)
+    hidden = _numbers([column in found.hidden for column in range(columns)]).any(axis=0)
+    found.hidden = tuple(np.flatnonzero(hidden).tolist())
+    while found.sample.stride < stride:
+        found.sample.thin()
+    _share_sample(found)
+
+
+def _share_sample(found: Survey) -> None:
+    """The samples of all processes, one after the other."""
+    held = _numbers([found.sample.held])[:, 0].astype(int)
+    mine = jax.tree.map(
+        lambda leaf: np.concatenate([leaf, np.repeat(leaf[-1:], held.max() - len(leaf), axis=0)]), found.pooled()
+    )
+    shared = _gathered(mine)
+    found.sample.pieces = [
+        jax.tree.map(lambda leaf, process=process, n=n: np.asarray(leaf[process, :n]), shared)
+        for process, n in enumerate(held)
+    ]
+    found.sample.held = int(held.sum())
+    while found.sample.held > SCALE_ROWS:
+        found.sample.thin()
+
+
+def _numbers(local: list[Any]) -> np.ndarray:
+    """`[processes, ...]` numbers, to the last bit: they travel as bytes, whatever floats JAX may use."""
+    gathered = _gathered(np.array(local, np.float64).view(np.uint8))
+    return np.ascontiguousarray(gathered).view(np.float64)

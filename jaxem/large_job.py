@@ -1,0 +1,331 @@
+"""The main job for one table that does not fit into memory: mixtures of all its rows, streamed.
+
+The table is read once, a piece at a time: its cells are checked, and the rows that count are written as numbers into a
+file in the folder of the results, which every step of EM then reads. Some rows, evenly spaced, are kept (`Sample`):
+with them fits start, and from them the report draws. A table of fewer rows than those is its own sample, and its
+results are those of `jaxem.job`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+import jaxem as jem
+from jaxem import job, priors, results, selection, tables
+from jaxem.errors import InputError, RowError
+from jaxem.fitting.batches import ROWS, Batches, read_ahead, record_batches
+from jaxem.fitting.fit import best
+from jaxem.fitting.stream import fit_starts, surveyed
+from jaxem.fitting.survey import Spaced, Survey
+from jaxem.kinds import Kind
+from jaxem.outcome import Outcome, belonging, narrow, scored
+from jaxem.slabs import plan, stack
+from jaxem.tables import Grouped
+
+COPIES = 6
+"""How many times over the usual way holds the cells of one large group: as a table, as numbers, in slabs, in fits."""
+
+PIECE = 1 << 23
+"""Bytes of a CSV in a piece."""
+
+
+def needed(source: str | Path, columns: Sequence[str]) -> float:
+    """Bytes of memory that a table would take in the usual way.
+
+    Parquet and Arrow files know their number of rows; that of a CSV is guessed from the length of its first lines.
+
+    Raises:
+        InputError: as `tables.opened`.
+    """
+    path, _ = tables.opened(source, {"--columns": columns})
+    with tables.readable(path):
+        return COPIES * 8.0 * len(columns) * _rows(path, columns)
+
+
+def _rows(path: Path, columns: Sequence[str]) -> float:
+    kind = tables.suffix(path)
+    if kind in tables.PARQUET:
+        import pyarrow.parquet as pq
+
+        return pq.read_metadata(path).num_rows
+    if kind in tables.ARROW:
+        return sum(piece.num_rows for piece in record_batches(path, columns, ROWS))
+    with pa.input_stream(path) as file:
+        start = file.read(1 << 20)
+    # As a rule, text is packed four times as tight.
+    size = path.stat().st_size * (4 if path.suffix == ".gz" else 1)
+    return size / max(len(start), 1) * start.count(b"\n")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample(Grouped):
+    """Some rows of a table that count, as one group, with what was counted over the whole of it.
+
+    Attributes:
+        cells: that the rows lack which count, in all.
+    """
+
+    cells: int = 0
+
+    @property
+    def missing_cells(self) -> int:
+        """In the whole table."""
+        return self.cells
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table whose rows lie in files.
+
+    Attributes:
+        grouped: some of them.
+        rows: `[n, D]` those that count, as numbers of the type `dtype`, one after the other.
+        counts: for each row of the table a byte: does it count?
+    """
+
+    grouped: Sample
+    rows: Path
+    counts: Path
+    dtype: np.dtype
+
+    @property
+    def batches(self) -> Batches:
+        """The rows that count, as a family reads them."""
+        return Batches(self._batches)
+
+    def _batches(self) -> Iterator[np.ndarray]:
+        with self.rows.open("rb") as file:
+            while len(batch := self.some(file, ROWS)):
+                yield batch
+
+    def some(self, file: BinaryIO, rows: int) -> np.ndarray:
+        """The next rows of an open file, as a family reads them."""
+        columns = len(self.grouped.kind.columns)
+        return self.grouped.kind.rows(np.fromfile(file, self.dtype, rows * columns).reshape(-1, columns))
+
+
+@contextlib.contextmanager
+def read(source: str | Path, kind: Kind, null: Sequence[str], missing: str, dtype: str, out: Path) -> Iterator[Table]:
+    """The rows of a table, checked as `tables.group` does, in files in the folder `out` that are gone in the end.
+
+    Raises:
+        InputError: as `tables.read` and `tables.group`, and `typed.check_range`.
+    """
+    with tempfile.TemporaryDirectory(prefix=".rows.", dir=out) as folder:
+        try:
+            table = _read(source, kind, null, missing, np.dtype(dtype), Path(folder))
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"--out {out}: the rows cannot be kept there ({reason}); name another folder") from error
+        yield table
+
+
+def _read(source: str | Path, kind: Kind, null: Sequence[str], missing: str, dtype: np.dtype, folder: Path) -> Table:
+    path, _ = tables.opened(source, {"--columns": kind.columns})
+    whole, before = missing == "drop" or kind.whole_rows, _categories(path, kind)
+    sample, known, levels = Spaced(), np.zeros(len(kind.columns), bool), []
+    total = n = partly = cells = 0
+    with (folder / "rows").open("wb") as rows, (folder / "counts").open("wb") as counts:
+        for frame in _frames(path, kind.columns):
+            try:
+                x, levels = tables.numbers(pl.concat([before, frame], how="diagonal"), kind, null)
+            except RowError as error:
+                raise error.further_down(total - before.height) from None
+            x = x[before.height :]
+            number = np.arange(total, total + len(x)) + 1
+            tables.check_range(x, number, kind, dtype.name)
+            count = tables.counting(x, whole)
+            known |= ~np.isnan(x).all(axis=0)
+            partly += int((tables.counting(x, False) & ~tables.counting(x, True)).sum())
+            cells += int(np.isnan(x[count]).sum())
+            sample.add((x[count], number[count]))
+            rows.write(np.ascontiguousarray(x[count], dtype).data)
+            counts.write(count.data)
+            total, n = total + len(x), n + int(count.sum())
+    if not total:
+        raise InputError(f"{path}: the table has no rows; there is nothing to fit")
+    tables.check_some(kind, known, n > 0)
+    x, number = (np.concatenate(pieces) for pieces in zip(*sample.pieces, strict=True))
+    grouped = Sample(
+        kind=kind.with_levels(levels),
+        keys=pl.DataFrame({"group": ["all"]}),
+        x=x,
+        size=np.array([len(x)]),
+        n=np.array([n]),
+        dropped=np.array([total - n]),
+        row=number,
+        group_of=np.broadcast_to(0, total),
+        whole=whole,
+        partly=partly,
+        cells=cells,
+    )
+    return Table(grouped, folder / "rows", folder / "counts", dtype)
+
+
+def _frames(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """Some columns of a table, a piece at a time; those of a CSV as text."""
+    with tables.readable(path):
+        for piece in _csv(path, columns) if tables.suffix(path) in tables.CSV else _arrow(path, columns):
+            yield from piece.iter_slices(ROWS)
+
+
+def _arrow(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+    return (pl.DataFrame(pl.from_arrow(piece)) for piece in record_batches(path, columns, ROWS))
+
+
+def _csv(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """Pieces of text, each under the names of the columns, for the same reader that reads whole files."""
+    separator = tables.CSV[tables.suffix(path)]
+    with pa.input_stream(path) as file:
+        names, text = b"", b""
+        while more := file.read(PIECE):
+            text += more
+            if not names:
+                end = _end_of_row(text, text.find(b"\n"), 1)
+                names, text = text[:end], text[end:]
+            end = _end_of_row(text, text.rfind(b"\n"), -1)
+            if end:
+                yield _parsed(names + text[:end], columns, separator)
+                text = text[end:]
+        if text:
+            yield _parsed(names + text, columns, separator)
+
+
+def _parsed(text: bytes, columns: Sequence[str], separator: str) -> pl.DataFrame:
+    return pl.read_csv(text, separator=separator, infer_schema=False).select(columns)
+
+
+def _end_of_row(text: bytes, at: int, towards: int) -> int:
+    """Behind the first newline, from the one at `at` on in a direction, that is not within quotes; 0 if none is."""
+    while at >= 0 and text.count(b'"', 0, at) % 2:
+        at = text.find(b"\n", at + 1) if towards > 0 else text.rfind(b"\n", 0, at)
+    return at + 1
+
+
+def _categories(path: Path, kind: Kind) -> pl.DataFrame:
+    """The values that columns of categories hold anywhere: read before each piece, they get the same numbers in all."""
+    names = [name for name, word in zip(kind.columns, kind.words, strict=True) if word == "categorical"]
+    found = [pl.DataFrame()] * len(names)
+    for frame in _frames(path, names) if names else ():
+        for i, name in enumerate(names):
+            found[i] = (
+                pl.concat([found[i], frame.select(name)]).unique() if found[i].width else frame.select(name).unique()
+            )
+            if found[i].height > tables.MOST_CATEGORIES + 1:
+                tables.numbers(found[i], Kind.parse(["categorical"], [name]), ())  # which says so
+    return pl.concat(found, how="horizontal") if found else pl.DataFrame()
+
+
+def run(
+    table: Table, settings: job.Settings, progress: Callable[[int, int], None] | None = None
+) -> tuple[Outcome, Assignments | None]:
+    """Fit mixtures to all rows of a table, and choose one; and where every row belongs, if that was asked for.
+
+    As `job.run`, for one group.
+    """
+    began = time.perf_counter()
+    outcome, grouped = Outcome.empty(table.grouped, settings), table.grouped
+    shapes = plan(grouped, outcome.fittable, settings.components, settings.restarts)
+    if not shapes.slabs:
+        return outcome, None
+    (slab,), prior = shapes.slabs, priors.Weak() if settings.prior == "weak" else None
+    device, wide = jax.local_devices(backend=settings.device)[0], settings.dtype == "float64"
+    with job.compilation_seconds() as compiling, jax.enable_x64(wide), jax.default_device(device):
+        starts = job.starting_models(grouped.kind, settings, slab, *stack(grouped, slab, settings.dtype))
+        fits: list[tuple[Any, ...]] = []
+        found = surveyed(_together([starts[settings.components[0]]]), table.batches, prior)
+        for capacity, counts in shapes.capacities:
+            models = _together([narrow(starts[k], capacity) for k in counts])
+            tried = fit_starts(
+                models, table.batches, found, jem.EM(), tol=settings.tol, max_steps=settings.max_steps
+            )  # fmt: skip
+            fits += [_best(tried, i, settings.restarts) for i in range(len(counts))]
+            outcome.fits += len(counts) * settings.restarts
+            if progress is not None:
+                progress(0, outcome.fits)
+        entropy = _entropies(table, found, [model for model, *_ in fits])
+        scores, picked, chosen = scored(fits, entropy, settings, grouped.n)
+        outcome.store(slab, scores, picked, chosen, None)
+    outcome.seconds, outcome.compile_seconds = time.perf_counter() - began, compiling()
+    return outcome, Assignments(table, found, outcome) if settings.assign else None
+
+
+def _together(starts: Sequence[Any]) -> Any:
+    """Sets of starts `[1, restarts]` as one with a single axis."""
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate([leaf[0] for leaf in leaves])), *starts)
+
+
+def _best(fits: jem.Fit, i: int, restarts: int) -> tuple[Any, ...]:
+    """Of the i-th set of starts the best: model, log-likelihood, steps and status, each with an axis of one."""
+    first = i * restarts
+    at = first + int(best(fits.objective[first : first + restarts]))
+    one = jax.tree.map(lambda leaf: np.asarray(leaf[at : at + 1]), fits)
+    return one.model, one.log_likelihood, one.steps, one.status
+
+
+def _entropies(table: Table, found: Survey, models: list[Any]) -> np.ndarray:
+    """`[1, C]` how undecided each model is about its components, over all rows."""
+    parts = [
+        np.asarray(_undecided(models, x, weight), float) for x, weight, _ in read_ahead(table.batches, found.laid_out)
+    ]
+    return np.sum(parts, axis=0)[None]
+
+
+@jax.jit
+def _undecided(models: list[Any], x: Any, weight: jax.Array) -> jax.Array:
+    return jnp.stack([selection.entropy(jax.tree.map(lambda leaf: leaf[0], model), x, weight) for model in models])
+
+
+@dataclasses.dataclass(frozen=True)
+class Assignments:
+    """Where every row of a table belongs: found a piece at a time, while it is written."""
+
+    table: Table
+    found: Survey
+    outcome: Outcome
+
+    def write_parquet(self, path: Path) -> None:
+        """What `results.assignments` says of every row, into a file."""
+        import pyarrow.parquet as pq
+
+        with contextlib.ExitStack() as files:
+            writer = None
+            for frame in self._frames():
+                piece = frame.to_arrow()
+                writer = writer or files.enter_context(pq.ParquetWriter(path, piece.schema))
+                writer.write_table(piece)
+
+    def _frames(self) -> Iterator[pl.DataFrame]:
+        wide, before = self.outcome.settings.dtype == "float64", 0
+        with self.table.rows.open("rb") as rows, self.table.counts.open("rb") as counts:
+            while len(count := np.fromfile(counts, bool, ROWS)):
+                numbers = np.flatnonzero(count)
+                with jax.enable_x64(wide), jax.default_device(jax.devices("cpu")[0]):
+                    component, probability = self._belonging(self.table.some(rows, len(numbers)))
+                grouped = dataclasses.replace(
+                    self.table.grouped, row=numbers + 1, group_of=np.zeros(len(count), np.int64)
+                )
+                piece = dataclasses.replace(self.outcome, grouped=grouped, component=component, probability=probability)
+                yield results.assignments(piece).with_columns(pl.col("row") + before)
+                before += len(count)
+
+    def _belonging(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The component of each row, and the probability of that."""
+        x, _, n = self.found.laid_out(batch)
+        if not n or self.outcome.choice[0] < 0:
+            return np.full(len(batch), -1), np.full(len(batch), np.nan)
+        found = belonging(self.outcome.models, jax.tree.map(lambda leaf: leaf[None], x))
+        component, probability = (np.asarray(part)[0, :n] for part in found)
+        return component, probability.astype(float)
