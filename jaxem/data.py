@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from jaxem.missing import Incomplete, has_nan, incomplete, unseen_rows
+from jaxem.missing import Incomplete, at_hand, has_nan, incomplete, unseen_rows
 from jaxem.pytree import replace
 
 TAME = 1e3
@@ -29,6 +31,7 @@ def ready(x: Any, weight: Any, labels: Any, components: int | None = None) -> tu
         TypeError: x does not hold numbers.
         ValueError: weight or labels do not fit x, or hold what they may not.
     """
+    x, weight, labels = _eased((x, weight, labels))
     values: Any = getattr(x, "values", x)
     if values.ndim == 0:
         raise ValueError("x is a single number; it must be rows, [n] or [n, D]")
@@ -42,15 +45,15 @@ def ready(x: Any, weight: Any, labels: Any, components: int | None = None) -> tu
         if np.shape(labels) != shape:
             raise ValueError(f"labels has shape {np.shape(labels)}; with this x it must be {shape}")
         check_labels(labels, components)
-        labels = jnp.asarray(labels, jnp.int32)
+        labels = beside(values, labels, jnp.int32)
     if weight is None:
-        weight = jnp.ones(n, values.dtype)
+        weight = jnp.ones(n, values.dtype, device=_sharding(values, 1))
         if not isinstance(values, Tracer) and not has_nan(values):
             return x, weight, labels
     if np.shape(weight) != (n,):
         raise ValueError(f"weight has shape {np.shape(weight)}; with {n} rows it must be ({n},)")
     check_weight(weight)
-    weight = jnp.asarray(weight, values.dtype)
+    weight = beside(values, weight, values.dtype)
     if n:
         weight = jnp.where(unseen_rows(values), 0, weight)
         heaviest, size = jnp.argmax(weight), jnp.max(jnp.abs(values).reshape(n, -1), axis=1)
@@ -64,9 +67,42 @@ def ready(x: Any, weight: Any, labels: Any, components: int | None = None) -> tu
     return x, weight, labels
 
 
+def beside(x: Any, values: Any, dtype: Any) -> Array:
+    """Values for each row of an array (for each step of its sequences), on the devices where those are."""
+    values, sharding = jnp.asarray(values, dtype), _sharding(x, np.ndim(values))
+    return values if sharding is None else jax.device_put(values, sharding)
+
+
+def _sharding(x: Any, ndim: int) -> NamedSharding | None:
+    """How the first axes of an array are spread over devices, if they are."""
+    mesh = mesh_of(x)
+    return None if mesh is None else NamedSharding(mesh, P(*x.sharding.spec[:ndim]))
+
+
+def mesh_of(x: Any) -> Mesh | None:
+    """The devices that an array is spread over, if it is."""
+    sharding = x.sharding if isinstance(x, jax.Array) and not isinstance(x, Tracer) else None
+    return sharding.mesh if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) else None
+
+
+def _eased(data: Any) -> Any:
+    """Data on the same devices, of a mesh that leaves to the compiler how what comes of them is spread (Auto).
+
+    With another kind each array would have to say so.
+    """
+
+    def eased(leaf: Any) -> Any:
+        mesh = mesh_of(leaf)
+        if mesh is None or all(kind == AxisType.Auto for kind in mesh.axis_types):
+            return leaf
+        return jax.device_put(leaf, NamedSharding(Mesh(mesh.devices, mesh.axis_names), leaf.sharding.spec))
+
+    return jax.tree.map(eased, data)
+
+
 def check_weight(weight: Any) -> None:
     """Raise ValueError unless all weights are finite and zero or above. Traced values cannot be looked at."""
-    if not isinstance(weight, Tracer) and not (np.isfinite(weight := np.asarray(weight)) & (weight >= 0)).all():
+    if not isinstance(weight, Tracer) and not (((weight := at_hand(weight)) >= 0) & (weight < np.inf)).all():
         raise ValueError("weight has entries that are negative or not finite; a weight must be zero or above")
 
 
@@ -77,7 +113,8 @@ def check_labels(labels: Any, components: int | None) -> None:
         raise ValueError(f"labels holds values of type {labels.dtype}; it must hold integers")
     if isinstance(labels, Tracer) or not labels.size:
         return
-    low, high = int(np.min(labels)), int(np.max(labels))
+    labels = at_hand(labels)
+    low, high = int(labels.min()), int(labels.max())
     if low < -1 or (components is not None and high >= components):
         last = "the last component" if components is None else components - 1
         raise ValueError(f"labels go from {low} to {high}; they must be -1 (unknown) or from 0 to {last}")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxem.pytree import module, replace, static
@@ -61,27 +62,45 @@ def incomplete(x: Any) -> Any:
     if isinstance(x, (Tracer, Incomplete)) or not has_nan(x):
         return x
     x = x if isinstance(x, jax.Array) else np.asarray(x)
-    return Incomplete(jnp.asarray(x), _count(np.isnan(np.asarray(x))))
+    return Incomplete(jnp.asarray(x), _patterns(x))
 
 
 def has_nan(x: Any) -> bool:
     """Is a cell of these rows NaN? Values that are not known yet, and what is no array, have none."""
     if isinstance(x, Tracer) or not isinstance(x, (jax.Array, np.ndarray, list, tuple)):
         return False
-    x = x if isinstance(x, jax.Array) else np.asarray(x)
+    x = at_hand(x)
     if x.dtype.kind != "f":
         return False
-    # The least of all is NaN if one of them is: one number to fetch where the rows lie on another device.
-    far = isinstance(x, jax.Array) and any(device.platform != "cpu" for device in x.devices())
-    return bool(np.isnan(jnp.min(x, initial=0) if far else np.min(np.asarray(x), initial=0)))
+    # The least of all is NaN if one of them is; but XLA may lose it where the least of several devices is taken.
+    return bool(np.isnan(x.min(initial=0)) if isinstance(x, np.ndarray) else jnp.isnan(x).any())
+
+
+def at_hand(x: Any) -> Any:
+    """`x` as NumPy; as it is where it lies on other devices, or with other processes: fetch a number of it, not all.
+
+    >>> type(at_hand([1.0])).__name__
+    'ndarray'
+    """
+    far = isinstance(x, jax.Array) and (len(x.devices()) > 1 or next(iter(x.devices())).platform != "cpu")
+    return x if far else np.asarray(x)
+
+
+def _patterns(x: Any) -> int:
+    """A power of two not below the number of patterns of any problem, so that like data share a compilation."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        own = sum(_count(np.isnan(np.asarray(shard.data))) for shard in x.addressable_shards)
+        most = min(int(multihost_utils.process_allgather(np.int32(own)).sum()), 2 ** min(x[0].size, WORD))
+    else:
+        most = _count(np.isnan(np.asarray(x)))
+    return 1 << (most - 1).bit_length()
 
 
 def _count(missing: np.ndarray) -> int:
-    """A power of two not below the number of patterns of any problem, so that like data share a compilation."""
+    """The largest number of patterns of any problem."""
     if missing.ndim < 3:
         missing = missing.reshape(1, len(missing), -1)
-    most = max(len(np.unique(np.packbits(rows, axis=1), axis=0)) for rows in missing)
-    return 1 << (most - 1).bit_length()
+    return max(len(np.unique(np.packbits(rows, axis=1), axis=0)) for rows in missing)
 
 
 def cells(x: Any) -> Any:

@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Int
 
 from jaxem.data import as_floats, presence, stack
-from jaxem.missing import Incomplete, incomplete
+from jaxem.missing import Incomplete, incomplete, unseen_rows
 from jaxem.pytree import module, replace, static
 
 
@@ -25,6 +25,7 @@ class Sequences:
         length: `[S]` steps of each sequence, from 1 to T.
         mask: `[S, T]` bool, False where nothing was observed; None if everything was.
         patterns: not below the number of different sets of seen columns, if single cells are NaN; zero if none is.
+        axis: inside `jax.shard_map`, the axis of the mesh over whose devices the steps go on; `fit` sees to it.
 
     Raises:
         ValueError: lengths or a mask that do not fit the values.
@@ -39,6 +40,7 @@ class Sequences:
     length: Int[Array, "s"]
     mask: Bool[Array, "s t"] | None = None
     patterns: int = static(default=0)
+    axis: Any = static(default=None)
 
     def __post_init__(self) -> None:
         values, length = as_floats(self.values), jnp.asarray(self.length, jnp.int32)
@@ -134,6 +136,15 @@ class Sequences:
         rows = jnp.swapaxes(self.values, 0, 1).reshape(self.steps * len(self), *self.values.shape[2:])
         return Incomplete(rows, self.patterns) if self.patterns else rows
 
+    def alone(self) -> Sequences:
+        """Each step as a sequence of its own: `[S x T, 1, ...]`, for whom it does not matter which follow each other.
+
+        No step leaves its device, if sequences are spread over several.
+        """
+        many = len(self) * self.steps
+        values, mask = self.values.reshape(many, 1, *self.values.shape[2:]), self.seen.reshape(many, 1)
+        return replace(self, values=values, length=jnp.ones(many, jnp.int32), mask=mask)
+
     def padded(self, count: int, steps: int, masked: bool) -> Sequences:
         """The same sequences in a larger array, and others of one step beside them; of NumPy arrays."""
         short = count - len(self), steps - self.steps
@@ -197,6 +208,11 @@ def as_sequences(x: Any, event_shape: tuple[int, ...] | None = None) -> Sequence
         values = values[:, None]
     if values.ndim == 0 or (event_shape is not None and values.ndim != 1 + len(event_shape)):
         raise ValueError(f"x has shape {values.shape}; pass one sequence [T, ...], a list of them, or jem.Sequences")
+    length = jnp.full(1, len(values), jnp.int32)
     if isinstance(values, Tracer):
-        return Sequences(values[None], jnp.full(1, len(values), jnp.int32))
+        return Sequences(values[None], length)
+    if isinstance(values, jax.Array) and len(values.devices()) > 1:  # it stays where it is
+        gaps = incomplete(values)
+        known = (None, 0) if gaps is values else (~unseen_rows(values)[None], gaps.patterns)
+        return Sequences(values[None], length, *known)
     return Sequences.from_list([values])

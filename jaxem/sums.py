@@ -105,6 +105,16 @@ def _sampled_jvp(axis: int, primals: tuple[Array, Array], tangents: tuple[Any, A
     return value, jnp.where(jnp.isfinite(value), change, 0)
 
 
+def placed(values: Array, axis: Any) -> Float[Array, ...]:
+    """Values in the place of this device of a mesh axis, among zeros for the others: `[devices, ...]`.
+
+    Their sum over the devices tells all of them what each has. For inside `jax.shard_map`.
+    """
+    here = jax.lax.axis_index(axis)
+    own = jnp.arange(jax.lax.axis_size(axis), dtype=here.dtype) == here
+    return jnp.where(own.reshape(-1, *(1 for _ in values.shape)), values[None], 0)
+
+
 BLOCK = 512
 SHORT = 4 * BLOCK
 """Up to this many numbers are added as they come. Above it they are added in blocks of `BLOCK`, and then the blocks:

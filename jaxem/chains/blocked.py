@@ -21,12 +21,12 @@ from jaxem.sums import log_sum, two_sum
 
 
 class Filtered(NamedTuple):
-    """The chain in pieces, their filtered states, those at the chain's last step, and the log-normaliser."""
+    """The chain in pieces, their filtered states, those at the chain's last step, and the log-normaliser in parts."""
 
     pieces: Chain
     inside: Any
     last: Any
-    log_mass: Array
+    scale: tuple[Array, Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Blocked:
         nothing = jnp.zeros(pieces.log_likelihood.shape[-1], pieces.log_likelihood.dtype)
         from_each = jax.vmap(lambda corner: way.forward(pieces, (way.from_logs(corner), nothing)))
         through = from_each(jnp.log(self._corners(pieces)))
-        moves = jax.vmap(way.log_probabilities)(through.last) + jax.vmap(way.log_mass)(through)[:, None]
+        moves = from_corners(way, through)
 
         def to_next(log_states: Array, move: Array) -> tuple[Array, Array]:
             new = log_sum(log_states[:, None] + move, 0)
@@ -56,11 +56,15 @@ class Blocked:
         masses = jnp.concatenate([way.log_mass(begin)[None], way.log_mass(inside).reshape(self.blocks, -1)])
         (high, low), _ = jax.lax.scan(lambda sums, more: (two_sum(*sums, more), None), (zero, zero), masses)
         last = jax.tree.map(lambda leaf: self._each(leaf)[-1], inside.last)
-        return Filtered(pieces, inside, last, high + low)
+        return Filtered(pieces, inside, last, (high, low))
 
-    def log_mass(self, filtered: Filtered) -> Float[Array, "s"]:
-        """The log-normaliser, in nats."""
-        return filtered.log_mass
+    def log_mass(self, filtered: Filtered, less: Any = 0) -> Float[Array, "s"]:
+        """The log-normaliser, in nats; `less` so much of the scale."""
+        return (filtered.scale[0] - less) + filtered.scale[1]
+
+    def log_probabilities(self, states: Any) -> Float[Array, "k s"]:
+        """The logarithms of the probabilities of states."""
+        return self.way.log_probabilities(states)
 
     def smoothed(self, chain: Chain, filtered: Filtered) -> tuple[Array, Array]:
         """Posterior marginals and expected transitions."""
@@ -131,3 +135,13 @@ class Blocked:
         joined = self._each(leaf)
         joined = joined.reshape(-1, *joined.shape[2:])
         return joined if end is None else jnp.concatenate([joined, end[None]])
+
+
+def from_corners(way: Any, through: Any) -> Float[Array, "k k s"]:
+    """What some steps do to the state, as log-potentials up to a common one, from a forward pass from each state.
+
+    Only how much more they make of one state than of another counts; the scale of a long sequence would cost it digits.
+    """
+    common = finite_or_zero(jnp.max(through.scale[0], axis=0))
+    masses = jax.vmap(way.log_mass, (0, None))(through, common)
+    return jax.vmap(way.log_probabilities)(through.last) + masses[:, None]

@@ -115,9 +115,9 @@ def forward(chain: Chain, begin: tuple[Array, Array] | None = None) -> Filtered:
     return Filtered(before, last, total)
 
 
-def log_mass(filtered: Filtered) -> Float[Array, "s"]:
-    """The log-normaliser, in nats."""
-    return filtered.scale[0] + filtered.scale[1]
+def log_mass(filtered: Filtered, less: Any = 0) -> Float[Array, "s"]:
+    """The log-normaliser, in nats; `less` so much of the scale."""
+    return (filtered.scale[0] - less) + filtered.scale[1]
 
 
 def probabilities(states: Float[Array, "k s"]) -> Float[Array, "k s"]:

@@ -104,10 +104,10 @@ def forward(chain: Chain, begin: tuple[Scaled, Array] | None = None) -> Filtered
     return Filtered(before, last, scale)
 
 
-def log_mass(filtered: Filtered) -> Float[Array, "s"]:
-    """The log-normaliser, in nats."""
+def log_mass(filtered: Filtered, less: Any = 0) -> Float[Array, "s"]:
+    """The log-normaliser, in nats; `less` so much of the scale."""
     high, low = filtered.scale
-    return (high + (low + _log2_mass(filtered.last))) * math.log(2)
+    return ((high - less) + (low + _log2_mass(filtered.last))) * math.log(2)
 
 
 def smoothed(chain: Chain, filtered: Any, end: Array | None = None, count: str | None = "pairs") -> tuple[Array, Any]:

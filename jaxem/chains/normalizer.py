@@ -32,7 +32,7 @@ def _posterior_by(way: Any, chain: Chain) -> tuple[Array, Expected]:
     return log_mass, expected(chain, log_mass, *way.smoothed(chain, filtered))
 
 
-def _run(function: Any, chain: Chain) -> Any:
+def run(function: Any, chain: Chain) -> Any:
     """`function(way, chain)` by the chain's method, and in the way that its transitions ask for."""
     method = methods.choose(chain)
     if method == "associative":
@@ -51,18 +51,18 @@ def _run(function: Any, chain: Chain) -> Any:
 
 @folded
 def _value(chain: Chain) -> Array:
-    return _run(_value_by, chain)
+    return run(_value_by, chain)
 
 
 @folded
 def filtered(chain: Chain) -> tuple[Float[Array, "s"], Float[Array, "t k s"]]:
     """The log-normaliser, and the probability of each state given what was seen up to each step."""
-    return _run(_filtered_by, chain)
+    return run(_filtered_by, chain)
 
 
 @folded
 def _posterior(chain: Chain) -> tuple[Array, Expected]:
-    return _run(_posterior_by, chain)
+    return run(_posterior_by, chain)
 
 
 @jax.custom_jvp
@@ -91,6 +91,11 @@ def _expectations_jvp(primals: tuple[Chain], tangents: tuple[Chain]) -> Any:
 
 def plain(chain: Chain, add: Any) -> Float[Array, "s"]:
     """The recursion itself, with any sum `add(terms, axis)` over states: log-sum, max, or one in between."""
+    return add(states(chain, add), 0)
+
+
+def states(chain: Chain, add: Any) -> Float[Array, "k s"]:
+    """The same before the last sum: of all paths to each last state."""
     initial = chain.initial
 
     def step(states: Array, t: Array) -> tuple[Array, None]:
@@ -100,7 +105,7 @@ def plain(chain: Chain, add: Any) -> Float[Array, "s"]:
         return where(chain.over(t), states, new), None
 
     times = jnp.arange(1, chain.steps, dtype=jnp.int32)
-    return add(jax.lax.scan(step, initial + chain.evidence(0), times)[0], 0)
+    return jax.lax.scan(step, initial + chain.evidence(0), times)[0]
 
 
 def _by_autodiff(chain: Chain) -> tuple[Array, Expected]:

@@ -403,6 +403,32 @@ def scale(statistics: Statistics, factor: Any) -> Statistics:
     return jax.tree.map(lambda s: s * factor, statistics, is_leaf=lambda node: hasattr(type(node), "about"))
 
 
+def over_parts(
+    together: Callable[[list[Array], list[Array]], tuple[list[Array], list[Array]]], statistics: Statistics
+) -> Statistics:
+    """The statistics of all parts of some data, from those of each part, all about one reference.
+
+    Args:
+        together: `(sums, extremes) -> (sums, extremes)` of all parts, from those of one.
+        statistics: of one part. Whose class says what they hold besides sums, by `extremes` and `reaching`, may have
+            arrays of which the largest counts.
+    """
+    leaves, structure = jax.tree.flatten(statistics)
+    # What scaling passes on untouched, the very same array, is no sum.
+    is_sum = [new is not old for new, old in zip(jax.tree.leaves(scale(statistics, 1)), leaves, strict=True)]
+    nodes, nested = jax.tree.flatten(statistics, is_leaf=_has_extremes)
+    extremes = [node.extremes for node in nodes if _has_extremes(node)]
+    sums, extremes = together([leaf for leaf, summed in zip(leaves, is_sum, strict=True) if summed], extremes)
+    new = iter(sums)
+    statistics = structure.unflatten(next(new) if summed else leaf for leaf, summed in zip(leaves, is_sum, strict=True))
+    new, nodes = iter(extremes), jax.tree.leaves(statistics, is_leaf=_has_extremes)
+    return nested.unflatten(node.reaching(next(new)) if _has_extremes(node) else node for node in nodes)
+
+
+def _has_extremes(node: Any) -> bool:
+    return hasattr(type(node), "extremes")
+
+
 def flat_members(weight: Float[Array, "*batch n"], *values: Array) -> tuple[Array, ...]:
     """Arrays whose leading axes are those of the members, with one axis for all members."""
     members = weight.ndim - 1

@@ -101,6 +101,18 @@ class Tangent:
             centre=self.centre,
         )
 
+    @property
+    def extremes(self) -> Float[Array, "2 *batch p"]:
+        """How far the inputs reach to either side."""
+        reach = jnp.stack([-self.low, self.high])
+        return jnp.where((self.rows > 0)[None, ..., None], reach, -jnp.inf)
+
+    def reaching(self, extremes: Float[Array, "2 *batch p"]) -> Tangent:
+        """The same, with other extremes."""
+        some = (self.rows > 0)[..., None]
+        low, high = jnp.where(some, -extremes[0], self.low), jnp.where(some, extremes[1], self.high)
+        return replace(self, low=low, high=high)
+
     def __mul__(self, factor: Array | float) -> Tangent:
         """`factor` (a number) times as many of the same rows."""
         return replace(self, rows=self.rows * factor, curvature=self.curvature * factor, linear=self.linear * factor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from jaxem.distributions.base import Labelled, Statistics, add
 from jaxem.fitting.implicit import differentiated
 from jaxem.fitting.loop import Limits, Progress, advance, begin, settled, verdict
 from jaxem.fitting.result import Fit
+from jaxem.fitting.sharded import Spread, dealt, layout_of
 from jaxem.fitting.status import Status
 from jaxem.solvers.em import EM, in_chunks
 
@@ -32,6 +34,7 @@ def fit(
     labels: Any = None,
     tol: float | Array = 1e-6,
     max_steps: int = 1000,
+    devices: Sequence[Any] | None = None,
 ) -> Fit:
     """Fit `model` to `x`, starting from the parameters that it has.
 
@@ -39,6 +42,14 @@ def fit(
     once, whatever `tol` is. It can be differentiated, forward and in reverse, with respect to x, weight and prior, by
     the implicit function theorem at the place where it ended: the memory that takes does not grow with the steps, and
     the start does not matter. Fit with a small `tol` for that: the derivative is as exact as the maximum.
+
+    It runs on as many devices as x lies on: pass arrays with a `jax.sharding.NamedSharding` over their first axis, or
+    name `devices`. Each device takes the E-step of its own rows, and once in a pass the statistics are summed over all;
+    the result is that of one device, up to rounding, and lies on all of them. The devices may be those of several
+    processes, each of which then makes the same call; weights and labels may be spread like x, or be known in full to
+    every process. `Sequences` may also be spread over their second axis, time: so an `HMM` is fitted to one sequence
+    that is too long for one device. Under `jit`, and where x itself is differentiated, nobody knows how it is spread
+    before the program runs: then the compiler divides the work as it sees fit.
 
     Args:
         model: where to start. With one leading axis of R starts, all are fitted and the best is returned.
@@ -50,13 +61,16 @@ def fit(
         labels: `[n]` integers, the known component of a row or -1; for sequences the known state of each step.
         tol: stop when the predicted remaining gain is below this many nats a row.
         max_steps: M-steps at most.
+        devices: over which to spread the rows of x, or its sequences, or for an `HMM` with fewer sequences than devices
+            their steps. It goes through the first device of this process: what is too large for that must come spread.
 
     Returns:
         A `Fit`. A failure is its `status`: infinity in x ends as `nonfinite`, never as converged.
 
     Raises:
         TypeError: x does not hold numbers.
-        ValueError: shapes that do not fit each other, negative weights, labels or limits out of range.
+        ValueError: shapes that do not fit each other, negative weights, labels or limits out of range; rows that are
+            spread, for a solver that takes them in batches.
 
     >>> import jax, jaxem as jem
     >>> x = jax.numpy.array([[-1.1], [-0.9], [-1.0], [1.9], [2.0], [2.1]])
@@ -65,14 +79,27 @@ def fit(
     >>> fit.model.components.mean.round(2).tolist(), fit.words
     ([[-1.0], [2.0]], 'converged')
     """
-    x, weight, labels = ready(model.read(x), weight, labels, hidden_states(model))
+    x = model.read(x)
+    layout = layout_of(model, x)
+    x, weight, labels = ready(x, weight, labels, hidden_states(model))
     check_starts(model)
     check_limits(tol, max_steps)
     check_rows(model, x)
-    if not isinstance(weight, Tracer):
+    # What is with other processes cannot be looked at.
+    if not isinstance(weight, Tracer) and weight.is_fully_addressable:
         model.check(x, weight, prior)
     limits = Limits(jnp.asarray(tol, weight.dtype), jnp.asarray(max_steps, jnp.int32))
     data = x if labels is None else Labelled(x, labels)
+    if devices is not None:
+        data, weight, layout = dealt(model, data, weight, devices)
+    if layout is not None:
+        if solver.batches:
+            raise ValueError(
+                f"{type(solver).__name__} takes rows in batches, which must all be on one device; use EM()"
+            )
+        data, weight = layout.spread((data, weight))
+        data = Spread(data, None, layout)
+        solver, model, prior, limits = layout.everywhere((solver, model, prior, limits))
     return _fit(solver, model, data, weight, prior, limits, trace=max_steps + 1)
 
 
@@ -148,10 +175,13 @@ def _arrived_jvp(trace: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 
 
 def _climb(trace: int, solver: Any, model: Any, limits: Limits, x: Any, weight: Array, prior: Any) -> Fit:
-    # Small data is put into the layout of the loop once; large data is, chunk by chunk, in every pass.
-    data = x if solver.batches or in_chunks(model, x, weight) else model.expand(model.observe(x))
+    if isinstance(x, Spread):
+        data, rows = x.prepared(model, weight)
+    else:
+        # Small data is put into the layout of the loop once; large data is, chunk by chunk, in every pass.
+        data = x if solver.batches or in_chunks(model, x, weight) else model.expand(model.observe(x))
+        rows = model.observations(model.observe(x), weight)
     floor, pseudo = regularisers(model, x, weight, prior)
-    rows = model.observations(model.observe(x), weight)
 
     def running(carry: tuple[Progress, Array]) -> Array:
         return carry[0].status == int(Status.running)
@@ -167,7 +197,8 @@ def _climb(trace: int, solver: Any, model: Any, limits: Limits, x: Any, weight: 
 
 def regularisers(model: Any, x: Any, weight: Array, prior: Any) -> tuple[Statistics, Statistics]:
     """The floor, and the floor with the prior: they need the scale of the data, not every row of it."""
-    some = jax.tree.map(lambda leaf: leaf[:: spacing(len(weight))], (x, weight))
+    every = spacing(len(weight))
+    some = x.sample(weight, every) if isinstance(x, Spread) else jax.tree.map(lambda leaf: leaf[::every], (x, weight))
     floor = model.floor(*some)
     return floor, regulariser(floor, prior, model, *some)
 

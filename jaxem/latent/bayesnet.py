@@ -260,8 +260,10 @@ class BayesNet(Hidden):
         if isinstance(x, Labelled):
             raise ValueError("BayesNet: it takes no labels; write what is known into the columns of x")
         values = _columns(x, self.names)
-        known = not isinstance(values, Tracer)
-        hidden = np.flatnonzero(np.isnan(np.asarray(values)).any(axis=0)) if known else np.arange(len(self.names))
+        hidden: Any = np.arange(len(self.names))
+        if not isinstance(values, Tracer):
+            seen = missing.at_hand(values)
+            hidden = np.flatnonzero((seen != seen).any(axis=0))  # NaN is not even itself
         return Cells(values, tuple(zip(self.names, self.categories, strict=True)), tuple(hidden.tolist()))
 
     def observe(self, x: Any) -> Seen:

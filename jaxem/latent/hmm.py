@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxem import sums
+from jaxem.chains import across
 from jaxem.chains.best import best_score
 from jaxem.chains.chain import Chain
 from jaxem.chains.exact import draws, forward, probabilities
@@ -23,7 +24,7 @@ from jaxem.latent.base import Latent, chosen, log_potential
 from jaxem.latent.mixture import Mixture
 from jaxem.linalg import HIGHEST, lead, matmul
 from jaxem.missing import hot_deck
-from jaxem.pytree import module, replace
+from jaxem.pytree import module, replace, static
 from jaxem.sequences import Sequences, as_sequences
 
 SUMS = {sums.log_sum: log_normalizer, sums.maximum: best_score}
@@ -45,11 +46,13 @@ class Steps:
         rows: the emission's own observed data, `T x S` rows.
         length: `[S]`.
         seen: `[T, S]` bool: a step that is there and was observed.
+        axis: as that of `Sequences`.
     """
 
     rows: Any
     length: Int[Array, "s"]
     seen: Array
+    axis: Any = static(default=None)
 
 
 @module
@@ -159,13 +162,13 @@ class HMM(Latent):
         if isinstance(x, Steps):
             return x
         x = as_sequences(x, self.event_shape)
-        return Steps(self.emission.observe(x.rows()), x.length, x.seen.T)
+        return Steps(self.emission.observe(x.rows()), x.length, x.seen.T, x.axis)
 
     def read(self, x: Any) -> Sequences:
         return as_sequences(x, self.event_shape)
 
     def check(self, x: Sequences, weight: Array, prior: Any) -> None:
-        self.emission.check(x.rows(), jnp.where(x.seen.T, weight[None], 0).ravel(), prior)
+        self.emission.check(x.alone().rows(), jnp.where(x.seen, weight[:, None], 0).ravel(), prior)
 
     def child_data(self, x: Any) -> Any:
         return x.rows
@@ -187,10 +190,16 @@ class HMM(Latent):
     def log_normalizer(self, potentials: tuple[Array, Array], evidence: Array, add: Any, x: Any) -> Array:
         """The sum over all paths, by forward-backward; with `maximum` for `add`, the best path (Viterbi 1967)."""
         over_paths = _over_paths(add)
+        if x.axis is not None and over_paths is not log_normalizer:
+            raise ValueError(
+                "the steps of x are spread over devices, where only the sum over all paths can be taken, not the best "
+                "path, or one in between, or a drawn one; spread sequences, not their steps"
+            )
 
         def one(initial: Array, transition: Array, evidence: Array) -> Array:
             steps = jnp.swapaxes(evidence.reshape(len(evidence), *x.seen.shape), 0, 1)
-            return over_paths(Chain(initial[:, None], transition[..., None], steps, x.length))
+            chain = Chain(initial[:, None], transition[..., None], steps, x.length)
+            return over_paths(chain) if x.axis is None else across.log_normalizer(x.axis, chain)
 
         for _ in self.batch_shape:
             one = jax.vmap(one)

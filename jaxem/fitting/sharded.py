@@ -1,0 +1,240 @@
+"""Rows, or the steps of a few long sequences, spread over devices: each takes the E-step of its own, and sums meet.
+
+Once in a pass the log-likelihood and all expected statistics, packed into one array, are summed over the devices
+(`psum`, and no other collective: it is the one that every backend does well); everything else each of them does for
+itself, on the same numbers. It makes no difference whether the devices belong to one process or to several.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+from jaxem.data import mesh_of
+from jaxem.distributions.base import Labelled, Statistics, add, over_parts, scale
+from jaxem.latent.hmm import HMM
+from jaxem.pytree import module, replace, static
+from jaxem.sequences import Sequences
+from jaxem.solvers.em import Apart, expectation, in_chunks
+from jaxem.sums import BLOCK, Sampled, placed
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How data are spread.
+
+    Attributes:
+        mesh: the devices.
+        axis: of the mesh, or several, over which they are spread.
+        steps: is it the steps of each sequence that are spread? Else it is rows (or sequences).
+    """
+
+    mesh: Mesh
+    axis: str | tuple[str, ...]
+    steps: bool = False
+
+    def spec(self, leaf: Any) -> P:
+        """How an array that has something for each row (or sequence) or for each step is spread."""
+        if not self.steps:
+            return P(self.axis)
+        return P(None, self.axis) if leaf.ndim > 1 else P()
+
+    def spread(self, data: Any) -> Any:
+        """Data on the devices, spread."""
+        return jax.tree.map(lambda leaf: jax.device_put(leaf, NamedSharding(self.mesh, self.spec(leaf))), data)
+
+    def everywhere(self, values: Any) -> Any:
+        """The arrays among some values on every device; a number stays a number."""
+        whole = NamedSharding(self.mesh, P())
+        return jax.tree.map(lambda v: jax.device_put(v, whole) if isinstance(v, jax.Array) else v, values)
+
+    def together(self, sums: list[Array], extremes: list[Array]) -> tuple[list[Array], list[Array]]:
+        """Sums over the devices, and the largest of them, in one message: for extremes each device has a place."""
+        packed, unpack = ravel_pytree((sums, [placed(leaf, self.axis) for leaf in extremes]))
+        sums, places = unpack(jax.lax.psum(packed, self.axis))
+        return sums, [jnp.max(leaf, axis=0) for leaf in places]
+
+    def from_first(self, arrays: Any) -> Any:
+        """Those of the first device."""
+        first = jax.lax.axis_index(self.axis) == 0
+        return jax.tree.map(lambda leaf: _sum(jnp.where(first, leaf, jnp.zeros_like(leaf)), self.axis), arrays)
+
+    def own(self, over: Any) -> Any:
+        """A sum over what is hidden, for one device: where it draws, each draws something else."""
+        if not isinstance(over, Sampled):
+            return over
+        return replace(over, key=jax.random.fold_in(over.key, jax.lax.axis_index(self.axis)))
+
+
+@module
+class Spread(Apart):
+    """Data that are spread over devices.
+
+    Attributes:
+        x: as a model takes it; or what it has made of the part of each device, with an axis of devices in front.
+        row: one row with its weight, of which all devices know; None if x is as it came.
+        layout: how.
+    """
+
+    x: Any
+    row: Any
+    layout: Layout = static()
+
+    def expectation(self, model: Any, weight: Float[Array, "n"], over: Any) -> tuple[Array, Statistics]:
+        """Each device's own, summed."""
+
+        def one(model: Any, row: Any, x: Any, weight: Array) -> tuple[Array, Statistics]:
+            row = self.layout.from_first(_first(x, weight)) if row is None else row
+            log_likelihood, statistics = expectation(model, x, weight, self.layout.own(over))
+            # Sums can be added up as they are if all devices keep them about one reference.
+            nothing = scale(model.floor(*row), 0)
+            return over_parts(self.layout.together, (log_likelihood, add(nothing, statistics)))
+
+        return self._on_each(one, P(), weight, model, self.row)
+
+    def prepared(self, model: Any, weight: Float[Array, "n"]) -> tuple[Spread, Array]:
+        """With what can be done once for all steps, as in `fit` on one device; and how many observations there are."""
+
+        def one(model: Any, x: Any, weight: Array) -> Any:
+            seen = model.observe(x)
+            data = x if in_chunks(model, x, weight) else model.expand(seen)
+            rows = jax.lax.psum(model.observations(seen, weight), self.layout.axis)
+            return jax.tree.map(lambda leaf: leaf[None], data), self.layout.from_first(_first(x, weight)), rows
+
+        x, row, rows = self._on_each(one, (P(self.layout.axis), P(), P()), weight, model)
+        return replace(self, x=x, row=row), rows
+
+    def sample(self, weight: Float[Array, "n"], spacing: int) -> tuple[Any, Array]:
+        """One row of so many, with its weight, for what asks what rows are like; all devices have them.
+
+        Of sequences it is the steps, each by itself; they stay where they are, for a few sequences may have many.
+        """
+        x = replace(self, x=self.x.x if isinstance(self.x, Labelled) else self.x)
+        if not isinstance(x.x, Sequences):
+            return x._on_each(partial(_every, spacing, self.layout.axis), P(), weight)
+        spread = P(self.layout.axis)
+        return x._on_each(partial(_steps_alone, 1 if self.layout.steps else spacing, self.layout.axis), spread, weight)
+
+    def _on_each(self, function: Callable[..., Any], out: Any, weight: Array, *known: Any) -> Any:
+        """`function(*known, x, weight)` of each device's part; `known` is the same for all of them."""
+        layout, made = self.layout, self.row is not None
+
+        def one(known: Any, x: Any, weight: Array) -> Any:
+            if made:
+                x = jax.tree.map(lambda leaf: leaf[0], x)
+            elif layout.steps:
+                x = _own_steps(x, layout.axis)
+            return function(*known, x, weight)
+
+        specs = P(layout.axis) if made else jax.tree.map(layout.spec, self.x)
+        # Unchecked: to the checker a loop that starts from a constant and goes on with rows is an error.
+        each = jax.shard_map(
+            one, mesh=layout.mesh, in_specs=(P(), specs, layout.spec(weight)), out_specs=out, check_vma=False
+        )
+        return each(known, self.x, weight)
+
+
+def _first(x: Any, weight: Float[Array, "n"]) -> Any:
+    """The first row, or the first step of the first sequence, with its weight."""
+    x, weight = jax.tree.map(lambda leaf: leaf[:1], (x.x if isinstance(x, Labelled) else x, weight))
+    if not isinstance(x, Sequences):
+        return x, weight
+    seen = x.seen[:, :1]
+    return Sequences.batch(x.values[:, :1], jnp.ones(1, jnp.int32), seen, x.patterns), weight
+
+
+def _every(spacing: int, axis: Any, x: Any, weight: Array) -> Any:
+    """One row of so many: each device has some of them, and what all have is the sum."""
+    rows = jnp.arange(0, len(weight) * jax.lax.axis_size(axis), spacing, dtype=jnp.int32)
+    here = rows - len(weight) * jax.lax.axis_index(axis)
+    mine = (here >= 0) & (here < len(weight))
+
+    def picked(leaf: Array) -> Array:
+        taken = jnp.take(leaf, here, axis=0, mode="clip")
+        return _sum(jnp.where(mine.reshape(-1, *(1 for _ in leaf.shape[1:])), taken, jnp.zeros_like(taken)), axis)
+
+    return jax.tree.map(picked, (x, weight))
+
+
+def _steps_alone(spacing: int, axis: Any, x: Sequences, weight: Array) -> Any:
+    """The steps of one sequence of so many."""
+    # Which of them are those of this device depends on how many come before.
+    first = -(jax.lax.axis_index(axis) * len(weight)) % spacing
+    weight = jnp.where((jnp.arange(len(weight), dtype=first.dtype) - first) % spacing == 0, weight, 0)
+    steps, weight = x.alone(), jnp.repeat(weight, x.steps)
+    # Sums go by blocks: with whole ones on each device no step leaves it.
+    short = -len(weight) % BLOCK
+    steps = jax.tree.map(lambda leaf: jnp.pad(leaf, [(0, short)] + [(0, 0)] * (leaf.ndim - 1), mode="edge"), steps)
+    return replace(steps, axis=None), jnp.pad(weight, (0, short))
+
+
+def _sum(leaf: Array, axis: Any) -> Array:
+    """The sum over devices of what only one of them has; flags are numbers on the way."""
+    return jax.lax.psum(leaf.astype(jnp.int32), axis) > 0 if leaf.dtype == bool else jax.lax.psum(leaf, axis)
+
+
+def _own_steps(x: Any, axis: Any) -> Any:
+    """The steps of one device, as sequences that go on over the devices of an axis."""
+    if isinstance(x, Labelled):
+        return Labelled(_own_steps(x.x, axis), x.labels)
+    before = jax.lax.axis_index(axis) * x.steps
+    return replace(x, length=jnp.clip(x.length - before, 0, x.steps), axis=axis)
+
+
+def layout_of(model: Any, x: Any) -> Layout | None:
+    """How the rows of x, or the steps of its sequences, are spread over several devices; None if they are not.
+
+    Raises:
+        ValueError: steps are spread, of a model that needs them on one device.
+    """
+    values = getattr(x, "values", x)
+    mesh = mesh_of(values)
+    if mesh is None:
+        return None
+    mesh = Mesh(mesh.devices, mesh.axis_names)  # of the kind that leaves to the compiler what it can
+    for at, axis in enumerate((*values.sharding.spec, None)[: 2 if isinstance(x, Sequences) else 1]):
+        if axis is not None and np.prod([mesh.shape[name] for name in np.atleast_1d(axis)]) > 1:
+            if at and not isinstance(model, HMM):
+                raise ValueError(
+                    f"the steps of x are spread over devices; {type(model).__name__} needs all steps of a sequence on "
+                    "one: spread sequences"
+                )
+            return Layout(mesh, axis, steps=bool(at))
+    return None
+
+
+def dealt(model: Any, data: Any, weight: Array, devices: Sequence[Any]) -> tuple[Any, Array, Layout]:
+    """Data and weights on devices, made a multiple of their number: by rows of weight zero, or steps beyond the last.
+
+    Rows and sequences are spread; of an HMM with fewer sequences than devices, their steps.
+
+    Raises:
+        ValueError: no devices, or values that are not known yet.
+    """
+    if not len(devices):
+        raise ValueError("devices is empty; name at least one, or leave it out")
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(data)):
+        raise ValueError("devices cannot be named inside jit; put x on them before, with a NamedSharding")
+    x = data.x if isinstance(data, Labelled) else data
+    steps = isinstance(x, Sequences) and isinstance(model, HMM) and len(x) < len(devices)
+    layout = Layout(Mesh(np.array(devices), ("devices",)), "devices", steps)
+    short = -(x.steps if steps else len(weight)) % len(devices)
+
+    def longer(leaf: Array) -> Array:
+        if not steps or leaf.ndim > 1:
+            return jnp.pad(leaf, [(0, 0)] * steps + [(0, short)] + [(0, 0)] * (leaf.ndim - 1 - steps), mode="edge")
+        return leaf
+
+    weight = weight if steps else jnp.pad(weight, (0, short))
+    return *layout.spread((jax.tree.map(longer, data), weight)), layout
