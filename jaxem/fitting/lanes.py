@@ -27,7 +27,7 @@ from jaxem.pytree import module, replace, select
 from jaxem.sequences import Sequences
 
 MANY = 64
-"""Fewer lanes than this never get narrower."""
+"""Lanes get narrower if the queue would fill so many of them four times."""
 LARGE = 6_000
 """Rows x hidden states above which lanes run one after the other, each in its own cache, instead of side by side."""
 
@@ -113,7 +113,8 @@ class Queue:
         self.jobs = len(weight) * restarts
         self.pace = pace(member(starts, 0), x, weight.shape[1])
         self.width = min(lanes, self.pace.lanes, 1 << (self.jobs - 1).bit_length())
-        self.narrower = [self.width // part for part in self.pace.narrower] if self.width >= MANY else []
+        # Each width is a compilation, which the stragglers of a short queue do not repay.
+        self.narrower = [self.width // part for part in self.pace.narrower] if self.jobs >= 4 * MANY else []
         # On a device the flags are read one call late, so that it never waits for the host.
         self.late = 0 if jax.default_backend() == "cpu" else 1
 

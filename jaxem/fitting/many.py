@@ -93,6 +93,12 @@ def fit_many(
     with _Reporter(progress, problems) as report:
         fits = _run_all(queues, threads, report, stop)
     order = np.argsort(np.concatenate(indices), kind="stable")
+    return _in_order(fits, order)
+
+
+@jax.jit
+def _in_order(fits: list[Fit], order: Array) -> Fit:
+    """The results of all queues, as one and in the order given."""
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[order], *fits)
 
 
