@@ -27,7 +27,7 @@ from jaxem.fitting.turn import Lanes, choose, idle, member, prepare, take, turn
 from jaxem.sequences import Sequences
 
 MANY = 64
-"""Fewer lanes than this never get narrower."""
+"""Lanes get narrower if the queue would fill so many of them four times."""
 LARGE = 6_000
 """Rows x hidden states above which lanes run one after the other, each in its own cache, instead of side by side."""
 WIDEST = 8_192
@@ -149,7 +149,8 @@ class Queue:
         self.starts = jax.tree.map(jnp.asarray, starts)
         self.jobs = len(weight) * restarts
         self.width = min(lanes, 1 << (self.jobs - 1).bit_length())
-        self.narrower = [self.width // part for part in self.pace.narrower] if self.width >= MANY else []
+        # Each width is a compilation, which the stragglers of a short queue do not repay.
+        self.narrower = [self.width // part for part in self.pace.narrower] if self.jobs >= 4 * MANY else []
         self.compiling: Any = COMPILING[device]
         with self.compiling:
             self.problems, self.floor = prepare(solver, starts, x, weight, labels, prior, restarts=restarts)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from jaxem._version import version
 from jaxem.fitting.checkpoint import Checkpoint, Shelf
@@ -126,6 +127,12 @@ def fit_many(
     with Reporter(progress, problems) as report:
         fits = _run_all(queues, slots, home, keep is not None, report, stop)
     order = np.argsort(np.concatenate([part.batch.index[part.which] for part in parts]), kind="stable")
+    return _in_order(fits, order)
+
+
+@jax.jit
+def _in_order(fits: list[Fit], order: Array) -> Fit:
+    """The results of all queues, as one and in the order given."""
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[order], *fits)
 
 
