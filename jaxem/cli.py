@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from jaxem.kinds import Kind
     from jaxem.large_job import Assignments
     from jaxem.outcome import Outcome
+    from jaxem.processes import Peers
 
 INTERRUPTED = 130
 
@@ -145,6 +146,22 @@ Device = Annotated[str, _option("Fitting", "cpu, gpu or tpu; groups are dealt ou
 Restart = Annotated[
     bool, _option("Fitting", "Start over: forget the finished groups of a run that did not end.", "--restart")
 ]
+Coordinator = Annotated[
+    str,
+    _option(
+        "Processes",
+        "HOST:PORT at which process 0 listens. The command is started once for each process, with the same table, and "
+        "the same --out in a folder that all of them share.",
+    ),
+]
+Processes = Annotated[int | None, _option("Processes", "How many there are; groups are dealt out among them.", min=1)]
+Process = Annotated[
+    int | None, _option("Processes", "Which of them this is, from 0; that one writes the results.", min=0)
+]
+Distributed = Annotated[
+    bool,
+    _option("Processes", "Read all three from Slurm, Kubernetes, Open MPI or a Cloud TPU.", "--distributed"),
+]
 Components = Annotated[str, _option("Model", "Numbers of components to try: 1:6, or 2, or 1,2,4.")]
 States = Annotated[str, _option("Model", "Numbers of states to try: 1:4, or 2, or 1,2,4.")]
 Order = Annotated[
@@ -220,6 +237,10 @@ def fit(
     device: Device = "cpu",
     assign: Assign = False,
     restart: Restart = False,
+    coordinator: Coordinator = "",
+    processes: Processes = None,
+    process: Process = None,
+    distributed: Distributed = False,
 ) -> None:
     """Fit mixtures to every group of a table, and choose the number of components of each.
 
@@ -257,6 +278,10 @@ def hmm(
     device: Device = "cpu",
     assign: Assign = False,
     restart: Restart = False,
+    coordinator: Coordinator = "",
+    processes: Processes = None,
+    process: Process = None,
+    distributed: Distributed = False,
 ) -> None:
     """Fit hidden Markov models to the sequences of every group of a table, and choose the number of states of each.
 
@@ -324,13 +349,14 @@ def complain(message: str) -> int:
 
 def _fit(command: str, options: dict[str, Any]) -> int:
     """The work of `jaxem fit` and `jaxem hmm`; returns the exit status."""
-    from jaxem import job, parts, results
+    from jaxem import job, parts, processes, results
 
     columns, by = typed.split(options["columns"]), typed.split(options["by"])
     # A command without that option fits rows without order.
     order = options["order"].strip() if "order" in options else None
     sequence = typed.split(options.get("sequence", ""))
     typed.check_device(options["device"])
+    meeting = typed.meeting(options)
     typed.check_names(columns, by, {*results.OWN, *results.PARAMETERS, *typed.prefixed(columns, results.PARAMETERS)})
     kind = typed.families(options, columns)
     hidden = {"fit": "components", "hmm": "states"}[command]
@@ -343,10 +369,13 @@ def _fit(command: str, options: dict[str, Any]) -> int:
     typed.check_sizes(grouped, settings, hidden)
     typed.check_range(grouped, settings.dtype)
     results.check_folder(options["out"])
-    with parts.opened(options["out"], parts.described(command, options, grouped), options["restart"]) as kept:
+    described, together = parts.described(command, options, grouped), processes.met(meeting)
+    with parts.opened(options["out"], described, options["restart"], together) as kept:
         reading = time.perf_counter() - began
-        with _bar(*job.expected(grouped, settings)) as progress:
+        with _bar(*job.expected(grouped, settings), shown=kept.peers.index == 0) as progress:
             outcome = job.run(grouped, settings, progress, kept)
+        if kept.peers.index > 0:
+            return _conclude_share(outcome, kept.peers)
         _write(outcome, options, typed.again(command, options), reading, kept.advice)
         if not outcome.interrupted:
             kept.remove()
@@ -402,10 +431,10 @@ def _race(command: str, options: dict[str, Any]) -> int:
 
 @contextlib.contextmanager
 def _bar(
-    groups: int, fits: int | None = None, noun: str = "groups", verb: str = "fitting"
+    groups: int, fits: int | None = None, noun: str = "groups", verb: str = "fitting", shown: bool = True
 ) -> Iterator[Callable[[int, int], None] | None]:
     """A progress bar on stderr, of fits if their number is known; nothing at all if that is not a terminal."""
-    if not sys.stderr.isatty():
+    if not shown or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
@@ -507,6 +536,17 @@ def _conclude(outcome: Outcome, out: Path) -> int:
         f"jaxem: {fitted:,} of {groups:,} groups have a model, {converged:,} converged; {before}{outcome.fits:,} fits "
         f"in {in_words(outcome.seconds)} ({compiling}). Results are in {out}"
     )
+    return 0
+
+
+def _conclude_share(outcome: Outcome, peers: Peers) -> int:
+    """Of a process that is not the first."""
+    from jaxem.page import in_words
+
+    if outcome.interrupted:
+        raise KeyboardInterrupt
+    made = f"{outcome.fits:,} fits in {in_words(outcome.seconds)}"
+    typer.echo(f"jaxem: {peers} has done its share, {made}; process 0 puts the results together")
     return 0
 
 

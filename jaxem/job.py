@@ -81,30 +81,39 @@ def run(
         grouped: the rows, see `jaxem.tables`.
         settings: how to fit and choose.
         progress: called with (groups done, fits done), from several threads; `expected` says how many there will be.
-        parts: where finished slabs are kept; those that are there already are not fitted again.
+        parts: where finished slabs are kept; those that are there already are not fitted again. Of several processes
+            each fits its share, and process 0 returns all.
 
     Raises:
-        InputError: a finished slab cannot be kept.
+        InputError: a finished slab cannot be kept, or another process is gone.
     """
     began = time.perf_counter()
     outcome = Outcome.empty(grouped, settings)
     shapes = plan(grouped, outcome.fittable, settings.components, settings.restarts)
-    left = [slab for slab in shapes.slabs if parts is None or not _recall(outcome, parts, slab)]
-    outcome.before = sum(len(slab.groups) for slab in shapes.slabs) - sum(len(slab.groups) for slab in left)
+    mine, theirs = _shares(outcome, shapes.slabs, parts)
+    outcome.before = sum(len(slab.groups) for slab in shapes.slabs) - sum(len(slab.groups) for slab in mine + theirs)
     each = len(settings.components) * settings.restarts
     stop, tally = threading.Event(), _Tally(progress, outcome.before, outcome.before * each)
     free, outcome.workers = _free_devices(settings)
-    with compilation_seconds() as compiling, ThreadPoolExecutor(outcome.workers) as pool:
+    with contextlib.ExitStack() as held:
+        if parts is not None:
+            held.enter_context(parts.peers.watched(stop, parts.advice))
+        compiling = held.enter_context(compilation_seconds())
+        pool, waiting = (held.enter_context(ThreadPoolExecutor(threads)) for threads in (outcome.workers, 1))
         work = partial(_fit_slab, grouped, settings, shapes, free, stop, tally, parts)
-        futures = {pool.submit(work, slab): slab for slab in left}
+        futures = {pool.submit(work, slab): slab for slab in mine}
+        if parts is not None:
+            wait = partial(_await, parts, stop, tally, each)
+            futures |= {waiting.submit(wait, slab): slab for slab in theirs}
         try:
             _collect(outcome, futures)
         except KeyboardInterrupt:
             outcome.interrupted = True
             stop.set()
             _collect(outcome, futures)
-        finally:
+        except BaseException:
             stop.set()
+            raise
     outcome.seconds, outcome.compile_seconds, outcome.fits = time.perf_counter() - began, compiling(), tally.fits
     return outcome
 
@@ -124,12 +133,35 @@ def _free_devices(settings: Settings) -> tuple[queue.SimpleQueue[Any], int]:
     return free, len(devices)
 
 
-def _recall(outcome: Outcome, parts: Parts, slab: Slab) -> bool:
-    """Store what an earlier run found for a slab, if it did."""
-    result = parts.read(slab)
-    if result is not None:
-        outcome.store(slab, *result)
-    return result is not None
+def _shares(outcome: Outcome, slabs: list[Slab], parts: Parts | None) -> tuple[list[Slab], list[Slab]]:
+    """The slabs to fit in this process, and those to wait for; what an earlier run found is stored.
+
+    What is unfinished is dealt out in turn, so that also a second time each process has as much to do.
+    """
+    if parts is None:
+        return slabs, []
+    left = [slab for slab in slabs if slab.index not in parts.finished]
+    mine = left[parts.peers.index :: parts.peers.count]
+    if parts.peers.index > 0:
+        return mine, []
+    for slab in slabs:
+        if slab.index in parts.finished:
+            if (result := parts.read(slab)) is None:
+                mine.append(slab)
+            else:
+                outcome.store(slab, *result)
+    own = {slab.index for slab in mine}
+    return mine, [slab for slab in left if slab.index not in own]
+
+
+def _await(parts: Parts, stop: threading.Event, tally: _Tally, each: int, slab: Slab) -> Result | None:
+    """What another process finds for a slab, of so many fits for each group; None if it was stopped before."""
+    while (result := parts.read(slab)) is None:
+        if stop.wait(0.2):
+            return None
+    tally.fitted(slab.index, len(slab.groups) * each)
+    tally.finished(len(slab.groups))
+    return result
 
 
 def _fit_slab(

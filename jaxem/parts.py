@@ -22,11 +22,12 @@ from jaxem import files
 from jaxem._version import version
 from jaxem.errors import InputError
 from jaxem.outcome import Scores
+from jaxem.processes import Peers
 from jaxem.results import unwritable
 from jaxem.slabs import Slab
 from jaxem.tables import Grouped
 
-INCIDENTAL = ("table", "out", "workers", "restart")
+INCIDENTAL = ("table", "out", "workers", "restart", "coordinator", "processes", "process", "distributed")
 """Options that change no number in the results; of the table its rows count, not its name."""
 Result = tuple[Scores, np.ndarray, Any, Any]
 """Of a slab: scores, choice, models and where its rows belong, as `Outcome.store` takes them."""
@@ -38,9 +39,13 @@ class Parts:
 
     Attributes:
         out: the folder of the job's results.
+        peers: the processes that work on it.
+        finished: numbers of the slabs that were finished before they began.
     """
 
     out: Path
+    peers: Peers
+    finished: frozenset[int] = frozenset()
 
     @property
     def folder(self) -> Path:
@@ -56,6 +61,11 @@ class Parts:
     def advice(self) -> str:
         """What to do when the job ends before its time."""
         return f"the finished groups are in {self.folder}, from where the same command goes on"
+
+    @property
+    def lock(self) -> Path:
+        """The file that process 0 holds."""
+        return self.folder / "lock"
 
     def write(self, slab: Slab, result: Result) -> None:
         """Keep what was found for a slab.
@@ -79,16 +89,17 @@ class Parts:
         # Another jaxem may have put other groups together.
         return (Scores(*numbers), choice, models, belonging or None) if np.array_equal(groups, slab.groups) else None
 
-    def any(self) -> bool:
-        """Is a slab finished?"""
-        return any(self.folder.glob("slab-*.safetensors"))
+    def present(self) -> list[Path]:
+        """The files of all finished slabs."""
+        return sorted(self.folder.glob("slab-*.safetensors"))
 
     def remove(self) -> None:
         """Forget them; last of all whose they were, so that after a kill in between the rest is no riddle."""
-        for path in self.folder.glob("slab-*.safetensors"):
+        for path in self.present():
             path.unlink()
         files.sweep(self.folder)
         files.sweep(self.out)
+        self.peers.remove()
         self.owner.unlink(missing_ok=True)
 
     def _place(self, slab: Slab) -> Path:
@@ -144,37 +155,58 @@ def _said(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def opened(out: Path, job: dict[str, Any], restart: bool) -> Iterator[Parts]:
-    """The parts of a job, on which no other process works meanwhile.
+def opened(
+    out: Path,
+    job: dict[str, Any],
+    restart: bool,
+    together: contextlib.AbstractContextManager[tuple[int, int]],
+) -> Iterator[Parts]:
+    """The parts of a job, on which nobody but its own processes works meanwhile.
 
     Args:
         out: the folder of the job's results.
         job: as `described`.
         restart: forget what an earlier run finished.
+        together: where the processes meet, see `processes.met`: when it ends, process 0 has prepared the folder.
 
     Raises:
-        InputError: another job has finished groups there, or is at work there, or the folder cannot be written.
+        InputError: another job has finished groups there, or is at work there, or the folder cannot be written; a
+            process that has other options than process 0, or does not see its files.
     """
-    parts = Parts(out)
-    lock = parts.folder / "lock"
     with contextlib.ExitStack() as held:
-        try:
-            parts.folder.mkdir(exist_ok=True)
-            if not _locked(held.enter_context(lock.open("a"))):
-                raise InputError(
-                    f"--out {out}: another jaxem is at work there; wait until it has ended, or name another folder"
-                )
-            _begin(parts, job, restart)
-        except OSError as error:
-            raise unwritable(out, error, "name another folder") from error
+        with together as (index, count):
+            parts = Parts(out, Peers(out / "parts", index, count))
+            if index == 0:
+                _take(parts, job, restart, held)
+        if not parts.owner.exists():
+            raise InputError(
+                f"--out {out}: {parts.peers} does not see what process 0 has written there; all need the same folder"
+            )
+        found = _parsed(parts.owner)
+        if different := changes(found, _plain(job)):
+            raise InputError(f"{parts.peers} was started otherwise than process 0: {'; '.join(different)}")
+        parts = dataclasses.replace(parts, finished=frozenset(found["finished"]))
         try:
             yield parts
         except KeyboardInterrupt as interruption:
             raise KeyboardInterrupt(parts.advice) from interruption
-        if not parts.owner.exists():
-            lock.unlink()
+        if index == 0 and not parts.owner.exists():
+            parts.lock.unlink()
             with contextlib.suppress(OSError):  # what is there beside our own is none of our business
                 parts.folder.rmdir()
+
+
+def _take(parts: Parts, job: dict[str, Any], restart: bool, held: contextlib.ExitStack) -> None:
+    """Take the folder for this job, and keep it for as long as `held`."""
+    try:
+        parts.folder.mkdir(exist_ok=True)
+        if not _locked(held.enter_context(parts.lock.open("a"))):
+            raise InputError(
+                f"--out {parts.out}: another jaxem is at work there; wait until it has ended, or name another folder"
+            )
+        _begin(parts, job, restart)
+    except OSError as error:
+        raise unwritable(parts.out, error, "name another folder") from error
 
 
 def _locked(file: IO[str]) -> bool:
@@ -193,16 +225,22 @@ def _locked(file: IO[str]) -> bool:
 
 def _begin(parts: Parts, job: dict[str, Any], restart: bool) -> None:
     """Go on with the parts that are there if they are of this job; else begin with none."""
-    text = json.dumps(job, indent=1)
-    if parts.owner.exists() and parts.any() and not restart:
-        if found := changes(_parsed(parts.owner), json.loads(text)):
+    if parts.owner.exists() and parts.present() and not restart:
+        if found := changes(_parsed(parts.owner), _plain(job)):
             raise InputError(
                 f"--out {parts.out}: {parts.folder} has finished groups of another job ({'; '.join(found)}); give its "
                 "command to go on with it, --restart to start over, or another --out"
             )
     else:
         parts.remove()
-    files.write(parts.owner, text.encode())
+    parts.peers.remove()
+    finished = [int(path.stem.removeprefix("slab-")) for path in parts.present()]
+    files.write(parts.owner, json.dumps(job | {"finished": finished}, indent=1).encode())
+
+
+def _plain(job: dict[str, Any]) -> dict[str, Any]:
+    """As it comes back from a file."""
+    return json.loads(json.dumps(job))
 
 
 def _parsed(path: Path) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def check_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         probe = temporary(out / "probe")
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # a process elsewhere may have taken the same name
     except OSError as error:
         raise unwritable(out, error, "name another folder") from error
 

@@ -16,6 +16,7 @@ from jaxem.errors import InputError
 if TYPE_CHECKING:
     from jaxem import job, race_job
     from jaxem.kinds import Kind
+    from jaxem.processes import Meeting
     from jaxem.tables import Grouped
 
 MOST_COMPONENTS = 1000
@@ -67,6 +68,29 @@ def _check_words(options: dict[str, Any], *names: str) -> None:
             raise InputError(f"--{name} {options[name]}: choose from {', '.join(words[name])}{texts}")
     if not 0 <= options["tol"] < float("inf"):
         raise InputError(f"--tol {options['tol']}: it must be a number, zero or above")
+
+
+def meeting(options: dict[str, Any]) -> Meeting | None:
+    """Where the processes of this job meet; None if there is only this one."""
+    from jaxem.processes import Meeting
+
+    names = ("coordinator", "processes", "process")
+    given = [name for name in names if options[name] not in ("", None)]
+    if options["distributed"] and given:
+        raise InputError(f"--distributed reads from the cluster what --{given[0]} says; leave one of them out")
+    if options["distributed"]:
+        return Meeting()
+    if not given:
+        return None
+    if missing := [f"--{name}" for name in names if name not in given]:
+        raise InputError(f"--{given[0]} without {' and '.join(missing)}; processes of one job need all three")
+    address, count, index = (options[name] for name in names)
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise InputError(f"--coordinator {address}: write HOST:PORT, for example node1:9876")
+    if index >= count:
+        raise InputError(f"--process {index}: the {count} of --processes are numbered from 0 to {count - 1}")
+    return Meeting(address, count, index)
 
 
 def check_device(device: str) -> None:
