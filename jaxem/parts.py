@@ -27,7 +27,7 @@ from jaxem.results import unwritable
 from jaxem.slabs import Slab
 from jaxem.tables import Grouped
 
-INCIDENTAL = ("table", "out", "workers", "restart", "coordinator", "processes", "process", "distributed")
+INCIDENTAL = ("table", "out", "workers", "memory", "restart", "coordinator", "processes", "process", "distributed")
 """Options that change no number in the results; of the table its rows count, not its name."""
 Result = tuple[Scores, np.ndarray, Any, Any]
 """Of a slab: scores, choice, models and where its rows belong, as `Outcome.store` takes them."""
