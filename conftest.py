@@ -13,8 +13,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-# Tests compile thousands of tiny programs and run each of them once: with fewer passes, and with the code generator
-# that takes half as long over them. (XLA ends a process that names a flag it does not know; other versions do without.)
+# Tests compile thousands of tiny programs and run each of them once: with fewer passes, with the code generator that
+# takes half as long over them, and each in one piece, since the processes of the tests keep all cores busy anyway.
+# (XLA ends a process that names a flag it does not know; other versions do without.)
 jax.config.update("jax_disable_most_optimizations", True)
 if jax.__version__.startswith("0.10."):
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
+    flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"

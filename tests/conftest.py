@@ -46,11 +46,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in spared]
 
 
+def pytest_collection_finish() -> None:
+    """What was imported stays: the collector of garbage need not look through it again and again."""
+    gc.freeze()
+
+
 _count = itertools.count(1)
 
 
 def pytest_runtest_teardown() -> None:
     """Every compiled program holds memory maps, of which a process may have some 65,000: let them go now and then."""
-    if next(_count) % 40 == 0:
+    if next(_count) % 100 == 0:
         jax.clear_caches()
         gc.collect()

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -77,6 +78,11 @@ def m_step(model: Any, statistics: Any) -> Any:
 @jax.jit
 def expected_log_prob(model: Any, statistics: Any) -> Any:
     return model.expected_log_prob(statistics)
+
+
+@partial(jax.jit, static_argnums=2)
+def sample(model: Any, key: jax.Array, n: int) -> jax.Array:
+    return model.sample(key, n)
 
 
 def covariances(rng: Rng, *shape: int) -> np.ndarray:
@@ -346,7 +352,12 @@ def thoroughly(values: Any, *quick: Any) -> list[Any]:
 
 def perturbed(model: Any, rng: Rng, size: float = 0.2) -> Any:
     """Another model of the same kind, whose every parameter has moved and stayed inside its domain."""
-    return move(model, {name: rng.normal(size=np.shape(leaf)) * size for name, leaf in coordinates(model).items()})
+    return move(model, {name: step * size for name, step in direction(model, rng).items()})
+
+
+def direction(model: Any, rng: Rng) -> dict[str, np.ndarray]:
+    """Any one in which a model can `move`."""
+    return {name: rng.normal(size=np.shape(leaf)) for name, leaf in coordinates(model).items()}
 
 
 def coordinates(model: Any) -> dict[str, Any]:
@@ -354,6 +365,7 @@ def coordinates(model: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]}
 
 
+@jax.jit
 def move(model: Any, step: dict[str, Any]) -> Any:
     """The model moved along `step` in coordinates in which every step is feasible.
 

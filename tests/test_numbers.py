@@ -110,7 +110,7 @@ def test_duplicated_points(family: Any, rng: np.random.Generator, dtype: Any) ->
 @normal
 @pytest.mark.parametrize("value", [0.0, 7.0, 1e6])
 def test_all_points_equal(family: Any, value: float, dtype: Any) -> None:
-    fit = fitted(family, np.full((12, 2), value, dtype))
+    fit = fitted(family, np.full((60, 2), value, dtype))
     assert fit.words == "covariance_collapsed"
     np.testing.assert_allclose(fit.model.components.mean, value, rtol=1e-6)
 

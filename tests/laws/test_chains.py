@@ -46,8 +46,19 @@ def log_sum(values: np.ndarray) -> float:
 
 
 shapes = pytest.mark.parametrize(("steps", "states"), [(1, 3), (6, 1), (5, 3), (3, 9)])
-methods = pytest.mark.parametrize("method", ["scan", "blocked", "associative"])
+METHODS = ["scan", "blocked", "associative"]
+methods = pytest.mark.parametrize("method", METHODS)
 each_or_one = pytest.mark.parametrize("each", [False, True])
+
+
+@jax.jit
+def everything(*potentials: Any) -> Any:
+    return (
+        chains.log_normalizer(*potentials),
+        *(chains.forward_backward(*potentials, per_step=per_step) for per_step in (False, True)),
+        chains.viterbi(*potentials),
+        chains.filter(*potentials),
+    )
 
 
 @shapes
@@ -60,15 +71,13 @@ def test_everything_is_that_of_all_paths(steps: int, states: int, each: bool, rn
     moves = np.zeros((max(steps - 1, 0), states, states))
     for t in range(steps - 1):
         np.add.at(moves[t], (every[:, t], every[:, t + 1]), weight)
-    np.testing.assert_allclose(chains.log_normalizer(*potentials), log_sum(score), rtol=1e-12)
-    summed, apart = (chains.forward_backward(*potentials, per_step=per_step) for per_step in (False, True))
+    normalizer, summed, apart, (path, best), (value, filtered) = everything(*potentials)
+    np.testing.assert_allclose(normalizer, log_sum(score), rtol=1e-12)
     np.testing.assert_allclose(summed.marginals, marginals, atol=1e-12)
     np.testing.assert_allclose(summed.transitions, moves.sum(0), atol=1e-12)
     np.testing.assert_allclose(apart.transitions, moves, atol=1e-12)
-    path, best = chains.viterbi(*potentials)
     np.testing.assert_allclose(best, score.max(), rtol=1e-12)
     np.testing.assert_array_equal(path, every[np.argmax(score)])
-    value, filtered = chains.filter(*potentials)
     np.testing.assert_allclose(value, log_sum(score), rtol=1e-12)
     np.testing.assert_allclose(filtered[-1], marginals[-1], atol=1e-12)
 
@@ -95,30 +104,35 @@ def test_derivatives_are_those_of_the_plain_recursion(each: bool, rng: Rng) -> N
 def test_a_batch_is_a_loop(rng: Rng) -> None:
     """Under vmap, over any of the arguments, in value and gradient; and in two dimensions."""
     initial, transition, seen = (jnp.stack(p) for p in zip(*(chain(rng, 6, 3) for _ in range(4)), strict=True))
-    length = jnp.array([6, 1, 4, 5])
-    run = jax.value_and_grad(chains.log_normalizer, (0, 1, 2))
+    length, whole = jnp.array([6, 1, 4, 5]), jnp.array(6)
+    run = jax.jit(jax.value_and_grad(chains.log_normalizer, (0, 1, 2)))
     loop = [run(initial[i], transition[i], seen[i], length[i]) for i in range(4)]
     for a, b in zip(
-        jax.tree.leaves(jax.vmap(run)(initial, transition, seen, length)),
+        jax.tree.leaves(jax.jit(jax.vmap(run))(initial, transition, seen, length)),
         jax.tree.leaves(jax.tree.map(lambda *leaves: jnp.stack(leaves), *loop)),
         strict=True,
     ):
         np.testing.assert_allclose(a, b, atol=1e-12)
-    shared = jax.vmap(run, (None, None, 0))(initial[0], transition[0], seen)
-    np.testing.assert_allclose(shared[1][1][2], run(initial[0], transition[0], seen[2])[1][1], atol=1e-12)
-    square = jax.vmap(jax.vmap(chains.log_normalizer, (None, 0, None)), (0, None, 0))(initial, transition, seen)
-    np.testing.assert_allclose(square[3, 1], chains.log_normalizer(initial[3], transition[1], seen[3]), rtol=1e-12)
-    path, score = jax.vmap(chains.viterbi)(initial, transition, seen)
-    np.testing.assert_allclose(score[2], chains.viterbi(initial[2], transition[2], seen[2])[1], rtol=1e-12)
-    np.testing.assert_array_equal(path[2], chains.viterbi(initial[2], transition[2], seen[2])[0])
+    shared = jax.jit(jax.vmap(run, (None, None, 0)))(initial[0], transition[0], seen)
+    np.testing.assert_allclose(shared[1][1][2], run(initial[0], transition[0], seen[2], whole)[1][1], atol=1e-12)
+    square = jax.jit(jax.vmap(jax.vmap(chains.log_normalizer, (None, 0, None)), (0, None, 0)))
+    here, there = square(initial, transition, seen)[3, 1], run(initial[3], transition[1], seen[3], whole)[0]
+    np.testing.assert_allclose(here, there, rtol=1e-12)
+    path, score = jax.jit(jax.vmap(chains.viterbi))(initial, transition, seen)
+    alone = jax.jit(chains.viterbi)(initial[2], transition[2], seen[2])
+    np.testing.assert_allclose(score[2], alone[1], rtol=1e-12)
+    np.testing.assert_array_equal(path[2], alone[0])
+
+
+forward_backward = jax.jit(chains.forward_backward)
 
 
 def test_padding_masks_and_resets(rng: Rng) -> None:
     initial, transition, seen = chain(rng, 7, 3)
     bad = seen.copy()
     bad[4:] = np.nan
-    short = chains.forward_backward(initial, transition, seen[:4])
-    padded = chains.forward_backward(initial, transition, bad, 4)
+    short = forward_backward(initial, transition, seen[:4])
+    padded = forward_backward(initial, transition, bad, 4)
     np.testing.assert_allclose(padded.log_normalizer, short.log_normalizer, rtol=1e-14)
     np.testing.assert_allclose(padded.marginals[:4], short.marginals, rtol=1e-14)
     np.testing.assert_array_equal(padded.marginals[4:], 0)
@@ -138,12 +152,12 @@ def test_padding_masks_and_resets(rng: Rng) -> None:
 
     reset = np.array([False, False, True, False, False, True, False])
     every, score = paths(initial, transition, seen, reset)
-    together = chains.forward_backward(initial, transition, seen, reset=reset)
+    together = forward_backward(initial, transition, seen, reset=reset)
     np.testing.assert_allclose(together.log_normalizer, log_sum(score), rtol=1e-12)
-    parts = [chains.forward_backward(initial, transition, seen[a:b]) for a, b in ((0, 2), (2, 5), (5, 7))]
+    parts = [forward_backward(initial, transition, seen[a:b]) for a, b in ((0, 2), (2, 5), (5, 7))]
     np.testing.assert_allclose(together.marginals, np.concatenate([p.marginals for p in parts]), atol=1e-12)
     np.testing.assert_allclose(together.transitions, sum(p.transitions for p in parts), atol=1e-12)
-    path, best = chains.viterbi(initial, transition, seen, reset=reset)
+    path, best = jax.jit(chains.viterbi)(initial, transition, seen, reset=reset)
     np.testing.assert_allclose(best, score.max(), rtol=1e-12)
     np.testing.assert_array_equal(path, every[np.argmax(score)])
 
@@ -171,17 +185,23 @@ HOSTILE = {
 }
 
 
+@partial(jax.jit, static_argnums=0)
+def slope_and_best(method: str, *potentials: jax.Array) -> Any:
+    value = partial(chains.log_normalizer, method=method)
+    return jax.value_and_grad(value, 2)(*potentials), chains.viterbi(*potentials)[1]
+
+
 @methods
 @pytest.mark.parametrize("name", HOSTILE)
 def test_what_underflows_is_not_lost(name: str, method: str, dtype: Any) -> None:
     initial, transition, seen, truth = HOSTILE[name]
     with np.errstate(divide="ignore"):
         potentials = [jnp.asarray(p, dtype) for p in (np.log(initial), np.log(transition), np.asarray(seen, float))]
-    value, gradient = jax.jit(jax.value_and_grad(partial(chains.log_normalizer, method=method), 2))(*potentials)
+    (value, gradient), best = slope_and_best(method, *potentials)
     np.testing.assert_allclose(value, truth, rtol=2e-7 if dtype == jnp.float32 else 1e-12)
     assert np.isfinite(gradient).all()
     np.testing.assert_allclose(gradient.sum(1), np.isfinite(truth), atol=1e-5)
-    best = float(chains.viterbi(*potentials)[1])
+    best = float(best)
     assert best <= truth + 1e-6 * abs(truth) or best == truth
     assert best >= truth - len(seen) * np.log(2) - 1e-6 * abs(truth) or best == truth
 
@@ -237,10 +257,14 @@ def test_ways_agree(states: int, rng: Rng, dtype: Any) -> None:
         np.testing.assert_allclose(a, b, **fine)
 
 
-@methods
+@jax.jit
+def by_its_method(one: Chain) -> tuple[Any, Any]:
+    return normalizer.expectations(one), normalizer.filtered(one)
+
+
 @each_or_one
 @pytest.mark.parametrize("steps", [2, 3, 50])
-def test_methods_agree(steps: int, each: bool, method: str, rng: Rng, dtype: Any) -> None:
+def test_methods_agree(steps: int, each: bool, rng: Rng, dtype: Any) -> None:
     """With padding, resets and a structural zero; sequences of all lengths, one of them impossible."""
     initial, transition, _ = chain(rng, steps, 3, each)
     transition[..., 0, 2] = -INF
@@ -249,28 +273,27 @@ def test_methods_agree(steps: int, each: bool, method: str, rng: Rng, dtype: Any
     start = jnp.asarray(rng.random((steps, 5)) < 0.2).at[0].set(False)
     length = jnp.asarray([1, 2, steps, steps, steps - 1], jnp.int32)
     parts = (jnp.asarray(p, dtype) for p in (initial[:, None], transition[..., None], seen))
-    one = Chain(*parts, length, start, "scan")
-    wanted = jax.jit(normalizer.expectations)(one)
-    found = jax.jit(normalizer.expectations)(replace(one, method=method))
+    one = Chain(*parts, length, start)
     fine = {"rtol": 1e-11, "atol": 1e-11} if dtype == jnp.float64 else {"rtol": 2e-5, "atol": 2e-5}
-    for a, b in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
-        np.testing.assert_allclose(a, b, **fine)
-    ahead = [jax.jit(normalizer.filtered)(replace(one, method=m)) for m in (method, "scan")]
+    (wanted, ahead), *others = (by_its_method(replace(one, method=method)) for method in METHODS)
     there = ((np.arange(steps)[:, None] < np.asarray(length)) & np.isfinite(wanted[0]))[:, None]
-    np.testing.assert_allclose(ahead[0][0], ahead[1][0], **fine)
-    np.testing.assert_allclose(*(np.where(there, states, 0) for _, states in ahead), **fine)
+    for found, filtered in others:
+        for a, b in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
+            np.testing.assert_allclose(a, b, **fine)
+        np.testing.assert_allclose(filtered[0], ahead[0], **fine)
+        np.testing.assert_allclose(np.where(there, filtered[1], 0), np.where(there, ahead[1], 0), **fine)
 
 
 @methods
 def test_a_thousand_steps_far_below_every_float(method: str, rng: Rng, dtype: Any) -> None:
     """Against the recursion in log space, with transitions that are dense and that are not."""
+    run = jax.jit(partial(chains.forward_backward, method=method))
     for rare in (1e-3, 1e-60):
         transition = np.log(np.array([[1 - rare, rare], [rare, 1 - rare]]))
         seen = np.where(rng.random((1_000, 1)) < 0.5, [[-50.0, 0.0]], [[0.0, -50.0]])
         exact = np.log([0.5, 0.5]) + seen[0]
         for t in range(1, len(seen)):
             exact = np.array([log_sum(exact + transition[:, j]) for j in range(2)]) + seen[t]
-        run = jax.jit(partial(chains.forward_backward, method=method))
         found = run(*(jnp.asarray(p, dtype) for p in (np.log([0.5, 0.5]), transition, seen)))
         fine = 1e-12 if dtype == jnp.float64 else 3e-6
         np.testing.assert_allclose(found.log_normalizer, log_sum(exact), rtol=fine)
@@ -296,8 +319,8 @@ def test_potentials_need_not_be_normalised(shift: float, rng: Rng, dtype: Any) -
     initial, transition, seen = chain(rng, 20, 3)
     transition[1, 2] = -35.0
     potentials = [jnp.asarray(p, dtype) for p in (initial, transition, seen)]
-    shifted = chains.forward_backward(potentials[0], jnp.asarray(transition + shift, dtype), potentials[2])
-    plain = chains.forward_backward(*potentials)
+    shifted = forward_backward(potentials[0], jnp.asarray(transition + shift, dtype), potentials[2])
+    plain = forward_backward(*potentials)
     fine = 1e-12 if dtype == jnp.float64 else 1e-6
     wanted = float(plain.log_normalizer) + 19 * shift
     np.testing.assert_allclose(shifted.log_normalizer, wanted, rtol=fine, atol=fine * 19 * abs(shift))

@@ -114,8 +114,10 @@ def test_float32_stays_float32(example: Example) -> None:
         statistics = pullback(weight)
         return (
             log_prob, statistics, model.m_step(statistics), model.expected_log_prob(statistics), model.posterior(x),
-            jem.fit(model, x, max_steps=2), model.floor(x, weight), model.sample(jax.random.key(0), 3),
-            model.components.log_prob(x), model.observe(x), jax.grad(lambda model: model.log_prob(x).sum())(model),
+            model.floor(x, weight), model.sample(jax.random.key(0), 3), model.components.log_prob(x), model.observe(x),
+            jax.grad(lambda model: model.log_prob(x).sum())(model),
+            # What a fit adds to these steps knows no family.
+            example in FEW and jem.fit(model, x, max_steps=2),
             example.family and jem.Mixture.start(jax.random.key(0), example.family, x, 2, restarts=2),
         )  # fmt: skip
 
