@@ -1,6 +1,6 @@
 """Everything that is timed, with one command; correctness first, then medians and ratios from one run.
 
-    python benchmarks/run.py [small] [middling] [large] [limit] [hmm] [networks] [missing] [compiling] [rates]
+    python benchmarks/run.py [small] [middling] [large] [limit] [hmm] [networks] [missing] [compiling] [stream] [rates]
 
 prints a table for each and writes them into benchmarks/RESULTS.md, between the marks.
 """

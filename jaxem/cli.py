@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from jaxem.kinds import Kind
     from jaxem.large_job import Assignments
     from jaxem.outcome import Outcome
-    from jaxem.processes import Peers
+    from jaxem.processes import Meeting, Peers
 
 INTERRUPTED = 130
 
@@ -355,14 +355,14 @@ def _fit(command: str, options: dict[str, Any]) -> int:
     # A command without that option fits rows without order.
     order = options["order"].strip() if "order" in options else None
     sequence = typed.split(options.get("sequence", ""))
-    typed.check_device(options["device"])
     meeting = typed.meeting(options)
     typed.check_names(columns, by, {*results.OWN, *results.PARAMETERS, *typed.prefixed(columns, results.PARAMETERS)})
     kind = typed.families(options, columns)
     hidden = {"fit": "components", "hmm": "states"}[command]
     settings = typed.job_settings(options, hidden, kind.least)
     if command == "fit" and not by and _too_large(options, columns):
-        return _fit_large(options, kind, settings)
+        return _fit_large(options, kind, settings, meeting)
+    typed.check_device(options["device"])
     began = time.perf_counter()
     null, missing = typed.split(options["null"]), options["missing"]
     grouped = typed.read(options["table"], kind, by, null, order, sequence, missing)
@@ -396,18 +396,26 @@ def _too_large(options: dict[str, Any], columns: list[str]) -> bool:
     return needed > budget
 
 
-def _fit_large(options: dict[str, Any], kind: Kind, settings: job.Settings) -> int:
-    """The work of `jaxem fit` on one table that is larger than memory; returns the exit status."""
-    from jaxem import job, large_job, results
+def _fit_large(options: dict[str, Any], kind: Kind, settings: job.Settings, meeting: Meeting | None) -> int:
+    """The work of `jaxem fit` on one table that is larger than memory; returns the exit status.
 
+    Of several processes each works on a share of the rows, in every step.
+    """
+    from jaxem import job, large_job, processes, results
+
+    share = (0, 1) if meeting is None else processes.join(meeting)
+    typed.check_device(options["device"])
     began, out = time.perf_counter(), options["out"]
     results.check_folder(out)
     null = typed.split(options["null"])
-    with large_job.read(options["table"], kind, null, options["missing"], settings.dtype, out) as table:
+    with large_job.read(options["table"], kind, null, options["missing"], settings.dtype, out, share) as table:
         typed.check_sizes(table.grouped, settings, "components")
         reading = time.perf_counter() - began
-        with _bar(*job.expected(table.grouped, settings)) as progress:
+        with _bar(*job.expected(table.grouped, settings), shown=share[0] == 0) as progress:
             outcome, assignments = large_job.run(table, settings, progress)
+        processes.part(meeting)
+        if share[0] > 0:
+            return _conclude_share(outcome, processes.Peers(out, *share))
         _write(outcome, options, typed.again("fit", options), reading, "name another folder", assignments)
     return _conclude(outcome, out)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ import pyarrow as pa
 import jaxem as jem
 from jaxem import job, priors, results, selection, tables
 from jaxem.errors import InputError, RowError
+from jaxem.fitting import together
 from jaxem.fitting.batches import ROWS, Batches, read_ahead, record_batches
 from jaxem.fitting.fit import best
 from jaxem.fitting.stream import fit_starts, surveyed
@@ -93,12 +95,15 @@ class Table:
         grouped: some of them.
         rows: `[n, D]` those that count, as numbers of the type `dtype`, one after the other.
         counts: for each row of the table a byte: does it count?
+        share: which of several processes this is, and how many there are. The batches are dealt out in turn; a process
+            keeps only its own, and process 0 all, because in the end it says where each row belongs.
     """
 
     grouped: Sample
     rows: Path
     counts: Path
     dtype: np.dtype
+    share: tuple[int, int]
 
     @property
     def batches(self) -> Batches:
@@ -106,9 +111,12 @@ class Table:
         return Batches(self._batches)
 
     def _batches(self) -> Iterator[np.ndarray]:
+        index, processes = self.share
+        others = ROWS * (processes - 1) if index == 0 else 0
         with self.rows.open("rb") as file:
             while len(batch := self.some(file, ROWS)):
                 yield batch
+                file.seek(others * len(self.grouped.kind.columns) * self.dtype.itemsize, os.SEEK_CUR)
 
     def some(self, file: BinaryIO, rows: int) -> np.ndarray:
         """The next rows of an open file, as a family reads them."""
@@ -117,22 +125,40 @@ class Table:
 
 
 @contextlib.contextmanager
-def read(source: str | Path, kind: Kind, null: Sequence[str], missing: str, dtype: str, out: Path) -> Iterator[Table]:
+def read(
+    source: str | Path,
+    kind: Kind,
+    null: Sequence[str],
+    missing: str,
+    dtype: str,
+    out: Path,
+    share: tuple[int, int] = (0, 1),
+) -> Iterator[Table]:
     """The rows of a table, checked as `tables.group` does, in files in the folder `out` that are gone in the end.
+
+    Of several processes each reads the whole table, and keeps its `share`.
 
     Raises:
         InputError: as `tables.read` and `tables.group`, and `typed.check_range`.
     """
     with tempfile.TemporaryDirectory(prefix=".rows.", dir=out) as folder:
         try:
-            table = _read(source, kind, null, missing, np.dtype(dtype), Path(folder))
+            table = _read(source, kind, null, missing, np.dtype(dtype), Path(folder), share)
         except OSError as error:
             reason = error.strerror or error
             raise InputError(f"--out {out}: the rows cannot be kept there ({reason}); name another folder") from error
         yield table
 
 
-def _read(source: str | Path, kind: Kind, null: Sequence[str], missing: str, dtype: np.dtype, folder: Path) -> Table:
+def _read(
+    source: str | Path,
+    kind: Kind,
+    null: Sequence[str],
+    missing: str,
+    dtype: np.dtype,
+    folder: Path,
+    share: tuple[int, int],
+) -> Table:
     path, _ = tables.opened(source, {"--columns": kind.columns})
     whole, before = missing == "drop" or kind.whole_rows, _categories(path, kind)
     sample, known, levels = Spaced(), np.zeros(len(kind.columns), bool), []
@@ -151,7 +177,8 @@ def _read(source: str | Path, kind: Kind, null: Sequence[str], missing: str, dty
             partly += int((tables.counting(x, False) & ~tables.counting(x, True)).sum())
             cells += int(np.isnan(x[count]).sum())
             sample.add((x[count], number[count]))
-            rows.write(np.ascontiguousarray(x[count], dtype).data)
+            kept = x[count] if share[0] == 0 else x[count][_turns(n, int(count.sum())) % share[1] == share[0]]
+            rows.write(np.ascontiguousarray(kept, dtype).data)
             counts.write(count.data)
             total, n = total + len(x), n + int(count.sum())
     if not total:
@@ -171,7 +198,12 @@ def _read(source: str | Path, kind: Kind, null: Sequence[str], missing: str, dty
         partly=partly,
         cells=cells,
     )
-    return Table(grouped, folder / "rows", folder / "counts", dtype)
+    return Table(grouped, folder / "rows", folder / "counts", dtype, share)
+
+
+def _turns(before: int, rows: int) -> np.ndarray:
+    """Of so many rows, the numbers of the batches they are in."""
+    return (before + np.arange(rows)) // ROWS
 
 
 def _frames(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
@@ -233,8 +265,25 @@ def run(
 ) -> tuple[Outcome, Assignments | None]:
     """Fit mixtures to all rows of a table, and choose one; and where every row belongs, if that was asked for.
 
-    As `job.run`, for one group.
+    As `job.run`, for one group. Several processes come to the same result.
+
+    Raises:
+        InputError: another process is gone.
     """
+    try:
+        return _run(table, settings, progress)
+    except jax.errors.JaxRuntimeError as error:
+        if table.share[1] == 1:
+            raise
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"another of the {table.share[1]} processes is gone ({reason}); run all of them again"
+        ) from None
+
+
+def _run(
+    table: Table, settings: job.Settings, progress: Callable[[int, int], None] | None
+) -> tuple[Outcome, Assignments | None]:
     began = time.perf_counter()
     outcome, grouped = Outcome.empty(table.grouped, settings), table.grouped
     shapes = plan(grouped, outcome.fittable, settings.components, settings.restarts)
@@ -245,7 +294,9 @@ def run(
     with job.compilation_seconds() as compiling, jax.enable_x64(wide), jax.default_device(device):
         starts = job.starting_models(grouped.kind, settings, slab, *stack(grouped, slab, settings.dtype))
         fits: list[tuple[Any, ...]] = []
-        found = surveyed(_together([starts[settings.components[0]]]), table.batches, prior)
+        found = surveyed(
+            _together([starts[settings.components[0]]]), table.batches, prior, processes=table.share[1] > 1
+        )
         for capacity, counts in shapes.capacities:
             models = _together([narrow(starts[k], capacity) for k in counts])
             tried = fit_starts(
@@ -280,7 +331,8 @@ def _entropies(table: Table, found: Survey, models: list[Any]) -> np.ndarray:
     parts = [
         np.asarray(_undecided(models, x, weight), float) for x, weight, _ in read_ahead(table.batches, found.laid_out)
     ]
-    return np.sum(parts, axis=0)[None]
+    own = np.sum(parts, axis=0)
+    return np.asarray(together.joined(own, jnp.add) if found.shared else own)[None]
 
 
 @jax.jit
@@ -308,11 +360,12 @@ class Assignments:
                 writer.write_table(piece)
 
     def _frames(self) -> Iterator[pl.DataFrame]:
-        wide, before = self.outcome.settings.dtype == "float64", 0
+        settings, before = self.outcome.settings, 0
+        device, wide = jax.local_devices(backend=settings.device)[0], settings.dtype == "float64"
         with self.table.rows.open("rb") as rows, self.table.counts.open("rb") as counts:
             while len(count := np.fromfile(counts, bool, ROWS)):
                 numbers = np.flatnonzero(count)
-                with jax.enable_x64(wide), jax.default_device(jax.devices("cpu")[0]):
+                with jax.enable_x64(wide), jax.default_device(device):
                     component, probability = self._belonging(self.table.some(rows, len(numbers)))
                 grouped = dataclasses.replace(
                     self.table.grouped, row=numbers + 1, group_of=np.zeros(len(count), np.int64)

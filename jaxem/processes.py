@@ -70,6 +70,14 @@ def join(meeting: Meeting) -> tuple[int, int]:
         raise InputError(f"{meeting}: {what}") from error
 
 
+def part(meeting: Meeting | None) -> None:
+    """The end of what `join` began: all leave together, so that what each does afterwards may take its time."""
+    import jax
+
+    if meeting is not None:
+        jax.distributed.shutdown()
+
+
 @contextlib.contextmanager
 def met(meeting: Meeting | None) -> Iterator[tuple[int, int]]:
     """Which process this is, and of how many, once all have come; at the end they wait for each other again.
