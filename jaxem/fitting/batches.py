@@ -42,8 +42,8 @@ def batches(source: Any, columns: Sequence[str] | None = None, *, weight: Any = 
         rows: of a batch; the last may have fewer.
 
     Returns:
-        Something to iterate over, as often as you like: arrays `[rows, D]`, or pairs of these and `[rows]` weights. From
-        Parquet and Arrow they are float32 if all columns are (or float16), else float64; others are as they were.
+        Something to iterate over, as often as you like: arrays `[rows, D]`, or pairs of these and `[rows]` weights.
+        From Parquet and Arrow they are float32 if all columns are (or float16), else float64.
 
     Raises:
         TypeError: a source of another kind.
