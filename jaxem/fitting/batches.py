@@ -42,8 +42,8 @@ def batches(source: Any, columns: Sequence[str] | None = None, *, weight: Any = 
         rows: of a batch; the last may have fewer.
 
     Returns:
-        Something to iterate over, as often as you like: `[rows, D]` float arrays, or pairs of these and `[rows]`
-        weights. float32 stays float32; everything else becomes float64.
+        Something to iterate over, as often as you like: arrays `[rows, D]`, or pairs of these and `[rows]` weights.
+        From Parquet and Arrow they are float32 if all columns are (or float16), else float64.
 
     Raises:
         TypeError: a source of another kind.
@@ -57,7 +57,7 @@ def batches(source: Any, columns: Sequence[str] | None = None, *, weight: Any = 
         raise ValueError(f"rows is {rows}; it must be a whole number above zero")
     paths = _paths(source)
     if paths and all(path.suffix in PARQUET + ARROW for path in paths):
-        names = _columns(paths[0], columns)
+        names = _columns(paths[0], columns, weight)
         return Batches(lambda: _of_tables(paths, names, weight, rows))
     if not all(path.suffix == ".npy" for path in paths):
         known = ", ".join([*PARQUET, *ARROW, ".npy"])
@@ -89,13 +89,13 @@ def _of_arrays(arrays: Sequence[Any], weight: Any, rows: int) -> Iterator[Any]:
             at += len(x)
 
 
-def _columns(path: Path, columns: Sequence[str] | None) -> list[str]:
-    """The names of the columns to read."""
+def _columns(path: Path, columns: Sequence[str] | None, weight: str | None) -> list[str]:
+    """The names of the columns to fit: if none are named all, but for that of the weights."""
     present = _schema(path).names
     for name in columns or ():
         if name not in present:
             raise ValueError(f"columns: {path} has no column {name}; it has {', '.join(present)}")
-    return list(columns or present)
+    return list(columns or [name for name in present if name != weight])
 
 
 def _of_tables(paths: Sequence[Path], names: list[str], weight: str | None, rows: int) -> Iterator[Any]:

@@ -117,6 +117,9 @@ class Survey:
             ours, theirs = (f"shape {shape} and type {dtype}" for shape, dtype in (like, self.like))
             raise ValueError(f"its rows have {ours}, those before it {theirs}; all must be alike")
         self.sample.add((x, weight))
+        if isinstance(x, Sequences):
+            self.steps, self.masked = max(self.steps, x.steps), self.masked or x.mask is not None
+        self.hidden = tuple(sorted({*self.hidden, *getattr(x, "hidden", ())}))
         x, weight = counting(x, weight)
         if not len(x):
             return
@@ -125,9 +128,6 @@ class Survey:
             self.patterns = max(self.patterns, getattr(x, "patterns", 0))
             self.model.check(x, jnp.asarray(weight), ALL_ELSEWHERE if self.prior is None else self.prior)
         self.most, self.counted = max(self.most, len(x)), self.counted + len(x)
-        if isinstance(x, Sequences):
-            self.steps, self.masked = max(self.steps, x.steps), self.masked or x.mask is not None
-        self.hidden = tuple(sorted({*self.hidden, *getattr(x, "hidden", ())}))
         self.total += float(np.sum(weight, dtype=float))
         self.observations += float(_observations(self.model, x, jnp.asarray(weight)))
 

@@ -18,7 +18,8 @@ class Solver:
     - `init(model, x, weight, prior) -> state`;
     - `step(model, state, x, weight, prior) -> (the next model, state, log-likelihood of the model that came in)`.
 
-    What you get: `fit` and `fit_many`, with their stopping rule, statuses and lanes.
+    What you get: `fit` and `fit_many`, with their stopping rule, statuses and lanes; and `fit_stream`, if a step looks
+    at its rows by one call of `solvers.em.expectation` and no other way.
 
     Attributes:
         monotone: does the objective never fall? If it need not, a fall is no failure.
