@@ -173,7 +173,8 @@ class Peers:
         for beat in itertools.count():
             self._show(str(beat))
             for other in list(signs):
-                before, sign = signs[other], self._seen(other)
+                before = signs[other]
+                sign = self._seen(other, before)
                 if sign == DONE:
                     del signs[other]
                 elif sign != before and sign is not None:
@@ -194,11 +195,14 @@ class Peers:
         with contextlib.suppress(OSError):  # a full disk is told of where it matters; process 0 may have tidied up
             path.unlink() if sign is None else path.write_text(sign)
 
-    def _seen(self, process: int) -> str | None:
+    def _seen(self, process: int, before: str | None) -> str | None:
+        """Its sign, None if there is none; what was seen before if the folder cannot be reached for a moment."""
         try:
             return self._sign(process).read_text()
         except FileNotFoundError:
             return None
+        except OSError:
+            return before
 
 
 if __name__ == "__main__":
