@@ -84,26 +84,33 @@ def met(meeting: Meeting | None) -> Iterator[tuple[int, int]]:
     sent = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
-    timer = threading.Timer(WAIT, sent.kill)
+    late = threading.Event()
+
+    def give_up() -> None:
+        late.set()
+        sent.kill()
+
+    timer = threading.Timer(WAIT, give_up)
     timer.start()
+    ended = f"{meeting}: another process ended before the work began; see what it says"
     with sent:
         try:
             found = json.loads((sent.stdout and sent.stdout.readline()) or "null")
             timer.cancel()
-            if found is None:
+            if found is None and late.is_set():
                 raise InputError(
                     f"{meeting}: not all processes have come within {WAIT:g} s; see that each was started, and that it "
                     "reaches process 0 at that address"
                 )
-            if isinstance(found, str):
-                raise InputError(found)
+            if not isinstance(found, list):
+                raise InputError(found or ended)
             yield tuple(found)
             sent.communicate()
         finally:
             timer.cancel()
             sent.kill()
     if sent.returncode:
-        raise InputError(f"{meeting}: another process ended before the work began; see what it says")
+        raise InputError(ended)
 
 
 def _meet() -> None:
