@@ -379,7 +379,7 @@ def _fit(command: str, options: dict[str, Any]) -> int:
         _write(outcome, options, typed.again(command, options), reading, kept.advice)
         if not outcome.interrupted:
             kept.remove()
-    return _conclude(outcome, options["out"])
+    return _conclude(outcome, options["out"], kept.peers.count)
 
 
 def _too_large(options: dict[str, Any], columns: list[str]) -> bool:
@@ -521,7 +521,7 @@ def _files(
         raise results.unwritable(out, error, advice) from error
 
 
-def _conclude(outcome: Outcome, out: Path) -> int:
+def _conclude(outcome: Outcome, out: Path, processes: int) -> int:
     from jaxem.page import in_words
 
     fitted, groups, grouped = int((outcome.choice >= 0).sum()), len(outcome.choice), outcome.grouped
@@ -539,10 +539,11 @@ def _conclude(outcome: Outcome, out: Path) -> int:
         typer.echo(f"jaxem: none of {groups:,} groups could be fitted; {why}. Results are in {out}")
         return 0
     before = f"{outcome.before:,} of the groups were done before; " if outcome.before else ""
-    compiling = f"{in_words(outcome.compile_seconds)} of compilation over {outcome.workers} workers"
+    several, first = (f" by {processes} processes", " of the first") if processes > 1 else ("", "")
+    compiling = f"{in_words(outcome.compile_seconds)} of compilation over {outcome.workers} workers{first}"
     typer.echo(
-        f"jaxem: {fitted:,} of {groups:,} groups have a model, {converged:,} converged; {before}{outcome.fits:,} fits "
-        f"in {in_words(outcome.seconds)} ({compiling}). Results are in {out}"
+        f"jaxem: {fitted:,} of {groups:,} groups have a model, {converged:,} converged; {before}{outcome.fits:,} fits"
+        f"{several} in {in_words(outcome.seconds)} ({compiling}). Results are in {out}"
     )
     return 0
 

@@ -91,7 +91,6 @@ def run(
     outcome = Outcome.empty(grouped, settings)
     shapes = plan(grouped, outcome.fittable, settings.components, settings.restarts)
     mine, theirs = _shares(outcome, shapes.slabs, parts)
-    outcome.before = sum(len(slab.groups) for slab in shapes.slabs) - sum(len(slab.groups) for slab in mine + theirs)
     each = len(settings.components) * settings.restarts
     stop, tally = threading.Event(), _Tally(progress, outcome.before, outcome.before * each)
     free, outcome.workers = _free_devices(settings)
@@ -136,7 +135,7 @@ def _free_devices(settings: Settings) -> tuple[queue.SimpleQueue[Any], int]:
 def _shares(outcome: Outcome, slabs: list[Slab], parts: Parts | None) -> tuple[list[Slab], list[Slab]]:
     """The slabs to fit in this process, and those to wait for; what an earlier run found is stored.
 
-    What is unfinished is dealt out in turn, so that also a second time each process has as much to do.
+    What is unfinished is dealt out in turn, so that each process has as much to do when a job goes on, too.
     """
     if parts is None:
         return slabs, []
@@ -150,8 +149,8 @@ def _shares(outcome: Outcome, slabs: list[Slab], parts: Parts | None) -> tuple[l
                 mine.append(slab)
             else:
                 outcome.store(slab, *result)
-    own = {slab.index for slab in mine}
-    return mine, [slab for slab in left if slab.index not in own]
+                outcome.before += len(slab.groups)
+    return mine, [slab for turn, slab in enumerate(left) if turn % parts.peers.count]
 
 
 def _await(parts: Parts, stop: threading.Event, tally: _Tally, each: int, slab: Slab) -> Result | None:

@@ -92,26 +92,33 @@ def met(meeting: Meeting | None) -> Iterator[tuple[int, int]]:
     sent = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
-    timer = threading.Timer(WAIT, sent.kill)
+    late = threading.Event()
+
+    def give_up() -> None:
+        late.set()
+        sent.kill()
+
+    timer = threading.Timer(WAIT, give_up)
     timer.start()
+    ended = f"{meeting}: another process ended before the work began; see what it says"
     with sent:
         try:
             found = json.loads((sent.stdout and sent.stdout.readline()) or "null")
             timer.cancel()
-            if found is None:
+            if found is None and late.is_set():
                 raise InputError(
                     f"{meeting}: not all processes have come within {WAIT:g} s; see that each was started, and that it "
                     "reaches process 0 at that address"
                 )
-            if isinstance(found, str):
-                raise InputError(found)
+            if not isinstance(found, list):
+                raise InputError(found or ended)
             yield tuple(found)
             sent.communicate()
         finally:
             timer.cancel()
             sent.kill()
     if sent.returncode:
-        raise InputError(f"{meeting}: another process ended before the work began; see what it says")
+        raise InputError(ended)
 
 
 def _meet() -> None:
@@ -181,7 +188,8 @@ class Peers:
         for beat in itertools.count():
             self._show(str(beat))
             for other in list(signs):
-                before, sign = signs[other], self._seen(other)
+                before = signs[other]
+                sign = self._seen(other, before)
                 if sign == DONE:
                     del signs[other]
                 elif sign != before and sign is not None:
@@ -202,11 +210,14 @@ class Peers:
         with contextlib.suppress(OSError):  # a full disk is told of where it matters; process 0 may have tidied up
             path.unlink() if sign is None else path.write_text(sign)
 
-    def _seen(self, process: int) -> str | None:
+    def _seen(self, process: int, before: str | None) -> str | None:
+        """Its sign, None if there is none; what was seen before if the folder cannot be reached for a moment."""
         try:
             return self._sign(process).read_text()
         except FileNotFoundError:
             return None
+        except OSError:
+            return before
 
 
 if __name__ == "__main__":

@@ -91,6 +91,7 @@ def test_four_processes_lose_one_and_two_go_on_to_what_one_finds(table: Path, tm
     assert (status, said) == (other, nothing) == (0, "")
     assert "jaxem: 6,200 of 6,200 groups have a model, " in told
     assert "of the groups were done before" in told
+    assert " fits by 2 processes in " in told
     assert share.startswith("jaxem: process 1 of 2 has done its share, ")
     assert sorted(os.listdir(shared)) == ["models.parquet", "report.html", "selection.parquet"]
     for name in ("models.parquet", "selection.parquet"):
