@@ -417,7 +417,7 @@ def _fit_large(options: dict[str, Any], kind: Kind, settings: job.Settings, meet
         if share[0] > 0:
             return _conclude_share(outcome, processes.Peers(out, *share))
         _write(outcome, options, typed.again("fit", options), reading, "name another folder", assignments)
-    return _conclude(outcome, out)
+    return _conclude(outcome, out, share[1])
 
 
 def _race(command: str, options: dict[str, Any]) -> int:
