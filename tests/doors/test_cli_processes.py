@@ -34,7 +34,9 @@ def table(tmp_path: Path) -> Path:
     return tmp_path / "t.parquet"
 
 
-def start(table: Path, out: Path, count: int = 1, devices: int = 1) -> list[subprocess.Popen[str]]:
+def start(
+    table: Path, out: Path, count: int = 1, devices: int = 1, options: str = OPTIONS
+) -> list[subprocess.Popen[str]]:
     """The real command, once for each process; compiled as in this process, so that they share what is cached."""
     with socket.create_server(("localhost", 0)) as free:
         address = f"localhost:{free.getsockname()[1]}"
@@ -45,7 +47,7 @@ def start(table: Path, out: Path, count: int = 1, devices: int = 1) -> list[subp
     }
     if devices > 1:
         env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-    command = [sys.executable, "-m", "jaxem.cli", "fit", str(table), *OPTIONS.split(), "--out", str(out), *several]
+    command = [sys.executable, "-m", "jaxem.cli", "fit", str(table), *options.split(), "--out", str(out), *several]
     return [
         subprocess.Popen(
             [*command, "--process", str(i)] if several else command,
@@ -96,6 +98,26 @@ def test_four_processes_lose_one_and_two_go_on_to_what_one_finds(table: Path, tm
     assert sorted(os.listdir(shared)) == ["models.parquet", "report.html", "selection.parquet"]
     for name in ("models.parquet", "selection.parquet"):
         assert (shared / name).read_bytes() == (alone / name).read_bytes()
+
+
+@pytest.mark.timeout(600)
+def test_two_processes_share_the_rows_of_one_large_table(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    table, options = tmp_path / "t.parquet", "--columns x --family poisson --components 2 --restarts 1 --prior none"
+    # Three batches: process 0 has two of them, in each step.
+    pl.DataFrame({"x": rng.poisson(rng.choice([2, 9], 140_000))}).write_parquet(table)
+    options += " --memory 1MB --max-steps 3 --assign"
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    assert CliRunner().invoke(cli.app, ["fit", str(table), *options.split(), "--out", str(alone)]).exit_code == 0
+    (status, _, _), (other, share, _) = ended(start(table, shared, count=2, options=options))
+    assert (status, other) == (0, 0)
+    assert "jaxem: process 1 of 2 has done its share, " in share
+    one, both = (pl.read_parquet(out / "models.parquet") for out in (alone, shared))
+    np.testing.assert_allclose(both["log_likelihood"], one["log_likelihood"], rtol=1e-12)
+    np.testing.assert_allclose(both["icl"], one["icl"], rtol=1e-12)
+    assert both["steps"].to_list() == one["steps"].to_list() == [3]
+    rows = [pl.read_parquet(out / "assignments.parquet") for out in (alone, shared)]
+    assert rows[0]["component"].to_list() == rows[1]["component"].to_list()
 
 
 BAD = {
