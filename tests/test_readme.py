@@ -1,4 +1,4 @@
-"""The README is executed: every Python block runs, in order, and every `expression  # value` in it is true."""
+"""Pages that are executed: every Python block runs, in order, and every `expression  # value` in it is true."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ import pages
 PAGES = sorted([*pages.ROOT.glob("*.md"), *pages.ROOT.glob("docs/*.md")])
 
 
-def test_every_block_of_the_readme_runs_and_tells_the_truth() -> None:
+@pytest.mark.parametrize(("page", "devices"), [("README.md", 1), ("docs/scaling.md", 4)])
+def test_every_block_runs_and_tells_the_truth(page: str, devices: int) -> None:
     # In an interpreter of its own: a reader has neither 64-bit types nor strict promotion switched on.
-    readme = pages.ROOT / "README.md"
-    assert len(pages.python_blocks(readme)) >= 6
-    command = [sys.executable, pages.__file__, str(readme)]
-    path = os.pathsep.join([str(pages.ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = {**pages.quickly_compiled(), "PYTHONPATH": path}
+    path = pages.ROOT / page
+    assert len(pages.python_blocks(path)) >= 6
+    command = [sys.executable, pages.__file__, str(path)]
+    found = os.pathsep.join([str(pages.ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**pages.quickly_compiled(), "PYTHONPATH": found, "JAX_NUM_CPU_DEVICES": str(devices)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
 
