@@ -337,7 +337,7 @@ def _run(command: str, options: dict[str, Any]) -> None:
     except InputError as error:
         raise typer.Exit(complain(str(error))) from None
     except KeyboardInterrupt as interruption:
-        typer.echo(f"jaxem: interrupted; {interruption or 'nothing was written'}", err=True)
+        typer.echo(f"jaxem: interrupted; {str(interruption) or 'nothing was written'}", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 

@@ -20,6 +20,7 @@ import optax
 import pytest
 
 import jaxem as jem
+from families import THOROUGH
 from jaxem.fitting import checkpoint, lanes, many
 from jaxem.fitting.fingerprint import fingerprint
 from jaxem.pytree import module
@@ -179,11 +180,11 @@ CHILD = """
 import sys
 import jax
 import numpy as np
-from jaxem.fitting import batches
+from jaxem.fitting import stacks
 from test_checkpoint import checkpoint, fit, lanes, many, problems
 checkpoint.SECONDS, checkpoint.SHARE = 0, 1e9
 lanes.LARGE, many.os.cpu_count = 0, lambda: 2  # two threads
-batches.SHAPE = 0  # both lengths
+stacks.SHAPE = 0  # both lengths
 starts, xs = problems(gaps=True)
 fits = fit(starts, xs, lanes=2, checkpoint=sys.argv[1])
 whole = fit(starts, xs, lanes=2)
@@ -208,7 +209,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bits(tmp_path: Path) -> No
     def saves() -> set[Path]:
         return set(folder.glob("queue_*/[1-9]*"))
 
-    for _ in range(3):
+    for _ in range(3 if THOROUGH else 1):
         before = saves()
         child = subprocess.Popen(program, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         while not saves() - before:

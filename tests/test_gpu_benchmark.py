@@ -22,6 +22,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return gpu
 
 
+@pytest.mark.thorough
 def test_every_kind_of_case_runs(gpu: ModuleType) -> None:
     """In small; one of each kind, all contenders. dynamax may not be here."""
     names = ["many", "full", "a long chain"]

@@ -73,7 +73,7 @@ def test_offset_of_a_thousand_million_in_float32(family: Any, rng: np.random.Gen
     assert fit.words in FINE
 
 
-@normal
+@pytest.mark.parametrize("family", thoroughly(NORMAL, jem.DiagonalGaussian))
 def test_two_hundred_columns_in_float32(family: Any, rng: np.random.Generator) -> None:
     x = two_clouds(rng, n=500, d=200, apart=40)
     start = jem.Mixture.start(KEY, family, x, 2)

@@ -31,9 +31,12 @@ ROWS = 24
 
 @pytest.fixture(autouse=True, scope="module")
 def _on_an_accelerator() -> Iterator[None]:
-    """The ways that it takes; nothing traced on one side is found again on the other."""
+    """The ways that it takes; nothing traced on one side is found again on the other.
+
+    At JAX's own precision: dynamax, which other tests import, sets a better one for the whole process.
+    """
     jax.clear_caches()
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, jax.default_matmul_precision("default"):
         patch.setattr(jax, "default_backend", lambda: "gpu")
         yield
     jax.clear_caches()

@@ -321,6 +321,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.thorough
 def test_processes_with_rows_of_their_own_find_what_one_finds_with_all() -> None:
     x = rows()
     x[::3, 1] = np.nan
