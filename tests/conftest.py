@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import zlib
 
 import hypothesis
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from families import THOROUGH
+from families import THOROUGH, Example
 
 hypothesis.settings.register_profile(
     "jaxem",
@@ -41,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
-    spared = [item for item in items if item.get_closest_marker("thorough") and not THOROUGH]
+    spared = [item for item in items if not THOROUGH and is_spared(item)]
     config.hook.pytest_deselected(items=spared)
     items[:] = [item for item in items if item not in spared]
 
@@ -49,6 +50,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_collection_finish() -> None:
     """What was imported stays: the collector of garbage need not look through it again and again."""
     gc.freeze()
+
+
+def is_spared(item: pytest.Item) -> bool:
+    """What `make test` leaves to `make thorough`: what is marked so, and of laws and examples every second pair."""
+    example = getattr(item, "callspec", None) and item.callspec.params.get("example")  # type: ignore[attr-defined]
+    in_turn = isinstance(example, Example) and zlib.crc32(item.name.encode()) % 2 == 1
+    return in_turn or item.get_closest_marker("thorough") is not None
 
 
 _count = itertools.count(1)

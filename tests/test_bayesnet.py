@@ -194,6 +194,7 @@ def test_naive_bayes_is_a_mixture_of_independent_categories() -> None:
     np.testing.assert_allclose(jnp.stack(ours[1:], axis=1), theirs.child, atol=1e-10)
 
 
+@pytest.mark.thorough
 def test_every_solver_climbs_to_the_same_place() -> None:
     x, start = drawn(), small()
     prior = jem.priors.OfBayesNet(jem.priors.Dirichlet(2.0))

@@ -13,6 +13,12 @@ import pages
 
 EXAMPLES = sorted((pages.ROOT / "docs" / "examples").glob("*.py"))
 LONG = {
+    "directions",
+    "experts",
+    "factors",
+    "outliers",
+    "switching_regression",
+    "waiting_times",
     "airport_days",
     "baum_welch",
     "em_or_gradient",

@@ -46,6 +46,7 @@ def test_log_prob_posterior_and_draws() -> None:
     np.testing.assert_allclose((drawn[:, 2] < prediction.quantile(0.3)[0]).mean(), 0.3, atol=0.03)
 
 
+@pytest.mark.thorough
 def test_q_lies_below_and_touches(rng: np.random.Generator) -> None:
     statistics = MODEL.e_step(X)[1](jnp.ones(len(X)))
 

@@ -152,6 +152,7 @@ def test_float32_and_an_offset(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(there.model.mean - 10_000, here.model.mean, atol=4e-3)
 
 
+@pytest.mark.thorough
 def test_hidden_markov_models_with_gaps(rng: np.random.Generator) -> None:
     """A step half seen says half; a step not seen at all takes its time."""
     x = gappy(rng, 6, 2)
