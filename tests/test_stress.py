@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 import jaxem as jem
-from families import THOROUGH, thoroughly
+from families import thoroughly
 
-SECONDS = 60 if THOROUGH else 5
+SECONDS = 60
 ROWS, COMPONENTS, RESTARTS, STEPS = 120, 3, 2, 10
 LANES = {"gaussian", "gaussian, wide", "product"}  # the kinds that also go through fit_many: it compiles longest
 QUICK = LANES | {"diagonal, wide", "tied, wide", "categorical", "poisson"}
@@ -75,10 +75,11 @@ def job(family: Any, x: np.ndarray, many: bool) -> Callable[[int], np.ndarray]:
     return run
 
 
+@pytest.mark.thorough
 @pytest.mark.long
 @pytest.mark.timeout(SECONDS + 360, method="thread")
 def test_two_threads_fit_everything_for_a_minute() -> None:
-    jobs = {name: job(*kind, many=name in LANES) for name, kind in kinds().items() if THOROUGH or name in LANES}
+    jobs = {name: job(*kind, many=name in LANES) for name, kind in kinds().items()}
     work = [(name, seed) for name in jobs for seed in range(2)]
     end = time.monotonic() + SECONDS
     first: dict[tuple[str, int], np.ndarray] = {}

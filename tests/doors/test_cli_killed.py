@@ -15,10 +15,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from families import THOROUGH
-
 GROUPS, SLABS = 6200, 13
-KILLS = 10 if THOROUGH else 4
+KILLS = 10
 
 
 @pytest.fixture
@@ -52,7 +50,7 @@ def finished(out: Path) -> int:
 @pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL to send")
-def test_kills_change_no_byte(table: Path, tmp_path: Path) -> None:
+def test_ten_kills_change_no_byte(table: Path, tmp_path: Path) -> None:
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     process = start(table, alone, workers=1)
     _, said = process.communicate(timeout=200)

@@ -160,7 +160,6 @@ def test_diabetes(family: Any, k: int, key: str) -> None:
 
 
 CLASSES = [("lca_stouffer_toby", 2), ("lca_stouffer_toby", 3), ("lca_carcinoma", 2), ("lca_carcinoma", 3)]
-MISSING = ["cholesterol", "missvals", "apple"]
 CLASSES += [("lca_gss82", 2), ("lca_gss82", 3), ("lca_cheating", 2)]
 
 
@@ -177,6 +176,9 @@ def test_latent_classes(which: tuple[str, int]) -> None:
     if set(x.max(0)) == {1}:
         binary = best_fit(x, jem.Independent.of(jem.Bernoulli), k, restarts=16, weight=np.array(found["data"]["count"]))
         np.testing.assert_allclose(binary.log_likelihood, fit.log_likelihood, atol=1e-6)
+
+
+MISSING = ["cholesterol", "missvals", "apple"]
 
 
 @pytest.mark.parametrize("name", thoroughly([f"mvn_missing_{name}" for name in MISSING], "mvn_missing_missvals"))
