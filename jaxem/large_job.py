@@ -175,12 +175,14 @@ def _read(
             count = tables.counting(x, whole)
             known |= ~np.isnan(x).all(axis=0)
             partly += int((tables.counting(x, False) & ~tables.counting(x, True)).sum())
-            cells += int(np.isnan(x[count]).sum())
-            sample.add((x[count], number[count]))
-            kept = x[count] if share[0] == 0 else x[count][_turns(n, int(count.sum())) % share[1] == share[0]]
+            kept = x[count]
+            cells += int(np.isnan(kept).sum())
+            sample.add((kept, number[count]))
+            total, n = total + len(x), n + len(kept)
+            if share[0] > 0:
+                kept = kept[np.arange(n - len(kept), n) // ROWS % share[1] == share[0]]
             rows.write(np.ascontiguousarray(kept, dtype).data)
             counts.write(count.data)
-            total, n = total + len(x), n + int(count.sum())
     if not total:
         raise InputError(f"{path}: the table has no rows; there is nothing to fit")
     tables.check_some(kind, known, n > 0)
@@ -199,11 +201,6 @@ def _read(
         cells=cells,
     )
     return Table(grouped, folder / "rows", folder / "counts", dtype, share)
-
-
-def _turns(before: int, rows: int) -> np.ndarray:
-    """Of so many rows, the numbers of the batches they are in."""
-    return (before + np.arange(rows)) // ROWS
 
 
 def _frames(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:

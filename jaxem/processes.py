@@ -25,6 +25,7 @@ WAIT = 120.0
 BEAT, SILENCE = 2.0, 30.0
 """Seconds from one sign of life to the next, and those without one after which a process is taken for dead."""
 DONE = "done"
+ENDED = "another process ended before the work began; see what it says"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ def join(meeting: Meeting) -> tuple[int, int]:
     """Make this process one of those of JAX's runtime, before JAX computes anything: which, and of how many.
 
     Raises:
-        InputError: process 0 cannot listen there, or there is no cluster to read from.
+        InputError: process 0 cannot listen there, or has ended; or there is no cluster to read from.
     """
     import jax
 
@@ -65,8 +66,10 @@ def join(meeting: Meeting) -> tuple[int, int]:
         why = str(error).rstrip(".")
         if meeting.address is None:
             what = f"JAX finds no cluster here ({why}); give --coordinator, --processes and --process instead"
-        else:
+        elif meeting.index == 0:
             what = f"process 0 cannot listen there ({why}); choose another port"
+        else:
+            what = ENDED
         raise InputError(f"{meeting}: {what}") from error
 
 
@@ -100,7 +103,7 @@ def met(meeting: Meeting | None) -> Iterator[tuple[int, int]]:
 
     timer = threading.Timer(WAIT, give_up)
     timer.start()
-    ended = f"{meeting}: another process ended before the work began; see what it says"
+    ended = f"{meeting}: {ENDED}"
     with sent:
         try:
             found = json.loads((sent.stdout and sent.stdout.readline()) or "null")

@@ -11,21 +11,10 @@ import time
 from pathlib import Path
 
 import jax
-import numpy as np
-import polars as pl
 import pytest
 
-GROUPS, SLABS = 6200, 13
+SLABS = 13
 KILLS = 10
-
-
-@pytest.fixture
-def table(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    group = np.repeat(np.arange(GROUPS), 6)
-    frame = pl.DataFrame({"g": group, "x": rng.poisson(rng.choice([2, 9], len(group)))})
-    frame.write_parquet(tmp_path / "t.parquet")
-    return tmp_path / "t.parquet"
 
 
 def start(table: Path, out: Path, workers: int = 2) -> subprocess.Popen[str]:

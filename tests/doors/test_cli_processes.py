@@ -21,17 +21,7 @@ from typer.testing import CliRunner
 from jaxem import cli, parts, processes
 from jaxem.errors import InputError
 
-GROUPS = 6200  # thirteen slabs
 OPTIONS = "--by g --columns x --family poisson --components 1 --restarts 1 --method random"
-
-
-@pytest.fixture
-def table(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    group = np.repeat(np.arange(GROUPS), 6)
-    frame = pl.DataFrame({"g": group, "x": rng.poisson(rng.choice([2, 9], len(group)))})
-    frame.write_parquet(tmp_path / "t.parquet")
-    return tmp_path / "t.parquet"
 
 
 def start(
