@@ -368,20 +368,38 @@ def _pooled(members: Any, x: Any, weight: Array) -> Any:
 
     Wherever they set out from they end in one place: or every start would have a prior of its own.
     """
-    everywhere, floor = jnp.broadcast_to(weight, (*members.batch_shape, len(weight))), members.floor(x, weight)
-    start, rows, counted, least = jax.lax.stop_gradient((members, x, everywhere, floor))
-    little = SETTLED * jnp.sum(counted)
+    everywhere = jnp.broadcast_to(weight, (*members.batch_shape, len(weight)))
+    return _settled(members, x, everywhere, members.floor(x, weight))
+
+
+def _stepped(members: Any, x: Any, weight: Array, floor: Statistics) -> tuple[Any, Array]:
+    """Members after a step of EM each, and their log-likelihood before it."""
+    log_prob, pullback = members.e_step(x)
+    value = jnp.sum(jnp.where(weight > 0, weight * log_prob, 0))
+    return members.m_step(add(pullback(weight), floor)), value
+
+
+@jax.custom_jvp
+def _settled(members: Any, x: Any, weight: Array, floor: Statistics) -> Any:
+    little = SETTLED * jnp.sum(weight)
 
     def goes_on(state: tuple[Any, Array, Array, Array]) -> Array:
         return (state[3] < 100) & ~(state[2] <= little)
 
     def step(state: tuple[Any, Array, Array, Array]) -> tuple[Any, Array, Array, Array]:
-        now, before, _, count = state
-        log_prob, pullback = now.e_step(rows)
-        value = jnp.sum(jnp.where(counted > 0, counted * log_prob, 0))
-        return now.m_step(add(pullback(counted), least)), value, value - before, count + 1
+        new, value = _stepped(state[0], x, weight, floor)
+        return new, value, value - state[1], state[3] + 1
 
     never = jnp.full((), jnp.inf, weight.dtype)
-    settled = jax.lax.while_loop(goes_on, step, (start, -never, never, jnp.zeros((), jnp.int32)))[0]
-    # The last step has a derivative.
-    return settled.m_step(add(settled.e_step(x)[1](everywhere), floor))
+    return jax.lax.while_loop(goes_on, step, (members, -never, never, jnp.zeros((), jnp.int32)))[0]
+
+
+@_settled.defjvp
+def _settled_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Of the last step alone."""
+    settled = _settled(*primals)
+
+    def last(x: Any, weight: Array, floor: Statistics) -> Any:
+        return _stepped(settled, x, weight, floor)[0]
+
+    return settled, jax.jvp(last, primals[1:], tangents[1:])[1]

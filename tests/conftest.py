@@ -63,7 +63,7 @@ _count = itertools.count(1)
 
 
 def pytest_runtest_teardown() -> None:
-    """Every compiled program holds memory maps, of which a process may have some 65,000: let them go now and then."""
-    if next(_count) % 100 == 0:
+    """Compiled programs hold seven memory maps each, of some 65,000 in a process, and memory: let them go at times."""
+    if next(_count) % 200 == 0:
         jax.clear_caches()
         gc.collect()

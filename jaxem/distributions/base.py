@@ -300,13 +300,16 @@ class Family(Distribution):
         everything = weight.reshape(-1, weight.shape[-1]).sum(0)
         model = cls.around(x[jnp.argmax(everything)], weight.shape[:-1], **sizes)
         rows, floor = model.observe(x), model.floor(x, everything)
-        pooled = jnp.broadcast_to(everything, weight.shape)
-        # Twice over all rows: the second M-step measures the spread from the mean that the first one found.
-        for _ in range(2):
-            model = model.m_step(add(model.e_step(rows)[1](pooled), floor))
-        # A tenth of a row like all the others together: a probability of zero is a place that EM cannot leave.
-        typical = add(floor, scale(model.weak(1), 0.1))
-        return model.m_step(add(model.e_step(rows)[1](weight), typical))
+        pooled, last = jnp.broadcast_to(everything, weight.shape), 2
+
+        def look(time: Array, model: Self) -> Self:
+            # Twice at all rows: the second M-step measures the spread from the mean that the first one found. Then a
+            # tenth of a row like all the others together: a probability of zero is a place that EM cannot leave.
+            share = jnp.where(time == last, jnp.asarray(0.1, weight.dtype), 0)
+            statistics = model.e_step(rows)[1](jnp.where(time == last, weight, pooled))
+            return model.m_step(add(statistics, add(floor, scale(model.weak(1), share))))
+
+        return jax.lax.fori_loop(0, last + 1, look, model)
 
     def weak(self, members: Array | int) -> Statistics:
         """What one row of a weak prior says to each of `members` components, if all data together look like this."""

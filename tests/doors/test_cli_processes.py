@@ -21,6 +21,9 @@ from typer.testing import CliRunner
 from jaxem import cli, parts, processes
 from jaxem.errors import InputError
 
+COMMAND = "from jaxem import cli, processes; processes.SILENCE = 10; cli.main()"
+"""Who is gone is missed sooner than by a person's patience."""
+
 OPTIONS = "--by g --columns x --family poisson --components 1 --restarts 1 --method random"
 
 
@@ -37,7 +40,7 @@ def start(
     }
     if devices > 1:
         env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-    command = [sys.executable, "-m", "jaxem.cli", "fit", str(table), *options.split(), "--out", str(out), *several]
+    command = [sys.executable, "-c", COMMAND, "fit", str(table), *options.split(), "--out", str(out), *several]
     return [
         subprocess.Popen(
             [*command, "--process", str(i)] if several else command,
