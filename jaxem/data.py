@@ -54,17 +54,36 @@ def ready(x: Any, weight: Any, labels: Any, components: int | None = None) -> tu
         raise ValueError(f"weight has shape {np.shape(weight)}; with {n} rows it must be ({n},)")
     check_weight(weight)
     weight = beside(values, weight, values.dtype)
-    if n:
-        weight = jnp.where(unseen_rows(values), 0, weight)
-        heaviest, size = jnp.argmax(weight), jnp.max(jnp.abs(values).reshape(n, -1), axis=1)
-        # NaN is not at most anything.
-        ignored = (weight <= 0) & ~(size <= TAME * jnp.max(jnp.where((weight > 0) & ~jnp.isnan(size), size, 0)))
+    return *_harmless(x, weight), labels
 
-        def harmless(leaf: Array) -> Array:
-            return jnp.where(ignored.reshape(n, *(1 for _ in leaf.shape[1:])), leaf[heaviest][None], leaf)
 
-        x = incomplete(jax.tree.map(harmless, x))
-    return x, weight, labels
+def _harmless(x: Any, weight: Array) -> tuple[Any, Array]:
+    """Rows and weights, zero where nothing was seen; what counts for nothing and could overflow is overwritten."""
+    values: Any = getattr(x, "values", x)
+    if not len(weight):
+        return x, weight
+    values, counts, lib = _with_library(values, weight)
+    counts = lib.where(unseen_rows(values), 0, counts)
+    heaviest, size = lib.argmax(counts), lib.max(lib.abs(values).reshape(len(counts), -1), axis=1)
+    # NaN is not at most anything.
+    ignored = (counts <= 0) & ~(size <= TAME * lib.max(lib.where((counts > 0) & ~lib.isnan(size), size, 0)))
+
+    def harmless(leaf: Array) -> Array:
+        leaf = lib.asarray(leaf)
+        return jnp.asarray(lib.where(ignored.reshape(-1, *(1 for _ in leaf.shape[1:])), leaf[heaviest][None], leaf))
+
+    if lib is jnp or ignored.any():
+        x = jax.tree.map(harmless, x)
+    return incomplete(x), beside(getattr(x, "values", x), counts, weight.dtype)
+
+
+def _with_library(values: Array, weight: Array) -> tuple[Any, Any, Any]:
+    """Both, and the library for a look at them: NumPy if they are known and here, as it compiles nothing."""
+    if not any(isinstance(array, Tracer) for array in (values, weight)):
+        here = at_hand(values), at_hand(weight)
+        if all(isinstance(array, np.ndarray) for array in here):
+            return *here, np
+    return values, weight, jnp
 
 
 def beside(x: Any, values: Any, dtype: Any) -> Array:

@@ -115,9 +115,9 @@ FAMILIES = {
     "weibull": Word(jem.Weibull, "Weibull numbers", support=ABOVE_ZERO),
     "von_mises": Word(jem.VonMises, "von Mises angles", support=ANGLE),
     "laplace": Word(jem.Laplace, "Laplace numbers", units="each"),
-    "student_t": Word(jem.StudentT, "Student's t", Reads.any, units="each"),
-    "factor_analysis": Word(jem.FactorAnalysis, "factor analysis", Reads.all, units="each"),
-    "ppca": Word(jem.PPCA, "probabilistic principal components", Reads.all, units="one"),
+    "student_t": Word(jem.StudentT, "Student's t", Reads.any, gaps=True, units="each"),
+    "factor_analysis": Word(jem.FactorAnalysis, "factor analysis", Reads.all, gaps=True, units="each"),
+    "ppca": Word(jem.PPCA, "probabilistic principal components", Reads.all, gaps=True, units="one"),
     "multinomial": Word(jem.Multinomial, "multinomial counts", Reads.all, COUNT),
     "dirichlet": Word(jem.Dirichlet, "Dirichlet proportions", Reads.all, ABOVE_ZERO, total=SHARES),
     "censored_exponential": Word(

@@ -113,10 +113,11 @@ def some_columns(x: Any, at: Any) -> Any:
     return replace(x, values=x.values[:, at]) if isinstance(x, Incomplete) else x[:, at]
 
 
-def unseen_rows(x: Any) -> Bool[Array, "n"]:
-    """Rows of which no cell was seen."""
+def unseen_rows(x: Any) -> Any:
+    """`[n]` bool, rows of which no cell was seen: NumPy for NumPy."""
     values = cells(x)
-    return jnp.all(jnp.isnan(values.reshape(len(values), -1)), axis=1)
+    lib = np if isinstance(values, np.ndarray) else jnp
+    return lib.all(lib.isnan(values.reshape(len(values), -1)), axis=1)
 
 
 @module
@@ -126,23 +127,26 @@ class Blocks:
     Attributes:
         seen: `[P, D]`, the patterns.
         pattern: `[blocks]`, the pattern of each.
-        row: `[blocks, size]`, which row stands there; n for padding.
-        place: `[n]`, where each row stands, counted through all blocks.
+        row: `[blocks, size]`, which row stands there; n for padding. None if all rows are one block, as they stand.
+        place: `[n]`, where each row stands, counted through all blocks; or None.
     """
 
     seen: Bool[Array, "p d"]
     pattern: Int[Array, "b"]
-    row: Int[Array, "b s"]
-    place: Int[Array, "n"]
+    row: Int[Array, "b s"] | None = None
+    place: Int[Array, "n"] | None = None
 
     def spread(self, rows: Float[Array, "*batch n"]) -> Float[Array, "*batch b s"]:
         """Values of rows, put into the blocks; zero for padding."""
+        if self.row is None:
+            return rows[..., None, :]
         padded = jnp.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, 1)])
         return padded[..., self.row]
 
     def gathered(self, blocks: Float[Array, "*batch b s"]) -> Float[Array, "*batch n"]:
         """Values in blocks, put back into the order of the rows."""
-        return blocks.reshape(*blocks.shape[:-2], -1)[..., self.place]
+        values = blocks.reshape(*blocks.shape[:-2], -1)
+        return values if self.place is None else values[..., self.place]
 
     def by_pattern(self, blocks: Float[Array, "k b *rest"]) -> Float[Array, "k p *rest"]:
         """Sums of blocks, added up for each pattern."""

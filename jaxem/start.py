@@ -28,28 +28,25 @@ def seeds(
     zero are never drawn.
     """
 
-    def draw(i: Array | int, mass: Array) -> Array:
+    def draw(i: Array, mass: Array) -> Array:
         if labels is not None:
             known = weight * (labels == i).astype(weight.dtype)
             mass = jnp.where(jnp.sum(known) > 0, known, mass)
         mass = jnp.where(jnp.sum(mass) > 0, mass, weight)
         cumulated = jnp.cumsum(mass)
-        return jnp.argmax(cumulated > jax.random.uniform(keys[i], (), mass.dtype) * cumulated[-1])
+        return jnp.argmax(cumulated > chance[i] * cumulated[-1])
 
     def squared_distance(row: Array) -> Array:
         return sum((points[:, d] - points[row, d]) ** 2 for d in range(points.shape[1]))  # type: ignore[return-value]
 
-    keys = jax.random.split(key, k)
-    first = draw(0, weight)
-
     def add_seed(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         rows, nearest = carry
-        row = draw(i, weight * nearest)
+        row = draw(i, weight * jnp.where(jnp.isfinite(nearest), nearest, 1))
         closer = jnp.minimum(nearest, squared_distance(row)) if method == "kmeans++" else nearest
         return rows.at[i].set(row), closer
 
-    nearest = squared_distance(first) if method == "kmeans++" else jnp.ones_like(weight)
-    return jax.lax.fori_loop(1, k, add_seed, (jnp.full(k, first), nearest))[0]
+    chance = jax.vmap(lambda key: jax.random.uniform(key, (), weight.dtype))(jax.random.split(key, k))
+    return jax.lax.fori_loop(0, k, add_seed, (jnp.zeros(k, int), jnp.full_like(weight, jnp.inf)))[0]
 
 
 def assignments(

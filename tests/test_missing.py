@@ -76,7 +76,57 @@ def conditional(mean: np.ndarray, covariance: np.ndarray, row: np.ndarray) -> tu
     return filled, covariance - gain @ covariance[seen]
 
 
-@pytest.mark.parametrize("case", thoroughly(["gaussian", "diagonal", "mixed", "columns"], "gaussian"))
+def others(rng: np.random.Generator, k: int, d: int) -> dict[str, tuple[Any, np.ndarray]]:
+    """Members with a covariance of few factors, or a scatter, and what that is."""
+    mean, full = rng.normal(size=(k, d)) + 5, covariances(rng, k, d)
+    analysis = jem.FactorAnalysis(mean, rng.normal(size=(k, d, 2)), rng.uniform(0.3, 2, (k, d)))
+    components = jem.PPCA(mean, rng.normal(size=(k, d, 1)), rng.uniform(0.3, 2, k))
+    return {
+        "analysis": (analysis, np.asarray(analysis.covariance)),
+        "components": (components, np.asarray(components.covariance)),
+        "tails": (jem.StudentT(mean, full, rng.uniform(2, 8, k)), full),
+    }
+
+
+@pytest.mark.parametrize("kind", ["analysis", "components", "tails"])
+def test_factors_and_tails_are_their_marginals(kind: str, rng: np.random.Generator) -> None:
+    """Values by hand, means that fill gaps, the slope of Q (Fisher's identity), and a step that climbs."""
+    model, scatter = others(rng, 2, 4)[kind]
+    x, weight = gappy(rng, 20, 4), jnp.asarray(rng.uniform(0.5, 2, (2, 20)))
+    mean = np.asarray(model.centre())
+
+    def by_hand(k: int, row: np.ndarray) -> float:
+        seen = ~np.isnan(row)
+        if kind != "tails" or not seen.any():
+            return marginal(mean[k], scatter[k], row)
+        shape = scatter[k][np.ix_(seen, seen)]
+        return ss.multivariate_t(mean[k][seen], shape, df=float(model.dof[k])).logpdf(row[seen])
+
+    expected = np.array([[by_hand(k, row) for row in x] for k in range(2)])
+    np.testing.assert_allclose(model.log_prob(x), expected, rtol=1e-10, atol=1e-13)
+
+    @jax.jit
+    def step(model: Any, x: Any) -> Any:
+        value = lambda model: jnp.sum(weight * model.log_prob(x))
+        statistics = model.e_step(x)[1](weight)
+        of_q = jax.grad(lambda model: model.expected_log_prob(statistics).sum())(model)
+        return value(model), jax.grad(value)(model), of_q, value(model.m_step(statistics)), statistics
+
+    before, gradient, of_q, after, statistics = step(model, jem.incomplete(x))
+    for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(of_q), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9)
+    assert after > before
+    counted = statistics.moments.spread_rows if kind == "tails" else statistics.rows
+    np.testing.assert_allclose(counted, np.asarray(weight) @ ~np.isnan(x).all(axis=1), rtol=1e-12)
+    one = jax.tree.map(lambda leaf: leaf[0], model)
+    filled = [conditional(mean[0], scatter[0], row)[0] for row in x]
+    np.testing.assert_allclose(one.impute(x), filled, rtol=1e-9)
+
+
+CASES = ["gaussian", "diagonal", "mixed", "columns", "factors", "tails"]
+
+
+@pytest.mark.parametrize("case", thoroughly(CASES, "gaussian"))
 def test_em_climbs_what_was_seen(case: str, rng: np.random.Generator) -> None:
     """In mixtures: monotone, tangent to the log-likelihood, and whole missing rows change nothing."""
     x = gappy(rng, 40, 3)
@@ -89,6 +139,8 @@ def test_em_climbs_what_was_seen(case: str, rng: np.random.Generator) -> None:
         "diagonal": jem.DiagonalGaussian,
         "mixed": jem.Product.of(jem.sized(jem.Gaussian, columns=2), jem.Poisson),
         "columns": jem.Bernoulli,
+        "factors": jem.sized(jem.FactorAnalysis, factors=1),
+        "tails": jem.StudentT,
     }[case]
     start = jem.Mixture.start(jax.random.key(0), family, x, 2)
     fit = jem.fit(start, x, tol=1e-9, max_steps=300)
@@ -200,13 +252,14 @@ def test_means_fill_gaps_given_the_rest_of_the_row(rng: np.random.Generator) -> 
     np.testing.assert_array_equal(filled[~np.isnan(x)], x[~np.isnan(x)])
 
 
-def test_draws_fill_gaps_by_their_conditional_distribution(rng: np.random.Generator) -> None:
-    model = jem.Mixture([0.3, 0.7], normals(rng, 2, 2)["full"][0])
+@pytest.mark.parametrize("kind", ["full", "components", "tails"])
+def test_draws_fill_gaps_by_their_conditional_distribution(kind: str, rng: np.random.Generator) -> None:
+    model = jem.Mixture([0.3, 0.7], (normals(rng, 2, 2) | others(rng, 2, 2))[kind][0])
     row = np.array([5.5, NAN])
     draws = np.asarray(model.impute(np.tile(row, (20_000, 1)), jax.random.key(1)))
     np.testing.assert_array_equal(draws[:, 0], 5.5)
-    grid = np.linspace(-5, 15, 4001)
-    density = np.exp(model.log_prob(np.stack([np.full(4001, 5.5), grid], axis=1)))
+    grid = np.linspace(-45, 55, 20_001)
+    density = np.exp(model.log_prob(np.stack([np.full(20_001, 5.5), grid], axis=1)))
     cumulated = np.cumsum(density) / density.sum()
     assert ss.ks_1samp(draws[:, 1], lambda y: np.interp(y, grid, cumulated)).pvalue > 0.001
 
@@ -253,8 +306,8 @@ def test_pseudo_rows_weights_and_labels_go_along(rng: np.random.Generator) -> No
 
 
 def test_families_of_whole_rows_say_so(rng: np.random.Generator) -> None:
-    x = np.array([[1.0, 2.0], [NAN, NAN], [3.0, NAN]])
-    model = jem.StudentT(np.zeros(2), np.eye(2), 4.0)
-    with pytest.raises(ValueError, match="x has missing cells in row 2; StudentT reads rows that are whole"):
+    x = np.array([[0.3, 0.7], [NAN, NAN], [0.4, NAN]])
+    model = jem.Dirichlet([1.0, 2.0])
+    with pytest.raises(ValueError, match="x has missing cells in row 2; Dirichlet reads rows that are whole"):
         jem.fit(model, x)
     np.testing.assert_allclose(jem.fit(model, x[:2], max_steps=0).log_likelihood, model.log_prob(x[:1])[0], rtol=1e-12)

@@ -2,12 +2,12 @@
 
 With M = 1 + loadings^T noise^-1 loadings (F x F), the factors of a row are expected at f = M^-1 loadings^T noise^-1
 (x - mean), its distance is that of x from mean + loadings f, and of f from zero (a sum of squares, of which nothing
-cancels), and the log-determinant of the covariance is log det noise + log det M (Woodbury).
+cancels), and the log-determinant of the covariance is log det noise + log det M (Woodbury). Columns that were not seen
+are left out of every sum over columns, so there is an M for each pattern of seen columns.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any, Self
 
 import jax
@@ -19,9 +19,11 @@ from jaxem import linalg
 from jaxem.constraints import loadings, parameter, positive, positive_vector, vector
 from jaxem.distributions import quadratic
 from jaxem.distributions.base import Family, Rows, add, as_rows, scale
+from jaxem.distributions.gaps import LOG_2_PI, Columns, Gaps, in_patterns, weighted_cells
 from jaxem.distributions.gaussian import FLOOR
 from jaxem.distributions.moments import enough
-from jaxem.linalg import matmul, transpose
+from jaxem.linalg import HIGHEST, matmul, transpose
+from jaxem.missing import Incomplete
 from jaxem.pytree import module, replace
 
 WARM = 5
@@ -134,59 +136,91 @@ class _Factors(Family):
     def _coefficients(self) -> Float[Array, "*batch d g"]:
         return jnp.concatenate([self.loadings, self.mean[..., None]], axis=-1)
 
-    def _posterior(self) -> tuple[Array, Array]:
-        """`[..., F, D]`, what turns x - mean into expected factors, and `[..., F, F]`, what whitens M."""
-        scaled = self.loadings / self._variances()[..., None]
-        identity = linalg.lead(jnp.eye(self.factors, dtype=self.mean.dtype), self.mean.ndim + 1)
-        white = linalg.whitening(identity + matmul(transpose(self.loadings), scaled))
-        return matmul(matmul(transpose(white), white), transpose(scaled)), white
+    def gaps(self, x: Incomplete) -> Rows:
+        """Rows in blocks of the same columns seen."""
+        return Rows(Gaps.of(x))
 
-    def _each(self, function: Any, columns: Array, project: Array, *others: Array) -> Any:
-        """`function(residuals [D, n], factors [F, n], ...)` of each member, from what turns x - mean into factors."""
+    def contains(self, columns: Columns) -> Array:
+        return columns.finite() if isinstance(columns, Gaps) else super().contains(columns)
+
+    def _posterior(self, gaps: Gaps) -> tuple[Array, Array]:
+        """`[..., P, F, F]`, what whitens M for each pattern, and M^-1, the covariance of the factors given a row."""
+        seen, scaled = gaps.blocks.seen.astype(self.mean.dtype), self.loadings / self._variances()[..., None]
+        gram = jnp.einsum("pd,...df,...dg->...pfg", seen, self.loadings, scaled, precision=HIGHEST)
+        identity = linalg.lead(jnp.eye(self.factors, dtype=self.mean.dtype), gram.ndim)
+        white = linalg.whitening(identity + gram)
+        return white, matmul(transpose(white), white)
+
+    def _each(self, function: Any, gaps: Gaps, base: Array, inverse: Array, *others: Array) -> Any:
+        """`function(residuals [D, m], factors [F, m], ...)` of each member, for all places in blocks.
+
+        Args:
+            function: what to make of each member.
+            gaps: the rows.
+            base: `[..., D]`, or `[..., D, n]` for each row: what they deviate from.
+            inverse: `[..., P, F, F]`, M^-1.
+            others: more arguments of `function`, members first.
+        """
 
         def member(own: tuple[Array, ...]) -> Any:
-            mean, weights, project, *rest = own
-            difference = columns - mean[:, None]
-            factors = matmul(project, difference)
-            return function(difference - matmul(weights, factors), factors, *rest)
+            base, weights, noise, inverse, *rest = own
+            difference, scaled = gaps.deviation(base), transpose(weights / noise[:, None])
+            factors = gaps.projected(inverse, scaled, difference)
+            return function(gaps.masked(difference - matmul(weights, factors)), factors, *rest)
 
         batch = self.batch_shape
-        arrays = (self.mean, self.loadings, project, *others)
+        arrays = (base, self.loadings, self._variances(), inverse, *others)
         flat = tuple(array.reshape(-1, *array.shape[len(batch) :]) for array in arrays)
         # One after the other: all at once would be members x columns x rows, and was no faster where that is little.
         return jax.tree.map(lambda leaf: leaf.reshape(*batch, *leaf.shape[1:]), jax.lax.map(member, flat))
 
-    def log_density(self, columns: Float[Array, "d n"]) -> Float[Array, "*batch n"]:
+    def log_density(self, columns: Columns) -> Float[Array, "*batch n"]:
         def distance(residuals: Array, factors: Array, noise: Array) -> Array:
             return jnp.sum(residuals**2 / noise[:, None], axis=0) + jnp.sum(factors**2, axis=0)
 
-        noise, (project, white) = self._variances(), self._posterior()
-        log_det = jnp.sum(jnp.log(noise), axis=-1) + 2 * linalg.half_log_det(white)
-        log_volume = self.event_shape[0] * math.log(2 * math.pi) + log_det
-        return -0.5 * (self._each(distance, columns, project, noise) + log_volume[..., None])
+        gaps, noise = in_patterns(columns), self._variances()
+        white, inverse = self._posterior(gaps)
+        distances = gaps.of_places(self._each(distance, gaps, self.mean, inverse, noise))
+        seen = gaps.blocks.seen.astype(noise.dtype)
+        log_volume = matmul(LOG_2_PI + jnp.log(noise), seen.T) + 2 * linalg.half_log_det(white)
+        return -0.5 * (distances + gaps.of_row(log_volume))
 
     def statistics(self, x: Any, weight: Array) -> Regressions:
-        """The sums of a regression on the expected factors, and what their uncertainty adds."""
+        """The sums of a regression on the expected factors, and what their uncertainty, and that of gaps, adds."""
 
         def sums(residuals: Array, factors: Array, weight: Array) -> tuple[Array, ...]:
             known = jnp.concatenate([factors, jnp.ones_like(factors[:1])])
-            weighted = weight[None] * known
-            second = jnp.sum(weight[None] * residuals**2, axis=-1)
+            weighted = weight.reshape(1, -1) * known
+            second = jnp.sum(weight.reshape(1, -1) * residuals**2, axis=-1)
             return matmul(weighted, known.T), matmul(residuals, weighted.T), second
 
-        project, white = self._posterior()
-        rows = jnp.sum(weight, axis=-1)
-        gram, cross, second = self._each(sums, self.observe(x).columns, project, weight)
-        # The covariance of the factors of a row, given that row, is M^-1.
-        open_ = rows[..., None, None] * matmul(transpose(white), white)
-        spread = matmul(self.loadings, open_)
+        gaps = in_patterns(self.observe(x).columns)
+        _, inverse = self._posterior(gaps)
+        gram, cross, second = self._each(sums, gaps, self.mean, inverse, gaps.counted(weight))
+        rows, seen = gaps.rows(weight), gaps.blocks.seen.astype(weight.dtype)
+        open_ = rows[..., None, None] * inverse
+        spread = jnp.einsum("...df,pd,...pfg->...dg", self.loadings, seen, open_, precision=HIGHEST)
+        unseen = matmul(rows, 1 - seen) * self._variances()
         return Regressions(
-            rows=rows,
-            gram=gram.at[..., :-1, :-1].add(open_),
+            rows=jnp.sum(rows, axis=-1),
+            gram=gram.at[..., :-1, :-1].add(jnp.sum(open_, axis=-3)),
             cross=cross.at[..., :-1].add(-spread),
-            second=second + jnp.sum(spread * self.loadings, axis=-1),
+            second=second + jnp.sum(spread * self.loadings, axis=-1) + unseen,
             reference=self._coefficients(),
         )
+
+    def centre(self) -> Array:
+        return self.mean
+
+    def completed(self, x: Rows, base: Float[Array, "*batch n d"]) -> Float[Array, "*batch n d"]:
+        columns = transpose(base)
+        return transpose(columns + matmul(self.loadings, self._factors(x.columns, columns)))
+
+    def _factors(self, columns: Columns, base: Array) -> Float[Array, "*batch f n"]:
+        """What is expected of the factors of each row, as it deviates from `base`."""
+        gaps = in_patterns(columns)
+        _, inverse = self._posterior(gaps)
+        return gaps.of_places(self._each(lambda residuals, factors: factors, gaps, base, inverse))
 
     def expected_statistics(self) -> Regressions:
         ones, reference = jnp.ones_like(self.mean[..., 0]), self._coefficients()
@@ -196,7 +230,7 @@ class _Factors(Family):
     def expected_log_prob(self, statistics: Regressions) -> Float[Array, "*batch"]:
         """-1/2 [rows (D log 2 pi + log det noise) + sum of squared residuals / noise]."""
         noise = self._variances()
-        log_volume = self.event_shape[0] * math.log(2 * math.pi) + jnp.sum(jnp.log(noise), axis=-1)
+        log_volume = self.event_shape[0] * LOG_2_PI + jnp.sum(jnp.log(noise), axis=-1)
         squares = jnp.sum(statistics.about(self._coefficients()).second / noise, axis=-1)
         return -0.5 * (statistics.rows * log_volume + squares)
 
@@ -227,7 +261,7 @@ class _Factors(Family):
     def floor(self, x: Any, weight: Array) -> Regressions:
         """No rows, and `FLOOR` times the squared scale of each column as what no factor explains."""
         nothing, rows = self.expected_statistics() * 0, self.observe(x)
-        variance = FLOOR[weight.dtype.itemsize] * quadratic.scale(rows.columns, rows.counted(weight)) ** 2
+        variance = FLOOR[weight.dtype.itemsize] * quadratic.scale(*weighted_cells(rows.columns, weight)) ** 2
         return replace(nothing, second=jnp.broadcast_to(variance, self.mean.shape))
 
     def collapsed(self, floor: Regressions) -> Array:
@@ -296,8 +330,7 @@ class _Factors(Family):
 
 @jax.jit
 def _transform(model: _Factors, rows: Rows) -> Array:
-    project, _ = model._posterior()
-    return transpose(model._each(lambda residuals, factors: factors, rows.columns, project))
+    return transpose(model._factors(rows.columns, model.mean))
 
 
 @module

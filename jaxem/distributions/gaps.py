@@ -8,17 +8,22 @@ of all columns (Little and Rubin 2002, section 11.2). So a member is factored on
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxem import linalg
+from jaxem.distributions import quadratic
 from jaxem.distributions.moments import Moments
 from jaxem.linalg import HIGHEST, lead, matmul, transpose
-from jaxem.missing import Blocks
+from jaxem.missing import Blocks, Incomplete, in_blocks
 from jaxem.pytree import module
 from jaxem.sums import totals
+
+Columns = Any
+"""Rows last: `[D, n]` or `quadratic.Wide` if all was seen; if not, `Gaps` (members with matrices) or `Cells`."""
 
 LOG_2_PI = math.log(2 * math.pi)
 
@@ -38,6 +43,19 @@ class Gaps:
     values: Float[Array, "d b s"]
     blocks: Blocks
 
+    @classmethod
+    def of(cls, x: Incomplete) -> Gaps:
+        """Rows `[n, D]` in blocks of the same columns seen."""
+        columns = x.values.T
+        seen = ~jnp.isnan(columns)
+        blocks = in_blocks(seen, x.patterns)
+        return cls(blocks.spread(jnp.where(seen, columns, 0)), blocks)
+
+    @classmethod
+    def none(cls, columns: Float[Array, "d n"]) -> Gaps:
+        """Rows without gaps: one block of one pattern."""
+        return cls(columns[:, None], Blocks(jnp.ones((1, len(columns)), bool), jnp.zeros(1, jnp.int32)))
+
     def whitening(self, covariance: Float[Array, "*batch d d"]) -> Float[Array, "*batch p d d"]:
         """What turns the seen columns of each pattern into unit noise; the identity for the others."""
         seen, size = self.blocks.seen, covariance.shape[-1]
@@ -53,11 +71,35 @@ class Gaps:
     ) -> Float[Array, "*batch n"]:
         """log p(what was seen of x_i | member)."""
         mean, white, batch = self._flat(mean, white)
-        columns = jnp.sum(self.blocks.seen, axis=-1, dtype=mean.dtype)
-        log_volume = columns[None] * LOG_2_PI + 2 * linalg.half_log_det(white)
+        log_volume = self.columns().astype(mean.dtype)[None] * LOG_2_PI + 2 * linalg.half_log_det(white)
         distance = self._distance(mean, white[:, self.blocks.pattern])
         log_prob = -0.5 * (distance + log_volume[:, self.blocks.pattern][..., None])
         return self.blocks.gathered(log_prob).reshape(*batch, -1)
+
+    def distance(self, mean: Float[Array, "*batch d"], white: Float[Array, "*batch p d d"]) -> Float[Array, "*batch n"]:
+        """|white (x - mean)|^2 of what was seen of each row."""
+        mean, white, batch = self._flat(mean, white)
+        return self.blocks.gathered(self._distance(mean, white[:, self.blocks.pattern])).reshape(*batch, -1)
+
+    def columns(self) -> Int[Array, "p"]:
+        """How many columns were seen, in each pattern."""
+        return jnp.sum(self.blocks.seen, axis=-1, dtype=jnp.int32)
+
+    def of_row(self, values: Shaped[Array, "*batch p"]) -> Shaped[Array, "*batch n"]:
+        """What is known of each pattern, for the rows that have it (one number for all, if there is one pattern)."""
+        if self.blocks.place is None:
+            return values
+        return values[..., self.blocks.pattern[self.blocks.place // self.values.shape[-1]]]
+
+    def counted(self, weight: Float[Array, "*batch n"]) -> Float[Array, "*batch b s"]:
+        """Weights where the rows stand; zero for a row of which nothing was seen."""
+        some = self.columns() > 0
+        return jnp.where(lead(some[self.blocks.pattern][:, None], weight.ndim + 1), self.blocks.spread(weight), 0)
+
+    def rows(self, weight: Float[Array, "*batch n"]) -> Float[Array, "*batch p"]:
+        """The weight of each pattern."""
+        rows = jnp.sum(self.counted(weight), axis=-1)
+        return self.blocks.by_pattern(rows.reshape(-1, rows.shape[-1])).reshape(*weight.shape[:-1], -1)
 
     def moments(
         self,
@@ -65,21 +107,26 @@ class Gaps:
         mean: Float[Array, "*batch d"],
         covariance: Float[Array, "*batch d d"],
         white: Float[Array, "*batch p d d"],
+        precision: Float[Array, "*batch n"] | None = None,
     ) -> Moments:
-        """The expected moments of whole rows, about each member's mean; a row of which nothing was seen has none."""
+        """The expected moments of whole rows, about each member's mean; a row of which nothing was seen has none.
+
+        With the `precision` of each row, of which `covariance` is that at one: weighted by that as well.
+        """
         flat, white, batch = self._flat(mean, white)
-        weight = self.blocks.spread(weight.reshape(-1, weight.shape[-1]))
-        weight = jnp.where(jnp.any(self._seen(), axis=0)[None], weight, 0)
-        rows, first, second = (self.blocks.by_pattern(part) for part in self._sums(weight, flat))
+        counted = self.counted(weight if precision is None else weight * precision)
+        rows, *sums = self._sums(counted.reshape(-1, *counted.shape[-2:]), flat)
+        rows, first, second = (self.blocks.by_pattern(part) for part in (rows, *sums))
+        open_ = rows if precision is None else self.rows(weight).reshape(rows.shape)
         covariance = covariance.reshape(-1, 1, *covariance.shape[-2:])
         expected = self._expected(covariance, white)
         rest = lead(jnp.eye(flat.shape[-1], dtype=flat.dtype), 4) - expected
         # What stays open is the covariance of x less what is expected of it: never a difference of two matrices.
-        spread = matmul(matmul(rest, covariance), transpose(rest)) * rows[..., None, None]
+        spread = matmul(matmul(rest, covariance), transpose(rest)) * open_[..., None, None]
         second = jnp.sum(matmul(matmul(expected, second), transpose(expected)) + spread, axis=1)
         first = jnp.sum(matmul(expected, first[..., None])[..., 0], axis=1)
-        total = jnp.sum(rows, axis=1).reshape(batch)
-        return Moments(total, total, first.reshape(mean.shape), second.reshape(*batch, *second.shape[1:]), mean)
+        total, spread_rows = (jnp.sum(part, axis=1).reshape(batch) for part in (rows, open_))
+        return Moments(total, spread_rows, first.reshape(mean.shape), second.reshape(*batch, *second.shape[1:]), mean)
 
     def completed(
         self, base: Float[Array, "*batch d n"], covariance: Float[Array, "*batch d d"], white: Array
@@ -92,6 +139,28 @@ class Gaps:
         deviation = jnp.where(seen, self.values[None] - start, 0)
         filled = start + jnp.einsum("kbij,kjbs->kibs", expected, deviation, precision=HIGHEST)
         return self.blocks.gathered(jnp.where(seen, self.values[None], filled)).reshape(base.shape)
+
+    def deviation(self, base: Float[Array, "d *n"]) -> Float[Array, "d m"]:
+        """What was seen at each place, less `base`: a number for each column, or one for each cell. Zero elsewhere."""
+        start = base[:, None, None] if base.ndim == 1 else self.blocks.spread(base)
+        return self.masked((self.values - start).reshape(len(base), -1))
+
+    def masked(self, values: Float[Array, "d m"]) -> Float[Array, "d m"]:
+        """Cells that were seen; zero for the others."""
+        return values if self.blocks.row is None else jnp.where(self._seen().reshape(values.shape), values, 0)
+
+    def projected(
+        self, own: Float[Array, "p f g"], shared: Float[Array, "g d"], values: Float[Array, "d m"]
+    ) -> Float[Array, "f m"]:
+        """The product with `shared`, and then with the matrix of each pattern."""
+        if len(own) == 1:
+            return matmul(matmul(own[0], shared), values)
+        blocks = matmul(shared, values).reshape(len(shared), *self.values.shape[1:])
+        return jnp.einsum("bij,jbs->ibs", own[self.blocks.pattern], blocks, precision=HIGHEST).reshape(len(shared), -1)
+
+    def of_places(self, values: Float[Array, "*batch m"]) -> Float[Array, "*batch n"]:
+        """Values of places, in the order of the rows."""
+        return self.blocks.gathered(values[..., None, :])
 
     def weighted_cells(self, weight: Float[Array, "n"]) -> tuple[Float[Array, "d m"], Float[Array, "d m"]]:
         """The columns, and a weight for each of their cells."""
@@ -137,7 +206,7 @@ class Gaps:
         return jax.lax.scan(member, None, (mean, white))[1]
 
     def _deviation(self, mean: Float[Array, "d"]) -> Float[Array, "d b s"]:
-        return jnp.where(self._seen(), self.values - mean[:, None, None], 0)
+        return self.deviation(mean).reshape(self.values.shape)
 
     def _sums(self, weight: Float[Array, "k b s"], mean: Float[Array, "k d"]) -> tuple[Array, Array, Array]:
         """Weight, first and second moments of the seen deviations in each block."""
@@ -209,3 +278,14 @@ class Cells:
 
     def _led(self, array: Array, mean: Array) -> Array:
         return lead(array, mean.ndim + 1)
+
+
+def in_patterns(columns: Columns) -> Gaps:
+    """Columns as rows with gaps, of which they may have none."""
+    return columns if isinstance(columns, Gaps) else Gaps.none(columns)
+
+
+def weighted_cells(columns: Columns, weight: Float[Array, "n"]) -> tuple[Array, Array]:
+    """The columns, and a weight for each row, or for each cell where some were not seen."""
+    gaps = isinstance(columns, (Gaps, Cells))
+    return columns.weighted_cells(weight) if gaps else (quadratic.plain(columns), weight)

@@ -15,14 +15,11 @@ from jaxtyping import Array, Float
 from jaxem import linalg
 from jaxem.constraints import parameter, positive, positive_definite, positive_vector, vector
 from jaxem.distributions import quadratic
-from jaxem.distributions.base import Family, Pullback, Rows, flat_members
-from jaxem.distributions.gaps import LOG_2_PI, Cells, Gaps
+from jaxem.distributions.base import Family, Pullback, Rows
+from jaxem.distributions.gaps import LOG_2_PI, Cells, Columns, Gaps, weighted_cells
 from jaxem.distributions.moments import Moments, enough
-from jaxem.missing import Incomplete, in_blocks
+from jaxem.missing import Incomplete
 from jaxem.pytree import module, replace
-
-Columns = Any
-"""Rows last: `[D, n]` or `quadratic.Wide` if all of them was seen; `Gaps` (covariance matrices) or `Cells` if not."""
 
 FLOOR = {4: 1e-6, 8: 1e-8}
 """The scatter of a floor, by bytes of a float: this fraction of the squared scale of the data.
@@ -134,18 +131,12 @@ class _Normal(Family):
     def centre(self) -> Array:
         return self.mean
 
-    def expected_rows(self, x: Any, weight: Array) -> Float[Array, "n d"]:
-        base = jnp.broadcast_to(self.mean[..., None], (*self.mean.shape, weight.shape[-1]))
-        filled = self._completed(self.observe(x).columns, base)
-        return jnp.einsum("kn,kdn->nd", *flat_members(weight, filled), precision=linalg.HIGHEST)
-
-    def drawn_rows(self, key: Array, x: Any, n: int) -> Float[Array, "*batch n d"]:
-        base = jnp.swapaxes(self.sample(key, n), -1, -2)
-        return jnp.swapaxes(self._completed(self.observe(x).columns, base), -1, -2)
+    def completed(self, x: Rows, base: Float[Array, "*batch n d"]) -> Float[Array, "*batch n d"]:
+        return linalg.transpose(self._completed(x.columns, linalg.transpose(base)))
 
     def _completed(self, columns: Columns, base: Float[Array, "*batch d n"]) -> Float[Array, "*batch d n"]:
         """Rows with their gaps filled as `base` (means, or draws) says, given what was seen."""
-        return jnp.broadcast_to(linalg.lead(quadratic.plain(columns), base.ndim), base.shape)
+        return base
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n d"]:
         """`n` draws from each member, `[*batch_shape, n, D]`."""
@@ -157,9 +148,7 @@ class _Normal(Family):
         raise NotImplementedError
 
     def _floor_variance(self, x: Any, weight: Array) -> Float[Array, "d"]:
-        columns = self.observe(x).columns
-        gaps = isinstance(columns, (Gaps, Cells))
-        cells = columns.weighted_cells(weight) if gaps else (quadratic.plain(columns), weight)
+        cells = weighted_cells(self.observe(x).columns, weight)
         return FLOOR[self.mean.dtype.itemsize] * quadratic.scale(*cells) ** 2
 
 
@@ -170,10 +159,7 @@ class _Elliptic(_Normal):
 
     def gaps(self, x: Incomplete) -> Rows:
         """Rows in blocks of the same columns seen."""
-        columns = x.values.T
-        seen = ~jnp.isnan(columns)
-        blocks = in_blocks(seen, x.patterns)
-        return Rows(Gaps(blocks.spread(jnp.where(seen, columns, 0)), blocks))
+        return Rows(Gaps.of(x))
 
     def _white(self, columns: Columns | None = None) -> Array:
         return columns.whitening(self._covariances()) if isinstance(columns, Gaps) else self._whole()

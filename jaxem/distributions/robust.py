@@ -13,9 +13,11 @@ from jaxem import linalg
 from jaxem.constraints import parameter, parameters, positive, positive_definite, real, vector
 from jaxem.distributions import quadratic
 from jaxem.distributions.base import Family, Pullback, Rows
+from jaxem.distributions.gaps import LOG_2_PI, Columns, Gaps, weighted_cells
 from jaxem.distributions.gaussian import FLOOR, Gaussian
 from jaxem.distributions.moments import Moments, enough
 from jaxem.distributions.special import behind, gap, stirling
+from jaxem.missing import Incomplete
 from jaxem.pytree import module, replace, static
 from jaxem.roots import root
 from jaxem.sums import totals
@@ -88,40 +90,93 @@ class StudentT(Family):
     def event_shape(self) -> tuple[int, ...]:
         return self.location.shape[-1:]
 
-    def expand(self, x: Rows) -> Rows:
-        """With the products of the columns, where there are many."""
-        return replace(x, columns=quadratic.widened(x.columns))
+    def gaps(self, x: Incomplete) -> Rows:
+        """Rows in blocks of the same columns seen: they are a t as well, of as many degrees of freedom."""
+        return Rows(Gaps.of(x))
 
-    def log_density(self, columns: Float[Array, "d n"] | quadratic.Wide) -> Float[Array, "*batch n"]:
-        white = linalg.whitening(self.scatter)
-        return self._log_density(quadratic.distance(columns, self.location, white), white)
+    def contains(self, columns: Any) -> Array:
+        return columns.finite() if isinstance(columns, Gaps) else super().contains(columns)
+
+    def expand(self, x: Rows) -> Rows:
+        """With the products of the columns, where there are many and all were seen."""
+        return x if isinstance(x.columns, Gaps) else replace(x, columns=quadratic.widened(x.columns))
+
+    def log_density(self, columns: Columns) -> Float[Array, "*batch n"]:
+        return self._log_density(columns, *self._distance(columns))
 
     def statistics(self, x: Any, weight: Array) -> RobustMoments:
         """The moments of the rows, by what each is expected to count."""
-        columns, white = self.observe(x).columns, linalg.whitening(self.scatter)
-        return self._statistics(columns, weight, quadratic.distance(columns, self.location, white), white)
+        columns = self.observe(x).columns
+        return self._statistics(columns, weight, *self._distance(columns))
 
     def e_step(self, x: Any) -> tuple[Array, Pullback]:
-        rows, white = self.expand(self.observe(x)), linalg.whitening(self.scatter)
-        distance = quadratic.distance(rows.columns, self.location, white)
-        log_prob = rows.said(self._log_density(distance, white))
-        return log_prob, lambda weight: self._statistics(rows.columns, rows.counted(weight), distance, white)
+        columns = self.expand(self.observe(x)).columns
+        distance, white = self._distance(columns)
+        log_prob = self._log_density(columns, distance, white)
+        return log_prob, lambda weight: self._statistics(columns, weight, distance, white)
 
-    def _log_density(self, distance: Float[Array, "*batch n"], white: Array) -> Float[Array, "*batch n"]:
-        d, h = self.event_shape[0], self.dof / 2
+    def _distance(self, columns: Columns) -> tuple[Float[Array, "*batch n"], Array]:
+        """(x - location)^T scatter^-1 (x - location) of what was seen of each row, and what whitens the scatter."""
+        if isinstance(columns, Gaps):
+            white = columns.whitening(self.scatter)
+            return columns.distance(self.location, white), white
+        white = linalg.whitening(self.scatter)
+        return quadratic.distance(columns, self.location, white), white
+
+    def _sizes(self, columns: Columns) -> Float[Array, "*ones s"]:
+        """How many columns a row may have, of which something was seen."""
+        most = self.event_shape[0]
+        sizes = jnp.arange(most + 1) if isinstance(columns, Gaps) else jnp.array([most])
+        return linalg.lead(sizes.astype(self.dof.dtype), self.dof.ndim + 1)
+
+    def _of_row(self, columns: Columns, each: Float[Array, "*batch s"]) -> Float[Array, "*batch n"]:
+        """What is known for each of these sizes, for each row."""
+        return each[..., columns.of_row(columns.columns())] if isinstance(columns, Gaps) else each
+
+    def _log_density(self, columns: Columns, distance: Float[Array, "*batch n"], white: Array) -> Array:
+        h, d = self.dof[..., None] / 2, self._sizes(columns)
         # log Gamma(h + D/2) - log Gamma(h) - D/2 log(2 pi h), with nothing large in it.
         ratio = stirling(h + d / 2) - stirling(h) + (h + d / 2) * jnp.log1p(d / 2 / h) - d / 2
-        constant = ratio - d / 2 * math.log(2 * math.pi) - linalg.half_log_det(white)
-        return constant[..., None] - (h + d / 2)[..., None] * jnp.log1p(distance / self.dof[..., None])
+        constant, power = self._of_row(columns, ratio - d / 2 * LOG_2_PI), self._of_row(columns, h + d / 2)
+        half_log_det = linalg.half_log_det(white)
+        volume = columns.of_row(half_log_det) if isinstance(columns, Gaps) else half_log_det[..., None]
+        return constant - volume - power * jnp.log1p(distance / self.dof[..., None])
 
-    def _statistics(self, columns: Any, weight: Array, distance: Array, white: Array) -> RobustMoments:
-        d, dof = self.event_shape[0], self.dof[..., None]
+    def _statistics(self, columns: Columns, weight: Array, distance: Array, white: Array) -> RobustMoments:
+        dof, sizes = self.dof[..., None], self._sizes(columns)
+        d = self._of_row(columns, sizes)
         precision = (dof + d) / (dof + distance)
         excess = (d - distance) / (dof + distance)
-        # E[log u] - E[u] + 1 in two parts, of which the second is the same for all rows.
-        rows, gaps = totals(weight, weight * gap(excess, precision))
-        moments = quadratic.moments(columns, weight * precision, self.location, white)
-        return RobustMoments(replace(moments, spread_rows=rows), -gaps - rows * behind((self.dof + d) / 2))
+        # E[log u] - E[u] + 1 in two parts, of which the second is the same for all rows of a size.
+        known = self._of_row(columns, jnp.where(sizes > 0, behind((dof + sizes) / 2), 0))
+        rows, gaps = totals(weight, weight * (gap(excess, precision) + known))
+        if isinstance(columns, Gaps):
+            moments = columns.moments(weight, self.location, self.scatter, white, precision)
+        else:
+            moments = quadratic.moments(columns, weight * precision, self.location, white)
+            moments = replace(moments, spread_rows=rows)
+        return RobustMoments(moments, -gaps)
+
+    def completed(self, x: Rows, base: Float[Array, "*batch n d"]) -> Float[Array, "*batch n d"]:
+        if not isinstance(x.columns, Gaps):
+            return base
+        white = x.columns.whitening(self.scatter)
+        return linalg.transpose(x.columns.completed(linalg.transpose(base), self.scatter, white))
+
+    def centre(self) -> Array:
+        return self.location
+
+    def drawn_rows(self, key: Array, x: Any, n: int) -> Float[Array, "*batch n d"]:
+        """With a precision drawn given the row: the farther what was seen of it lies, the wider may lie the rest."""
+        rows, (noise, precision) = self.observe(x), jax.random.split(key)
+        distance, _ = self._distance(rows.columns)
+        shape = (self.dof[..., None] + self._of_row(rows.columns, self._sizes(rows.columns))) / 2
+        rate = (self.dof[..., None] + distance) / 2
+        log_precision = jax.random.loggamma(precision, jnp.broadcast_to(shape, rate.shape)) - jnp.log(rate)
+        location, deviations = self.location[..., None, :], self._deviations(noise, n)
+        middle = self.completed(rows, location + jnp.zeros_like(deviations))
+        drawn = self.completed(rows, location + deviations)
+        return middle + (drawn - middle) * jnp.exp(-log_precision / 2)[..., None]
 
     def expected_statistics(self) -> RobustMoments:
         ones = jnp.ones_like(self.dof)
@@ -131,7 +186,7 @@ class StudentT(Family):
     def expected_log_prob(self, statistics: RobustMoments) -> Float[Array, "*batch"]:
         """That of the Gaussian rows, and that of their precisions: dof / 2 spread - rows stirling(dof / 2)."""
         moments, white, h = statistics.moments.about(self.location), linalg.whitening(self.scatter), self.dof / 2
-        log_volume = self.event_shape[0] * math.log(2 * math.pi) + 2 * linalg.half_log_det(white)
+        log_volume = self.event_shape[0] * LOG_2_PI + 2 * linalg.half_log_det(white)
         distance = jnp.sum(linalg.matmul(white, moments.second) * white, axis=(-1, -2))
         gaussian = -0.5 * (moments.spread_rows * log_volume + distance)
         return gaussian + h * statistics.spread - moments.spread_rows * stirling(h)
@@ -164,7 +219,7 @@ class StudentT(Family):
     def floor(self, x: Any, weight: Array) -> RobustMoments:
         """No rows, and a diagonal scatter of `FLOOR` times the squared scale of each column."""
         zero, rows = jnp.zeros_like(self.dof), self.observe(x)
-        scale = quadratic.scale(quadratic.plain(rows.columns), rows.counted(weight))
+        scale = quadratic.scale(*weighted_cells(rows.columns, weight))
         second = jnp.broadcast_to(jnp.diag(FLOOR[scale.dtype.itemsize] * scale**2), self.scatter.shape)
         return RobustMoments(Moments(zero, zero, jnp.zeros_like(self.location), second, self.location), zero)
 
@@ -192,11 +247,14 @@ class StudentT(Family):
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n d"]:
         """`n` draws from each member, `[*batch_shape, n, D]`."""
         noise, precision = jax.random.split(key)
-        z = jax.random.normal(noise, (*self.batch_shape, n, *self.event_shape), self.dof.dtype)
-        h = self.dof[..., None] / 2
+        h, location = self.dof[..., None] / 2, self.location[..., None, :]
         log_precision = jax.random.loggamma(precision, h, (*self.batch_shape, n), self.dof.dtype) - jnp.log(h)
-        colored = linalg.matmul(z, linalg.transpose(linalg.cholesky(self.scatter)))
-        return self.location[..., None, :] + colored * jnp.exp(-log_precision / 2)[..., None]
+        return location + self._deviations(noise, n) * jnp.exp(-log_precision / 2)[..., None]
+
+    def _deviations(self, key: Array, n: int) -> Float[Array, "*batch n d"]:
+        """Draws of x - location for rows that all have a precision of one."""
+        z = jax.random.normal(key, (*self.batch_shape, n, *self.event_shape), self.dof.dtype)
+        return linalg.matmul(z, linalg.transpose(linalg.cholesky(self.scatter)))
 
 
 def _degrees(inequality: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
