@@ -53,9 +53,9 @@ def pytest_collection_finish() -> None:
 
 
 def is_spared(item: pytest.Item) -> bool:
-    """What `make test` leaves to `make thorough`: what is marked so, and of laws and examples every second pair."""
+    """What `make test` leaves to `make thorough`: what is marked so, and of laws and examples two pairs of three."""
     example = getattr(item, "callspec", None) and item.callspec.params.get("example")  # type: ignore[attr-defined]
-    in_turn = isinstance(example, Example) and zlib.crc32(item.name.encode()) % 2 == 1
+    in_turn = isinstance(example, Example) and zlib.crc32(item.name.encode()) % 3 > 0
     return in_turn or item.get_closest_marker("thorough") is not None
 
 
