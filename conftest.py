@@ -17,9 +17,9 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 # takes half as long over them, and each in one piece, since the processes of the tests keep all cores busy anyway.
 # (XLA ends a process that names a flag it does not know; other versions do without.) And none says on which lines of
 # the sources it was written, which took a tenth of the time. What is in the environment holds for processes of tests.
-jax.config.update("jax_disable_most_optimizations", True)
-jax.config.update("jax_traceback_in_locations_limit", 0)
-os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
+for name, value in {"jax_disable_most_optimizations": True, "jax_traceback_in_locations_limit": 0}.items():
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(int(value))
 if jax.__version__.startswith("0.10."):
     flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -154,6 +155,7 @@ class Blocks:
         return zero.at[:, self.pattern].add(blocks)
 
 
+@partial(jax.jit, static_argnames="patterns", inline=True)
 def in_blocks(seen: Bool[Array, "d n"], patterns: int) -> Blocks:
     """The rows in blocks of like pattern, of which there are at most so many; shapes depend on their number only."""
     columns, n = seen.shape

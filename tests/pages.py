@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
 import sys
 from pathlib import Path
@@ -17,14 +16,6 @@ def python_blocks(page: Path) -> list[str]:
     text = page.read_text()
     matches = re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return ["\n" * text.count("\n", 0, match.start(1)) + match.group(1) for match in matches]
-
-
-def quickly_compiled() -> dict[str, str]:
-    """The environment for an interpreter that runs every program once: it compiles in a third of the time.
-
-    The flags of XLA are those that conftest has set; only the types are as a reader has them.
-    """
-    return {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 def run(source: str, page: str, names: dict[str, Any]) -> int:

@@ -201,7 +201,6 @@ def test_killed_again_and_again_it_ends_with_the_same_bits(tmp_path: Path) -> No
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(jem.__file__).parents[1])]),
         "JAX_ENABLE_X64": "1",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": str(jax.config.values["jax_compilation_cache_dir"]),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

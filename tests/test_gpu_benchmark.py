@@ -15,8 +15,6 @@ WITHOUT = {"kind": "cpu", "platform": "cpu", "jax": "0"}
 def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(BENCHMARKS)
     monkeypatch.setenv("PYTHONPATH", str(BENCHMARKS.parent))
-    # Its processes compile for a single run.
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     import gpu
 
     return gpu

@@ -84,6 +84,29 @@ def test_weak_prior_keeps_ties_from_collapsing_and_moves_little(family: type, rn
     assert abs(float(free.log_likelihood - held.log_likelihood)) < 0.05
 
 
+def test_weak_prior_of_columns_is_that_of_the_row(rng: np.random.Generator) -> None:
+    """Independent columns, written as one family, as two, or as one of each kind."""
+    x = np.exp(rng.normal(size=(40, 2)) + 2 * rng.integers(0, 2, (40, 1)))
+    place, variance = np.array([[0.0, 0.5], [2.0, 2.5]]), np.ones((2, 2))
+    logs = [jem.LogNormal(place[:, d], variance[:, d]) for d in range(2)]
+    gaussian = jem.DiagonalGaussian(place, variance)
+    halves = [jem.DiagonalGaussian(place[:, d : d + 1], variance[:, d : d + 1]) for d in range(2)]
+    fits = [
+        jem.fit(jem.Mixture([0.5, 0.5], child), rows, prior=jem.priors.Weak(2.0), max_steps=5)
+        for child, rows in [
+            (gaussian, np.log(x)),
+            (jem.Product(tuple(halves)), np.log(x)),
+            (jem.Product(tuple(logs)), x),
+            (jem.Independent(jem.LogNormal(place, variance)), x),
+        ]
+    ]
+    for fit in fits[1:]:
+        np.testing.assert_allclose(fit.model.weights, fits[0].model.weights, rtol=1e-9)
+    found = fits[2].model.components.parts[0].scale, fits[3].model.components.base.scale[:, 0]
+    for variance in (fits[1].model.components.parts[0].variance[:, 0], *(scale**2 for scale in found)):
+        np.testing.assert_allclose(variance, fits[0].model.components.variance[:, 0], rtol=1e-8)
+
+
 def test_weak_prior_is_equivariant_to_scale_and_offset(rng: np.random.Generator) -> None:
     x = np.concatenate([rng.normal(size=(40, 2)), rng.normal(size=(30, 2)) + 3])
     start = jem.Mixture.start(jax.random.key(0), jem.Gaussian, x, 2)

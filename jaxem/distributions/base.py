@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import jax
@@ -239,7 +240,7 @@ class Family(Distribution):
             return x
         x = incomplete(x)
         values = as_rows(cells(x), self.event_shape, jnp.result_type(*jax.tree.leaves(self)))
-        return self.gaps(replace(x, values=values)) if isinstance(x, Incomplete) else Rows(self.columns(values))
+        return _observed(self, replace(x, values=values) if isinstance(x, Incomplete) else values)
 
     def gaps(self, x: Incomplete) -> Rows:
         """Rows of which some were not seen at all; something harmless stands in their place."""
@@ -356,6 +357,12 @@ class Family(Distribution):
         rows = self.observe(x)
         inside = self.contains(rows.columns)
         return inside if rows.seen is None else inside | ~rows.seen
+
+
+@partial(jax.jit, inline=True)
+def _observed(family: Family, x: Array | Incomplete) -> Rows:
+    """One program, as below."""
+    return family.gaps(x) if isinstance(x, Incomplete) else Rows(family.columns(x))
 
 
 @jax.jit

@@ -88,7 +88,12 @@ class Product(Family):
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        return (sum(_width(part) for part in self.parts),)
+        return (sum(self._widths),)
+
+    @property
+    def _widths(self) -> list[int]:
+        """How many columns each part answers for."""
+        return [_width(part) for part in self.parts]
 
     def columns(self, x: Float[Array, "n d"]) -> tuple[Rows, ...]:
         return self.gaps(x).columns
@@ -136,6 +141,11 @@ class Product(Family):
     def m_step(self, statistics: tuple[Statistics, ...]) -> Self:
         """Each part by itself."""
         return replace(self, parts=tuple(p.m_step(s) for p, s in zip(self.parts, statistics, strict=True)))
+
+    def weak(self, members: Array | int) -> tuple[Statistics, ...]:
+        """What each part says: of the room that members share, its columns have their share."""
+        each = zip(self.parts, self._widths, strict=True)
+        return tuple(part.weak(_apiece(part, members, width / self.event_shape[0])) for part, width in each)
 
     def floor(self, x: Any, weight: Array) -> tuple[Statistics, ...]:
         blocks = self.observe(x).columns
@@ -271,6 +281,10 @@ class Independent(Family):
         """The statistics of each column."""
         return self.e_step(x)[1](weight)
 
+    def weak(self, members: Array | int) -> Statistics:
+        """What each column says: it has its share of the room that members share."""
+        return self.base.weak(_apiece(self.base, members, 1 / self.event_shape[0]))
+
     def floor(self, x: Any, weight: Array) -> Statistics:
         """That of each column."""
         each = jax.vmap(lambda base, column: base.floor(column, weight), (self._axis, 0), out_axes=self._axis)
@@ -325,3 +339,8 @@ class IndependentFamily:
 
 def _width(part: Family) -> int:
     return part.event_shape[0] if part.event_shape else 1
+
+
+def _apiece(part: Family, members: Array | int, share: float) -> Array:
+    """As how many members some of the columns see, if together they see so many."""
+    return jnp.asarray(members, jnp.result_type(*jax.tree.leaves(part))) ** share

@@ -532,8 +532,8 @@ class Joint(Product):
             )
 
     @property
-    def event_shape(self) -> tuple[int, ...]:
-        return self.parts[1].event_shape
+    def _widths(self) -> list[int]:
+        return [*self.parts[0].event_shape, 1]
 
     def gaps(self, x: Any) -> Rows:
         """The first part reads all columns but the last."""

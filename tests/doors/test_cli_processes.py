@@ -34,10 +34,7 @@ def start(
     with socket.create_server(("localhost", 0)) as free:
         address = f"localhost:{free.getsockname()[1]}"
     several = ["--coordinator", address, "--processes", str(count)] if count > 1 else []
-    env = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),  # type: ignore[attr-defined]
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
+    env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir)}  # type: ignore[attr-defined]
     if devices > 1:
         env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     command = [sys.executable, "-c", COMMAND, "fit", str(table), *options.split(), "--out", str(out), *several]
