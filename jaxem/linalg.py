@@ -2,7 +2,8 @@
 
 No LAPACK: its batched kernels can deadlock the CPU's thread pool, and for the small matrices of a mixture plain
 array code is several times faster. Up to `UNROLLED` columns the algebra is written out, with the batch innermost;
-above that a loop runs over the columns. Derivatives are rules, not a walk back through the loop.
+above that a loop runs over panels of `PANEL` columns: what they are to each other is written out, what they are to the
+others is a matrix product. Derivatives are rules, not a walk back through the loop.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 UNROLLED = 8
+PANEL = 4
+"""Of 3, 4, 6 and 8 the fastest, or near it, for 12 to 200 columns; 8 takes four times as long to compile."""
+
 HIGHEST = jax.lax.Precision.HIGHEST
 
 matmul = partial(jnp.matmul, precision=HIGHEST)
@@ -68,7 +72,7 @@ def cholesky(matrix: Float[Array, "*batch d d"]) -> Float[Array, "*batch d d"]:
     [[2.0, 0.0], [1.0, 2.0]]
     """
     size = matrix.shape[-1]
-    return _cholesky_unrolled(matrix) if size <= UNROLLED else _cholesky_by_columns(matrix)
+    return _cholesky_unrolled(matrix, diagonal(matrix), size)[0] if size <= UNROLLED else _cholesky_by_panels(matrix)
 
 
 def _safe_pivot(pivot: Array, entry: Array, size: int) -> tuple[Array, Array]:
@@ -82,59 +86,84 @@ def _safe_pivot(pivot: Array, entry: Array, size: int) -> tuple[Array, Array]:
     return root, jnp.where(pivot > least, 1 / root, 0)
 
 
-def _cholesky_unrolled(matrix: Array) -> Array:
-    size = matrix.shape[-1]
-    factor = [[jnp.zeros_like(matrix[..., 0, 0])] * size for _ in range(size)]
-    for j in range(size):
+def _cholesky_unrolled(matrix: Array, entry: Array, size: int) -> tuple[Array, Array]:
+    """The factor, and what `_safe_pivot` says of each column; `entry` and `size` are those of the whole matrix."""
+    columns = matrix.shape[-1]
+    factor, inverses = [[jnp.zeros_like(matrix[..., 0, 0])] * columns for _ in range(columns)], []
+    for j in range(columns):
         pivot = matrix[..., j, j] - sum(factor[j][k] ** 2 for k in range(j))
-        factor[j][j], inverse = _safe_pivot(pivot, matrix[..., j, j], size)
-        for i in range(j + 1, size):
+        factor[j][j], inverse = _safe_pivot(pivot, entry[..., j], size)
+        inverses.append(inverse)
+        for i in range(j + 1, columns):
             rest = matrix[..., i, j] - sum(factor[i][k] * factor[j][k] for k in range(j))
             factor[i][j] = rest * inverse
-    return _stack(factor)
+    return _stack(factor), jnp.stack(inverses, axis=-1)
 
 
 def _stack(rows: list[list[Array]]) -> Array:
     return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
 
 
-def _cholesky_by_columns(matrix: Array) -> Array:
-    size = matrix.shape[-1]
-    index = jnp.arange(size)
+def _panel(array: Array, at: Array, axis: int) -> Array:
+    return jax.lax.dynamic_slice_in_dim(array, at, PANEL, axis=axis)
 
-    def column(j: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        factor, rest = carry
-        current = jnp.take(rest, j, axis=-1)
-        root, inverse = _safe_pivot(jnp.take(current, j, axis=-1), jnp.take(diagonal(matrix), j, axis=-1), size)
-        current = jnp.where(index == j, root[..., None], jnp.where(index > j, current * inverse[..., None], 0))
-        factor = jnp.where(index == j, current[..., :, None], factor)
-        return factor, rest - outer(current, current)
 
-    return jax.lax.fori_loop(0, size, column, (jnp.zeros_like(matrix), matrix))[0]
+def _put(array: Array, panel: Array, at: Array, axis: int) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(array, panel, at, axis=axis)
+
+
+def _in_panels(matrix: Array) -> Array:
+    """With ones on the diagonal behind the last column, so that it is made of panels."""
+    size, more = matrix.shape[-1], -matrix.shape[-1] % PANEL
+    padded = jnp.pad(matrix, [(0, 0)] * (matrix.ndim - 2) + [(0, more), (0, more)])
+    return padded + lead(jnp.diag((jnp.arange(size + more) >= size).astype(matrix.dtype)), matrix.ndim)
+
+
+def _cholesky_by_panels(matrix: Array) -> Array:
+    size, whole = matrix.shape[-1], _in_panels(matrix)
+    entry, index = diagonal(whole), jnp.arange(whole.shape[-1])[:, None]
+
+    def panel(i: Array, factor: Array) -> Array:
+        at = i * PANEL
+        rest = _panel(whole, at, -1) - matmul(factor, transpose(_panel(factor, at, -2)))
+        corner, inverse = _cholesky_unrolled(_panel(rest, at, -2), _panel(entry, at, -1), size)
+        columns: list[Array] = []
+        for j in range(PANEL):
+            known = sum(columns[k] * corner[..., j, k, None] for k in range(j))
+            columns.append((rest[..., j] - known) * inverse[..., j, None])
+        below = jnp.where(lead(index >= at + PANEL, matrix.ndim), jnp.stack(columns, axis=-1), 0)
+        return _put(factor, _put(below, corner, at, -2), at, -1)
+
+    return jax.lax.fori_loop(0, len(index) // PANEL, panel, jnp.zeros_like(whole))[..., :size, :size]
 
 
 def triangular_inverse(factor: Float[Array, "*batch d d"]) -> Float[Array, "*batch d d"]:
     """The inverse of a lower triangular matrix, by forward substitution."""
     size = factor.shape[-1]
     if size <= UNROLLED:
-        inverse = [[jnp.zeros_like(factor[..., 0, 0])] * size for _ in range(size)]
-        for i in range(size):
-            inverse[i][i] = 1 / factor[..., i, i]
-            for j in range(i):
-                known = sum(factor[..., i, k] * inverse[k][j] for k in range(j, i))
-                inverse[i][j] = -known * inverse[i][i]
-        return _stack(inverse)
+        return _inverse_unrolled(factor)
+    whole = _in_panels(factor)
+    identity = lead(jnp.eye(whole.shape[-1], dtype=factor.dtype), factor.ndim)
 
-    index = jnp.arange(size)
-    identity = jnp.eye(size, dtype=factor.dtype)
+    def panel(i: Array, inverse: Array) -> Array:
+        at = i * PANEL
+        rows = _panel(whole, at, -2)
+        rest = _panel(identity, at, -2) - matmul(rows, inverse)
+        return _put(inverse, matmul(_inverse_unrolled(_panel(rows, at, -1)), rest), at, -2)
 
-    def row(i: Array, inverse: Array) -> Array:
-        coefficients = jnp.where(index < i, jnp.take(factor, i, axis=-2), 0)
-        known = jnp.einsum("...k,...kj->...j", coefficients, inverse, precision=HIGHEST)
-        new = (lead(identity[i], known.ndim) - known) / jnp.take(diagonal(factor), i, axis=-1)[..., None]
-        return jnp.where(index[:, None] == i, new[..., None, :], inverse)
+    panels = whole.shape[-1] // PANEL
+    return jax.lax.fori_loop(0, panels, panel, jnp.zeros_like(whole))[..., :size, :size]
 
-    return jax.lax.fori_loop(0, size, row, jnp.zeros_like(factor))
+
+def _inverse_unrolled(factor: Array) -> Array:
+    size = factor.shape[-1]
+    inverse = [[jnp.zeros_like(factor[..., 0, 0])] * size for _ in range(size)]
+    for i in range(size):
+        inverse[i][i] = 1 / factor[..., i, i]
+        for j in range(i):
+            known = sum(factor[..., i, k] * inverse[k][j] for k in range(j, i))
+            inverse[i][j] = -known * inverse[i][i]
+    return _stack(inverse)
 
 
 @jax.custom_jvp

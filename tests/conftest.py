@@ -53,10 +53,13 @@ def pytest_collection_finish() -> None:
 
 
 def is_spared(item: pytest.Item) -> bool:
-    """What `make test` leaves to `make thorough`: what is marked so, and of laws and examples two pairs of three."""
-    example = getattr(item, "callspec", None) and item.callspec.params.get("example")  # type: ignore[attr-defined]
-    in_turn = isinstance(example, Example) and zlib.crc32(item.name.encode()) % 3 > 0
-    return in_turn or item.get_closest_marker("thorough") is not None
+    """What `make test` leaves to `make thorough`: what is marked so, and some of what is crossed with each other.
+
+    Of laws and examples two pairs of three; of a type and two things more, every second.
+    """
+    given = item.callspec.params if hasattr(item, "callspec") else {}  # type: ignore[attr-defined]
+    turns = 3 if isinstance(given.get("example"), Example) else 2 if "dtype" in given and len(given) > 2 else 1
+    return zlib.crc32(item.name.encode()) % turns > 0 or item.get_closest_marker("thorough") is not None
 
 
 _count = itertools.count(1)

@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import jax
+import pytest
 
 import jaxem as jem
 
 CHILD = """
 import sys
 import jax
+import pytest
 import numpy as np
 import jaxem as jem
 from jax.sharding import NamedSharding, PartitionSpec
@@ -72,6 +74,7 @@ print("all the same")
 """
 
 
+@pytest.mark.thorough
 def test_on_eight_devices_as_on_one(tmp_path: Path) -> None:
     environment = {
         **os.environ,

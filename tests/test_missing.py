@@ -88,7 +88,7 @@ def others(rng: np.random.Generator, k: int, d: int) -> dict[str, tuple[Any, np.
     }
 
 
-@pytest.mark.parametrize("kind", ["analysis", "components", "tails"])
+@pytest.mark.parametrize("kind", thoroughly(["analysis", "components", "tails"], "analysis", "tails"))
 def test_factors_and_tails_are_their_marginals(kind: str, rng: np.random.Generator) -> None:
     """Values by hand, means that fill gaps, the slope of Q (Fisher's identity), and a step that climbs."""
     model, scatter = others(rng, 2, 4)[kind]

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import jaxem as jem
+from families import thoroughly
 from jaxem.fitting import fit as whole
 from jaxem.fitting.stream import Pairwise
 from jaxem.fitting.survey import Survey
@@ -64,7 +65,7 @@ class Parts:
             yield self.x[a:b] if self.weight is None else (self.x[a:b], self.weight[a:b])
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", thoroughly(SOLVERS, "EM", "AnnealedEM", "SQUAREM"))
 def test_every_solver_of_one_look_ends_where_fit_does(name: str) -> None:
     solver, family = SOLVERS[name], jem.Gaussian if name == "EM" else jem.SphericalGaussian
     x, weight = rows(), np.random.default_rng(1).uniform(0, 2, 700)
@@ -307,6 +308,7 @@ jax.config.update("jax_compilation_cache_dir", sys.argv[3])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[1]))
 import jaxem as jem
+from families import thoroughly
 from test_stream import rows, start
 x = rows()
 x[::3, 1] = float("nan")

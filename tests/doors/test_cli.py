@@ -357,7 +357,7 @@ def test_ctrl_c_leaves_the_finished_groups(table: Path, tmp_path: Path, monkeypa
 def test_a_signal_ends_the_process_with_130(tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ["fit", "flights", "--by", "tailnum", "--columns", "dep_delay,arr_delay", "--out", str(out)]
-    arguments += ["--components", "1", "--restarts", "1"]
+    arguments += ["--family", "diagonal", "--components", "1", "--restarts", "1"]
     process = subprocess.Popen([sys.executable, "-m", "jaxem.cli", *arguments], stderr=subprocess.PIPE, text=True)
     while not out.exists() and process.poll() is None:
         # The folder is made just before the fits begin.

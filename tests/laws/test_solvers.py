@@ -247,7 +247,7 @@ def test_a_batch_of_everything_is_em() -> None:
     np.testing.assert_allclose(one.model.components.rate, em.model.components.rate)
 
 
-@pytest.mark.parametrize("rate", [1e6, 50.0])
+@pytest.mark.parametrize("rate", thoroughly([1e6, 50.0], 50.0))
 def test_a_rate_that_is_too_large_ends_as_diverged_with_the_best_so_far(rate: float) -> None:
     start, x, _ = problem("mixture")
     wild = jem.Gradient(optax.sgd(rate))
@@ -308,7 +308,7 @@ def test_hard_em_climbs_the_best_path() -> None:
     np.testing.assert_allclose(fit.log_likelihood, labelled.log_likelihood, rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", thoroughly(SOLVERS, "SQUAREM", "LBFGS"))
+@pytest.mark.parametrize("name", thoroughly(SOLVERS, "SQUAREM", "Adam"))
 def test_many_are_each_what_one_is(name: str) -> None:
     start, x, _ = problem("counts")
     xs = jnp.stack([x[:150], x[50:]])
