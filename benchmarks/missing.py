@@ -13,7 +13,7 @@ import numpy as np
 import jaxem as jem
 from jaxem.solvers.em import em_step
 
-CASES = [(100_000, 8, 1), (1_000, 3, 3), (20_000, 6, 8)]
+CASES = [(100_000, 8, 1), (1_000, 3, 3), (20_000, 6, 8), (20_000, 20, 2)]
 STEPS = 10
 
 

@@ -265,6 +265,19 @@ def test_factors_are_lapacks(d: int, rng: np.random.Generator) -> None:
         np.testing.assert_allclose(slope, measured, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("d", [4, 9, 14])
+def test_a_singular_matrix_has_a_finite_factor(d: int, rng: np.random.Generator, dtype: Any) -> None:
+    """Of columns that others span nothing is left, and nothing is divided by that."""
+    root = rng.normal(size=(5, d, 2)).astype(dtype)
+    matrix = jnp.asarray(root @ np.swapaxes(root, 1, 2))
+    factor, white = jax.jit(lambda matrix: (linalg.cholesky(matrix), linalg.whitening(matrix)))(matrix)
+    assert np.isfinite(white).all()
+    size = float(jnp.abs(matrix).max())
+    np.testing.assert_allclose(
+        factor @ linalg.transpose(factor), matrix, atol=100 * d * size * float(jnp.finfo(dtype).eps)
+    )
+
+
 def gaussians(rng: np.random.Generator, d: int, apart: float, dtype: Any) -> tuple[jem.Gaussian, np.ndarray]:
     root = rng.normal(size=(3, d, 2 * d)) / np.sqrt(d)
     mean = rng.normal(size=(3, d)) * 0.1

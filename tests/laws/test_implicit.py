@@ -49,7 +49,7 @@ def data(which: str) -> tuple[Any, Any, Any]:
 def test_it_is_what_refits_differ_by(which: str, fitted: Any) -> None:
     given = data(which)
     value = jax.jit(lambda *given: number(fitted(*given, **EXACT)))
-    found = jax.grad(lambda *given: number(fitted(*given, **CLOSE)), argnums=(0, 1, 2))(*given)
+    found = jax.jit(jax.grad(lambda *given: number(fitted(*given, **CLOSE)), argnums=(0, 1, 2)))(*given)
 
     def moved(argument: int, place: Any, by: float) -> float:
         changed = list(given)
@@ -87,10 +87,10 @@ def test_it_is_that_of_the_steps_unrolled() -> None:
 def test_many_parameters_are_solved_for_without_a_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     given = data("simple")
     of = lambda *given: number(mixture(*given, **CLOSE))
-    formed = jax.grad(of, argnums=(0, 1, 2))(*given)
+    formed = jax.jit(jax.grad(of, argnums=(0, 1, 2)))(*given)
     jax.clear_caches()
     monkeypatch.setattr(implicit, "DENSE", 0)
-    applied = jax.grad(of, argnums=(0, 1, 2))(*given)
+    applied = jax.jit(jax.grad(lambda *given: of(*given), argnums=(0, 1, 2)))(*given)
     jax.clear_caches()
     for a, b in zip(formed, applied, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-10)
