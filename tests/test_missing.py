@@ -264,6 +264,15 @@ def test_draws_fill_gaps_by_their_conditional_distribution(kind: str, rng: np.ra
     assert ss.ks_1samp(draws[:, 1], lambda y: np.interp(y, grid, cumulated)).pvalue > 0.001
 
 
+@pytest.mark.parametrize("kind", ["full", "components", "tails"])
+def test_float32_is_filled_with_float32(kind: str, rng: np.random.Generator) -> None:
+    model = jax.tree.map(lambda leaf: leaf[0].astype(jnp.float32), (normals(rng, 1, 2) | others(rng, 1, 2))[kind][0])
+    x = np.array([[5.5, NAN], [NAN, NAN]], np.float32)
+    for filled in (model.impute(x), model.impute(x, jax.random.key(0))):
+        assert filled.dtype == jnp.float32
+        assert np.isfinite(filled).all()
+
+
 def test_categories_are_filled_by_the_most_probable() -> None:
     parts = (
         jem.Categorical([[0.1, 0.9], [0.8, 0.2]]),

@@ -172,7 +172,8 @@ class StudentT(Family):
         distance, _ = self._distance(rows.columns)
         shape = (self.dof[..., None] + self._of_row(rows.columns, self._sizes(rows.columns))) / 2
         rate = (self.dof[..., None] + distance) / 2
-        log_precision = jax.random.loggamma(precision, jnp.broadcast_to(shape, rate.shape)) - jnp.log(rate)
+        shape = jnp.broadcast_to(shape, rate.shape)
+        log_precision = jax.random.loggamma(precision, shape, dtype=rate.dtype) - jnp.log(rate)
         location, deviations = self.location[..., None, :], self._deviations(noise, n)
         middle = self.completed(rows, location + jnp.zeros_like(deviations))
         drawn = self.completed(rows, location + deviations)
