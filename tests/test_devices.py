@@ -15,7 +15,6 @@ import jaxem as jem
 CHILD = """
 import sys
 import jax
-import pytest
 import numpy as np
 import jaxem as jem
 from jax.sharding import NamedSharding, PartitionSpec

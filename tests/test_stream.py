@@ -308,7 +308,6 @@ jax.config.update("jax_compilation_cache_dir", sys.argv[3])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[1]))
 import jaxem as jem
-from families import thoroughly
 from test_stream import rows, start
 x = rows()
 x[::3, 1] = float("nan")

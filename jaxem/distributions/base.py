@@ -194,7 +194,7 @@ class Family(Distribution):
       `contains(columns)` and `support`, its name in words.
 
     What you get: a place in every `Mixture` and `Product`; `e_step`; `fit`, `fit_many`, restarts, weights, labels,
-    priors; missing rows (whole ones, unless the family says what a part of a row tells: `gaps`); starts; checks of
+    priors; missing rows (whole ones; any cell, if the family is an `AnyCell`); starts; checks of
     arguments; saving and loading; the command line; the laws as tests.
     """
 
@@ -335,22 +335,12 @@ class Family(Distribution):
         """`[..., *event_shape]`: the mean of a row of each member."""
         raise NotImplementedError(f"{type(self).__name__} does not say the mean of a row, so it cannot impute")
 
-    def completed(self, x: Rows, base: Array) -> Array:
-        """Rows `[..., n, *event_shape]` with their gaps filled as `base` (means, or draws) says, given what was seen.
-
-        Where rows are seen altogether or not at all, that is `base` itself.
-        """
-        return base
-
     def expected_rows(self, x: Any, weight: Array) -> Array:
-        """Each member's mean, given what was seen."""
-        centre = jnp.expand_dims(self.centre(), len(self.batch_shape))
-        base = jnp.broadcast_to(centre, (*weight.shape, *self.event_shape))
-        filled = self.completed(self.observe(x), base)
-        return jnp.einsum("kn,kn...->n...", *flat_members(weight, filled), precision=linalg.HIGHEST)
+        """Of what was not seen at all, each member's mean."""
+        return jnp.einsum("kn,k...->n...", *flat_members(weight, self.centre()), precision=linalg.HIGHEST)
 
     def drawn_rows(self, key: Array, x: Any, n: int) -> Array:
-        return self.completed(self.observe(x), self.sample(key, n))
+        return self.sample(key, n)
 
     def inside(self, x: Any) -> Array:
         """`[n]` bool: rows that this family can produce (see `support`)."""

@@ -18,12 +18,11 @@ from jaxtyping import Array, Float
 from jaxem import linalg
 from jaxem.constraints import loadings, parameter, positive, positive_vector, vector
 from jaxem.distributions import quadratic
-from jaxem.distributions.base import Family, Rows, add, as_rows, scale
-from jaxem.distributions.gaps import LOG_2_PI, Columns, Gaps, in_patterns, weighted_cells
+from jaxem.distributions.base import Rows, add, as_rows, scale
+from jaxem.distributions.gaps import LOG_2_PI, AnyCell, Columns, Gaps, in_patterns, weighted_cells
 from jaxem.distributions.gaussian import FLOOR
 from jaxem.distributions.moments import enough
 from jaxem.linalg import HIGHEST, matmul, transpose
-from jaxem.missing import Incomplete
 from jaxem.pytree import module, replace
 
 WARM = 5
@@ -88,10 +87,9 @@ class Regressions:
         return reference, jnp.maximum(second, lost)
 
 
-class _Factors(Family):
+class _Factors(AnyCell):
     """What both share: everything but the noise."""
 
-    scalar = False
     mean: Array
     loadings: Array
     noise: Array
@@ -135,13 +133,6 @@ class _Factors(Family):
 
     def _coefficients(self) -> Float[Array, "*batch d g"]:
         return jnp.concatenate([self.loadings, self.mean[..., None]], axis=-1)
-
-    def gaps(self, x: Incomplete) -> Rows:
-        """Rows in blocks of the same columns seen."""
-        return Rows(Gaps.of(x))
-
-    def contains(self, columns: Columns) -> Array:
-        return columns.finite() if isinstance(columns, Gaps) else super().contains(columns)
 
     def _posterior(self, gaps: Gaps) -> tuple[Array, Array]:
         """`[..., P, F, F]`, what whitens M for each pattern, and M^-1, the covariance of the factors given a row."""
@@ -212,9 +203,8 @@ class _Factors(Family):
     def centre(self) -> Array:
         return self.mean
 
-    def completed(self, x: Rows, base: Float[Array, "*batch n d"]) -> Float[Array, "*batch n d"]:
-        columns = transpose(base)
-        return transpose(columns + matmul(self.loadings, self._factors(x.columns, columns)))
+    def completed(self, columns: Gaps, base: Array) -> Array:
+        return base + matmul(self.loadings, self._factors(columns, base))
 
     def _factors(self, columns: Columns, base: Array) -> Float[Array, "*batch f n"]:
         """What is expected of the factors of each row, as it deviates from `base`."""

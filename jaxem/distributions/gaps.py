@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxem import linalg
 from jaxem.distributions import quadratic
+from jaxem.distributions.base import Family, Rows, flat_members
 from jaxem.distributions.moments import Moments
 from jaxem.linalg import HIGHEST, lead, matmul, transpose
 from jaxem.missing import Blocks, Incomplete, in_blocks
@@ -278,6 +279,34 @@ class Cells:
 
     def _led(self, array: Array, mean: Array) -> Array:
         return lead(array, mean.ndim + 1)
+
+
+class AnyCell(Family):
+    """A family of vectors that knows its marginals, so that any cell of a row may be missing.
+
+    What you write beside: `completed`, and densities and statistics of `Gaps` (or of what `gaps` makes) too.
+    """
+
+    scalar = False
+
+    def gaps(self, x: Incomplete) -> Rows:
+        """Rows in blocks of the same columns seen."""
+        return Rows(Gaps.of(x))
+
+    def contains(self, columns: Columns) -> Array:
+        return columns.finite() if isinstance(columns, (Gaps, Cells)) else super().contains(columns)
+
+    def completed(self, columns: Any, base: Float[Array, "*batch d n"]) -> Float[Array, "*batch d n"]:
+        """Rows with their gaps filled as `base` (means, or draws of whole rows) says, given what was seen."""
+        raise NotImplementedError
+
+    def expected_rows(self, x: Any, weight: Array) -> Float[Array, "n d"]:
+        base = jnp.broadcast_to(self.centre()[..., None], (*self.batch_shape, *self.event_shape, weight.shape[-1]))
+        filled = self.completed(self.observe(x).columns, base)
+        return jnp.einsum("kn,kdn->nd", *flat_members(weight, filled), precision=HIGHEST)
+
+    def drawn_rows(self, key: Array, x: Any, n: int) -> Float[Array, "*batch n d"]:
+        return transpose(self.completed(self.observe(x).columns, transpose(self.sample(key, n))))
 
 
 def in_patterns(columns: Columns) -> Gaps:

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float
 from jaxem import linalg
 from jaxem.constraints import parameter, positive, positive_definite, positive_vector, vector
 from jaxem.distributions import quadratic
-from jaxem.distributions.base import Family, Pullback, Rows
-from jaxem.distributions.gaps import LOG_2_PI, Cells, Columns, Gaps, weighted_cells
+from jaxem.distributions.base import Pullback, Rows
+from jaxem.distributions.gaps import LOG_2_PI, AnyCell, Cells, Columns, Gaps, weighted_cells
 from jaxem.distributions.moments import Moments, enough
 from jaxem.missing import Incomplete
 from jaxem.pytree import module, replace
@@ -28,10 +28,9 @@ The spread of a collapsing component ends near a thousandth (float32) or a ten-t
 small enough that components a thousand deviations apart do not notice, large enough for the type to resolve."""
 
 
-class _Normal(Family):
+class _Normal(AnyCell):
     """What all Gaussians share: a `mean` of shape `[..., D]`, and moments about it as statistics."""
 
-    scalar = False
     mean: Array
 
     def __post_init__(self) -> None:
@@ -48,13 +47,6 @@ class _Normal(Family):
     @property
     def event_shape(self) -> tuple[int, ...]:
         return self.mean.shape[-1:]
-
-    def gaps(self, x: Incomplete) -> Rows:
-        """Rows of which any cell may be missing."""
-        raise NotImplementedError
-
-    def contains(self, columns: Columns) -> Array:
-        return columns.finite() if isinstance(columns, (Gaps, Cells)) else super().contains(columns)
 
     def _white(self, columns: Columns | None = None) -> Array:
         """What turns a member into the unit Gaussian: made once for a whole step, because it takes a factorisation."""
@@ -131,13 +123,6 @@ class _Normal(Family):
     def centre(self) -> Array:
         return self.mean
 
-    def completed(self, x: Rows, base: Float[Array, "*batch n d"]) -> Float[Array, "*batch n d"]:
-        return linalg.transpose(self._completed(x.columns, linalg.transpose(base)))
-
-    def _completed(self, columns: Columns, base: Float[Array, "*batch d n"]) -> Float[Array, "*batch d n"]:
-        """Rows with their gaps filled as `base` (means, or draws) says, given what was seen."""
-        return base
-
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n d"]:
         """`n` draws from each member, `[*batch_shape, n, D]`."""
         noise = jax.random.normal(key, (*self.batch_shape, n, *self.event_shape), self.mean.dtype)
@@ -156,10 +141,6 @@ class _Elliptic(_Normal):
     """Gaussians with a covariance matrix."""
 
     covariance: Array
-
-    def gaps(self, x: Incomplete) -> Rows:
-        """Rows in blocks of the same columns seen."""
-        return Rows(Gaps.of(x))
 
     def _white(self, columns: Columns | None = None) -> Array:
         return columns.whitening(self._covariances()) if isinstance(columns, Gaps) else self._whole()
@@ -191,10 +172,8 @@ class _Elliptic(_Normal):
             return columns.moments(weight, self.mean, self._covariances(), white)
         return quadratic.moments(columns, weight, self.mean, white)
 
-    def _completed(self, columns: Columns, base: Array) -> Array:
-        if isinstance(columns, Gaps):
-            return columns.completed(base, self._covariances(), self._white(columns))
-        return super()._completed(columns, base)
+    def completed(self, columns: Gaps, base: Array) -> Array:
+        return columns.completed(base, self._covariances(), self._white(columns))
 
     def _spread(self, second: Array, white: Array) -> Array:
         return jnp.sum(linalg.matmul(white, second) * white, axis=(-1, -2))
@@ -342,8 +321,8 @@ class _Axial(_Normal):
             return columns.moments(weight, self.mean, self._variances())
         return quadratic.axial_moments(self._widened(columns), weight, self.mean, white)
 
-    def _completed(self, columns: Columns, base: Array) -> Array:
-        return columns.completed(base) if isinstance(columns, Cells) else super()._completed(columns, base)
+    def completed(self, columns: Cells, base: Array) -> Array:
+        return columns.completed(base)
 
     def _spread(self, second: Array, white: Array) -> Array:
         return jnp.sum(second / self._variances(), axis=-1)

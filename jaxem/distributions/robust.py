@@ -13,11 +13,10 @@ from jaxem import linalg
 from jaxem.constraints import parameter, parameters, positive, positive_definite, real, vector
 from jaxem.distributions import quadratic
 from jaxem.distributions.base import Family, Pullback, Rows
-from jaxem.distributions.gaps import LOG_2_PI, Columns, Gaps, weighted_cells
+from jaxem.distributions.gaps import LOG_2_PI, AnyCell, Columns, Gaps, weighted_cells
 from jaxem.distributions.gaussian import FLOOR, Gaussian
 from jaxem.distributions.moments import Moments, enough
 from jaxem.distributions.special import behind, gap, stirling
-from jaxem.missing import Incomplete
 from jaxem.pytree import module, replace, static
 from jaxem.roots import root
 from jaxem.sums import totals
@@ -41,7 +40,7 @@ class RobustMoments:
 
 
 @module
-class StudentT(Family):
+class StudentT(AnyCell):
     """Student's t: a Gaussian whose rows have precisions of their own, u ~ Gamma(dof / 2, rate dof / 2).
 
     log p(x) = log Gamma((dof + D) / 2) - log Gamma(dof / 2) - 1/2 [D log(dof pi) + log det scatter]
@@ -68,7 +67,6 @@ class StudentT(Family):
     [-1.1447, -1.8379]
     """
 
-    scalar = False
     location: Float[Array, "*batch d"] = parameter(vector)
     scatter: Float[Array, "*batch d d"] = parameter(positive_definite)
     dof: Float[Array, "*batch"] = parameter(positive)
@@ -89,13 +87,6 @@ class StudentT(Family):
     @property
     def event_shape(self) -> tuple[int, ...]:
         return self.location.shape[-1:]
-
-    def gaps(self, x: Incomplete) -> Rows:
-        """Rows in blocks of the same columns seen: they are a t as well, of as many degrees of freedom."""
-        return Rows(Gaps.of(x))
-
-    def contains(self, columns: Any) -> Array:
-        return columns.finite() if isinstance(columns, Gaps) else super().contains(columns)
 
     def expand(self, x: Rows) -> Rows:
         """With the products of the columns, where there are many and all were seen."""
@@ -157,27 +148,25 @@ class StudentT(Family):
             moments = replace(moments, spread_rows=rows)
         return RobustMoments(moments, -gaps)
 
-    def completed(self, x: Rows, base: Float[Array, "*batch n d"]) -> Float[Array, "*batch n d"]:
-        if not isinstance(x.columns, Gaps):
-            return base
-        white = x.columns.whitening(self.scatter)
-        return linalg.transpose(x.columns.completed(linalg.transpose(base), self.scatter, white))
-
     def centre(self) -> Array:
         return self.location
 
+    def completed(self, columns: Gaps, base: Array) -> Array:
+        return columns.completed(base, self.scatter, columns.whitening(self.scatter))
+
     def drawn_rows(self, key: Array, x: Any, n: int) -> Float[Array, "*batch n d"]:
         """With a precision drawn given the row: the farther what was seen of it lies, the wider may lie the rest."""
-        rows, (noise, precision) = self.observe(x), jax.random.split(key)
-        distance, _ = self._distance(rows.columns)
-        shape = (self.dof[..., None] + self._of_row(rows.columns, self._sizes(rows.columns))) / 2
+        columns, (noise, precision) = self.observe(x).columns, jax.random.split(key)
+        distance, white = self._distance(columns)
         rate = (self.dof[..., None] + distance) / 2
-        shape = jnp.broadcast_to(shape, rate.shape)
+        shape = jnp.broadcast_to((self.dof[..., None] + self._of_row(columns, self._sizes(columns))) / 2, rate.shape)
         log_precision = jax.random.loggamma(precision, shape, dtype=rate.dtype) - jnp.log(rate)
-        location, deviations = self.location[..., None, :], self._deviations(noise, n)
-        middle = self.completed(rows, location + jnp.zeros_like(deviations))
-        drawn = self.completed(rows, location + deviations)
-        return middle + (drawn - middle) * jnp.exp(-log_precision / 2)[..., None]
+        location, deviations = self.location[..., None], linalg.transpose(self._deviations(noise, n))
+        middle, drawn = (
+            columns.completed(base, self.scatter, white)
+            for base in (jnp.broadcast_to(location, deviations.shape), location + deviations)
+        )
+        return linalg.transpose(middle + (drawn - middle) * jnp.exp(-log_precision / 2)[..., None, :])
 
     def expected_statistics(self) -> RobustMoments:
         ones = jnp.ones_like(self.dof)
