@@ -38,6 +38,7 @@ def dtype(request: pytest.FixtureRequest) -> jnp.dtype:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "long: takes a minute; it goes first, so that other processes work beside it")
     config.addinivalue_line("markers", "thorough: more of what others test as well; `make thorough` runs it")
+    config.addinivalue_line("markers", "slow: left to `make slow`")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -59,7 +60,7 @@ def is_spared(item: pytest.Item) -> bool:
     """
     given = item.callspec.params if hasattr(item, "callspec") else {}  # type: ignore[attr-defined]
     turns = 3 if isinstance(given.get("example"), Example) else 2 if "dtype" in given and len(given) > 2 else 1
-    return zlib.crc32(item.name.encode()) % turns > 0 or item.get_closest_marker("thorough") is not None
+    return zlib.crc32(item.name.encode()) % turns > 0 or any(item.get_closest_marker(tier) for tier in ("thorough", "slow"))
 
 
 _count = itertools.count(1)
