@@ -1,10 +1,11 @@
 # Everything a person or a machine runs here. Needs make and Python 3.11 or newer; each target sets itself up, once.
 #
 #   make demo    fit the shipped flight table: 2,724 aircraft, one mixture each; writes demo/report.html
-#   make test    linter, type checker, tests
-#   make thorough  more tests: every law on every family by itself, a minute of stress; most of an hour
+#   make test    linter, type checker, the tests that matter most
+#   make slow    all other tests: every law on every family by itself, processes, kills, examples, stress; half an hour
 #   make bench   against scikit-learn and lock-step vmap; writes benchmarks/RESULTS.md
-#   make lowest  the tests again, with the oldest dependencies that pyproject.toml allows
+#   make lowest  all tests again, with the oldest dependencies that pyproject.toml allows
+#   make newest  all tests again, with the newest Python here and the newest dependencies that it can install
 #   make clean   remove what these made
 
 VENV := .venv
@@ -28,10 +29,19 @@ if [ -z "$$python" ]; then \
 fi
 endef
 
+# The newest one, also among those that pyenv keeps out of sight; `make PYTHON=...` picks another.
+NEWEST = import sys, venv, ensurepip; sys.version_info[3] == "final" and print("%d.%d.%d" % sys.version_info[:3], sys.executable)
+define find_newest
+python=$$(for python in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 $(HOME)/.pyenv/versions/*/bin/python); do \
+  $$python -c '$(NEWEST)' 2>/dev/null; \
+done | sort -V | tail -n 1 | cut -d ' ' -f 2-); \
+if [ -z "$$python" ]; then echo "no Python was found; name one: make newest PYTHON=/path/to/python3" >&2; exit 1; fi
+endef
+
 # Made by pattern rules, and not to be thrown away as make does with such.
 .PRECIOUS: %/bin/python $(VENV)/.%
 
-.PHONY: demo test thorough bench lowest clean
+.PHONY: demo test slow bench lowest newest clean
 
 demo: $(VENV)/.cli
 	@$(BIN)/jaxem fit jaxem/datasets/flights.parquet --by tailnum --columns dep_delay,arr_delay --family gaussian \
@@ -44,18 +54,21 @@ test: $(VENV)/.test
 	$(BIN)/pyright
 	$(BIN)/pytest $(BOTH)
 
-thorough: $(VENV)/.test
-	THOROUGH=1 $(BIN)/pytest $(BOTH)
+slow: $(VENV)/.test
+	$(BIN)/pytest $(BOTH) -m slow
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/run.py
 
 # A virtual environment of its own: the versions must not mix with those of the other targets.
 lowest: .venv-lowest/.lowest
-	.venv-lowest/bin/pytest $(BOTH)
+	.venv-lowest/bin/pytest $(BOTH) -m ""
+
+newest: .venv-newest/.newest
+	.venv-newest/bin/pytest $(BOTH) -m ""
 
 clean:
-	rm -rf $(VENV) .venv-lowest demo build *.egg-info .pytest_cache .ruff_cache .hypothesis .jax_cache
+	rm -rf $(VENV) .venv-lowest .venv-newest demo build *.egg-info .pytest_cache .ruff_cache .hypothesis .jax_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp for each set of extras: installed again only when pyproject.toml changes.
@@ -69,6 +82,16 @@ $(VENV)/.%: pyproject.toml | $(BIN)/python
 	@.venv-lowest/bin/python tests/lowest.py > .venv-lowest/lowest.txt
 	@.venv-lowest/bin/pip install $(PIP_FLAGS) --editable '.[test]' --constraint .venv-lowest/lowest.txt
 	@touch $@
+
+.venv-newest/.newest: pyproject.toml | .venv-newest/bin/python
+	@echo "Installing jaxem[test] with its newest dependencies into .venv-newest"
+	@.venv-newest/bin/pip install $(PIP_FLAGS) --upgrade --upgrade-strategy eager --editable '.[test]'
+	@touch $@
+
+.venv-newest/bin/python:
+	@$(find_newest); \
+	echo "Making .venv-newest with $$($$python --version)"; \
+	$$python -m venv .venv-newest || { rm -rf .venv-newest; exit 1; }
 
 %/bin/python:
 	@$(find_python); \

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from families import THOROUGH, Example
+from families import FAMILIES, GROUPED, NESTED, Example
 
 hypothesis.settings.register_profile(
     "jaxem",
@@ -37,15 +37,14 @@ def dtype(request: pytest.FixtureRequest) -> jnp.dtype:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "long: takes a minute; it goes first, so that other processes work beside it")
-    config.addinivalue_line("markers", "thorough: more of what others test as well; `make thorough` runs it")
     config.addinivalue_line("markers", "slow: left to `make slow`")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
-    spared = [item for item in items if not THOROUGH and is_spared(item)]
-    config.hook.pytest_deselected(items=spared)
-    items[:] = [item for item in items if item not in spared]
+    for item in items:
+        if is_spared(item):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_collection_finish() -> None:
@@ -54,13 +53,12 @@ def pytest_collection_finish() -> None:
 
 
 def is_spared(item: pytest.Item) -> bool:
-    """What `make test` leaves to `make thorough`: what is marked so, and some of what is crossed with each other.
-
-    Of laws and examples two pairs of three; of a type and two things more, every second.
-    """
+    """What `make test` leaves to `make slow` of what is crossed with each other."""
     given = item.callspec.params if hasattr(item, "callspec") else {}  # type: ignore[attr-defined]
     turns = 3 if isinstance(given.get("example"), Example) else 2 if "dtype" in given and len(given) > 2 else 1
-    return zlib.crc32(item.name.encode()) % turns > 0 or any(item.get_closest_marker(tier) for tier in ("thorough", "slow"))
+    return zlib.crc32(item.name.encode()) % turns > 0 or (
+        isinstance(given.get("example"), Example) and given["example"] not in FAMILIES + NESTED + GROUPED
+    )
 
 
 _count = itertools.count(1)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -303,7 +302,7 @@ SINGLES: list[Example] = [
     Example("bayes-net", bayes_net, None, (_grid(np.arange(2.0), np.arange(3.0), np.arange(2.0)), 1)),
 ]
 """Families whose laws run on products of them (`GROUPED`), because compiling each law for each takes minutes; and on
-each alone by `make thorough`."""
+each alone by `make slow`."""
 
 
 def grouped(name: str, *names: str) -> Example:
@@ -330,24 +329,18 @@ NESTED = [
 ]
 """Mixtures as components of mixtures."""
 
-THOROUGH = bool(os.environ.get("THOROUGH"))
-"""`make thorough`: every law on every family by itself."""
-
-SPARED = set() if THOROUGH else {"diagonal", "spherical", "poisson", "count-mixtures"}
-"""Whose laws are all but those of others."""
-
-PLAIN = [example for example in FAMILIES + NESTED if example.name not in SPARED] + (SINGLES if THOROUGH else [])
-ALL = PLAIN if THOROUGH else PLAIN + GROUPED
-FEW = PLAIN if THOROUGH else [example for example in PLAIN if example.name not in {"gaussian-6", "diagonal-10"}]
+PLAIN = FAMILIES + NESTED + SINGLES
+ALL = PLAIN + GROUPED
+FEW = PLAIN
 """For laws that speak of mixtures and fits, whatever the family."""
 
 STARTED = [example for example in ALL if example.family is not None]
 GAUSSIANS = [example for example in PLAIN if hasattr(example.members(), "mean")]
 
 
-def thoroughly(values: Any, *quick: Any) -> list[Any]:
-    """Parameters of a test, of which `make test` runs only some."""
-    return [value if value in quick else pytest.param(value, marks=pytest.mark.thorough) for value in values]
+def mostly_slow(values: Any, *quick: Any) -> list[Any]:
+    """Parameters of a test, of which `make test` runs the quick ones and `make slow` the others."""
+    return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def perturbed(model: Any, rng: Rng, size: float = 0.2) -> Any:

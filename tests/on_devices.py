@@ -27,7 +27,6 @@ from jax.sharding import PartitionSpec as P
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import conftest  # noqa: F401  (the strictness of all tests)
 import jaxem as jem
-from families import THOROUGH
 from jaxem.chains import across
 from jaxem.chains.chain import Chain
 from jaxem.chains.normalizer import log_normalizer
@@ -166,22 +165,20 @@ def other_solvers() -> Iterator[Any]:
     x = np.random.default_rng(5).poisson([[2.0], [9.0]], (2, 100)).astype(float).ravel()
     model, far = jem.Mixture([0.5, 0.5], jem.Poisson([1.0, 6.0])), spread(x)
     solvers = {"SQUAREM": jem.SQUAREM(jem.EM()), "Newton": jem.Newton()}
-    if THOROUGH:
-        solvers |= {
-            "LBFGS": jem.LBFGS(),
-            "Anderson": jem.Anderson(jem.EM()),
-            "Gradient": jem.Gradient(optax.sgd(0.5)),
-            "HardEM": jem.HardEM(),
-        }
-    solvers |= {"AnnealedEM": jem.AnnealedEM([3.0, 2.0])}
+    solvers |= {
+        "LBFGS": jem.LBFGS(),
+        "Anderson": jem.Anderson(jem.EM()),
+        "Gradient": jem.Gradient(optax.sgd(0.5)),
+        "HardEM": jem.HardEM(),
+        "AnnealedEM": jem.AnnealedEM([3.0, 2.0]),
+    }
     for name, solver in solvers.items():
         there, here = jem.fit(model, far, solver), jem.fit(model, x, solver)
         assert there.words == here.words == "converged", name
         # Line searches and trials turn on the last digits, but not the top that they find.
         yield there.model, here.model, 1e-12 if name in ("HardEM", "AnnealedEM") else 1e-6
-    if THOROUGH:
-        draws = jem.fit(model, far, jem.StochasticEM(jax.random.key(0)), max_steps=20)
-        assert abs(draws.log_likelihood - here.log_likelihood) < 0.01 * len(x)
+    draws = jem.fit(model, far, jem.StochasticEM(jax.random.key(0)), max_steps=20)
+    assert abs(draws.log_likelihood - here.log_likelihood) < 0.01 * len(x)
 
 
 @check
@@ -247,7 +244,7 @@ def hostile_chains_over_time() -> Iterator[Any]:
         return jax.jvp(lambda seen: run(replace(chain, log_likelihood=seen)), (seen,), (jnp.cos(7 * seen),))[1]
 
     here = partial(used, log_normalizer)
-    for method, move in list(zip(("scan", "blocked", "scan"), moves, strict=True))[: 3 if THOROUGH else 2]:
+    for method, move in zip(("scan", "blocked", "scan"), moves, strict=True):
         chain = Chain(initial, jnp.log(jnp.asarray(move))[..., None], seen, length, method=method)
         specs = replace(jax.tree.map(lambda _: P(), chain), log_likelihood=P("rows"))
         out = P(), P(), P(), P("rows")
@@ -269,8 +266,7 @@ def the_derivative_and_a_mesh_of_two_axes() -> Iterator[Any]:
 
     by_both = jax.grad(top, (0, 1))(jnp.asarray(x), weight)
     yield jax.grad(top, 1)(spread(x, over=two), weight), by_both[1], 1e-9
-    if THOROUGH:
-        yield jax.grad(top, (0, 1))(spread(x, over=two), spread(weight, over=two)), by_both, 1e-9
+    yield jax.grad(top, (0, 1))(spread(x, over=two), spread(weight, over=two)), by_both, 1e-9
 
 
 @check

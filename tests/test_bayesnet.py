@@ -15,7 +15,7 @@ import pytest
 
 import jaxem as jem
 from alarm import ALARM, alarm
-from families import e_step, m_step, thoroughly
+from families import e_step, m_step, mostly_slow
 from jaxem.latent import elimination
 from jaxem.sums import Sampled
 
@@ -194,7 +194,7 @@ def test_naive_bayes_is_a_mixture_of_independent_categories() -> None:
     np.testing.assert_allclose(jnp.stack(ours[1:], axis=1), theirs.child, atol=1e-10)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_every_solver_climbs_to_the_same_place() -> None:
     x, start = drawn(), small()
     prior = jem.priors.OfBayesNet(jem.priors.Dirichlet(2.0))
@@ -422,7 +422,7 @@ def test_the_candies_of_the_book() -> None:
     np.testing.assert_allclose(best.log_likelihood, computed["optimum"]["loglik"], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", thoroughly(["lca_carcinoma", "lca_gss82"], "lca_carcinoma"))
+@pytest.mark.parametrize("name", mostly_slow(["lca_carcinoma", "lca_gss82"], "lca_carcinoma"))
 def test_latent_classes(name: str) -> None:
     """Published log-likelihoods of latent class models (Agresti 2002; McCutcheon 1987; poLCA)."""
     told = case(name)
@@ -464,7 +464,7 @@ def test_pgmpy_has_the_same_tables() -> None:
     np.testing.assert_allclose(fit.model.table("b")[..., 0], first, atol=1e-11)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_network_of_real_size() -> None:
     """ALARM: the product of its tables where nothing is hidden; with a tenth of the cells hidden, EM climbs."""
     truth = alarm()

@@ -20,7 +20,6 @@ import optax
 import pytest
 
 import jaxem as jem
-from families import THOROUGH
 from jaxem.fitting import checkpoint, lanes, many
 from jaxem.fitting.fingerprint import fingerprint
 from jaxem.pytree import module
@@ -194,6 +193,7 @@ print("the same, from so many queues:", len(list(checkpoint.Path(sys.argv[1]).gl
 """
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_same_bits(tmp_path: Path) -> None:
     folder, rng = tmp_path / "checkpoint", np.random.default_rng(0)
     program = [sys.executable, "-W", "error", "-c", CHILD, str(folder)]
@@ -208,7 +208,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bits(tmp_path: Path) -> No
     def saves() -> set[Path]:
         return set(folder.glob("queue_*/[1-9]*"))
 
-    for _ in range(3 if THOROUGH else 1):
+    for _ in range(3):
         before = saves()
         child = subprocess.Popen(program, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         while not saves() - before:

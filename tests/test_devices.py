@@ -73,7 +73,7 @@ print("all the same")
 """
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_on_eight_devices_as_on_one(tmp_path: Path) -> None:
     environment = {
         **os.environ,

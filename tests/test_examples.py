@@ -31,7 +31,7 @@ LONG = {
 
 
 def told(path: Path) -> Any:
-    return pytest.param(path, id=path.stem, marks=[pytest.mark.thorough] if path.stem in LONG else [])
+    return pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in LONG else [])
 
 
 @pytest.mark.parametrize("example", [told(path) for path in EXAMPLES])

@@ -20,7 +20,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return gpu
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_every_kind_of_case_runs(gpu: ModuleType) -> None:
     """In small; one of each kind, all contenders. dynamax may not be here."""
     names = ["many", "full", "a long chain"]

@@ -12,7 +12,7 @@ import pytest
 import scipy.stats as ss
 
 import jaxem as jem
-from families import covariances, thoroughly
+from families import covariances, mostly_slow
 from jaxem.distributions.base import add
 
 NAN = np.nan
@@ -88,7 +88,7 @@ def others(rng: np.random.Generator, k: int, d: int) -> dict[str, tuple[Any, np.
     }
 
 
-@pytest.mark.parametrize("kind", thoroughly(["analysis", "components", "tails"], "analysis", "tails"))
+@pytest.mark.parametrize("kind", mostly_slow(["analysis", "components", "tails"], "analysis", "tails"))
 def test_factors_and_tails_are_their_marginals(kind: str, rng: np.random.Generator) -> None:
     """Values by hand, means that fill gaps, the slope of Q (Fisher's identity), and a step that climbs."""
     model, scatter = others(rng, 2, 4)[kind]
@@ -126,7 +126,7 @@ def test_factors_and_tails_are_their_marginals(kind: str, rng: np.random.Generat
 CASES = ["gaussian", "diagonal", "mixed", "columns", "factors", "tails"]
 
 
-@pytest.mark.parametrize("case", thoroughly(CASES, "gaussian"))
+@pytest.mark.parametrize("case", mostly_slow(CASES, "gaussian"))
 def test_em_climbs_what_was_seen(case: str, rng: np.random.Generator) -> None:
     """In mixtures: monotone, tangent to the log-likelihood, and whole missing rows change nothing."""
     x = gappy(rng, 40, 3)
@@ -204,7 +204,7 @@ def test_float32_and_an_offset(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(there.model.mean - 10_000, here.model.mean, atol=4e-3)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_hidden_markov_models_with_gaps(rng: np.random.Generator) -> None:
     """A step half seen says half; a step not seen at all takes its time."""
     x = gappy(rng, 6, 2)
@@ -297,7 +297,7 @@ def test_nothing_missing_is_nothing_filled() -> None:
         jem.Gaussian([[0.0]], [[[1.0]]]).impute([[3.0]])
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_pseudo_rows_weights_and_labels_go_along(rng: np.random.Generator) -> None:
     x = gappy(rng, 30, 2)
     weight = rng.uniform(0, 2, 30)

@@ -27,7 +27,7 @@ def races() -> jem.Races:
     return jem.compare_many(starts, xs, SOLVERS, max_steps=400)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_rates_are_those_of_the_best_places(races: jem.Races) -> None:
     assert ((races.rates > 0) & (races.rates < 1)).all()
     # Less is hidden where components stand apart.

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from families import GROUPED, Example, e_step, m_step, thoroughly
+from families import GROUPED, Example, e_step, m_step, mostly_slow
 from jaxem.distributions.base import add, over_parts, scale
 
 
+@pytest.mark.slow
 def test_eight_devices_fit_what_one_does() -> None:
     program = Path(__file__).with_name("on_devices.py")
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
@@ -28,7 +29,7 @@ def test_eight_devices_fit_what_one_does() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("example", thoroughly(GROUPED, GROUPED[-1]), ids=lambda example: example.name)
+@pytest.mark.parametrize("example", mostly_slow(GROUPED, GROUPED[-1]), ids=lambda example: example.name)
 def test_statistics_of_parts_meet(example: Example) -> None:
     """Each part has a centre of its own, and extremes."""
     model, x, weight = example.members(2), example.rows(64, 2), jnp.asarray(np.random.default_rng(0).uniform(1, 2, 64))

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import jaxem as jem
-from families import thoroughly
+from families import mostly_slow
 from jaxem.fitting import fit as whole
 from jaxem.fitting.stream import Pairwise
 from jaxem.fitting.survey import Survey
@@ -65,7 +65,7 @@ class Parts:
             yield self.x[a:b] if self.weight is None else (self.x[a:b], self.weight[a:b])
 
 
-@pytest.mark.parametrize("name", thoroughly(SOLVERS, "EM", "AnnealedEM", "SQUAREM"))
+@pytest.mark.parametrize("name", mostly_slow(SOLVERS, "EM", "AnnealedEM", "SQUAREM"))
 def test_every_solver_of_one_look_ends_where_fit_does(name: str) -> None:
     solver, family = SOLVERS[name], jem.Gaussian if name == "EM" else jem.SphericalGaussian
     x, weight = rows(), np.random.default_rng(1).uniform(0, 2, 700)
@@ -322,7 +322,7 @@ except ValueError as error:
 """
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_processes_with_rows_of_their_own_find_what_one_finds_with_all() -> None:
     x = rows()
     x[::3, 1] = np.nan

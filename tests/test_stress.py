@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import jaxem as jem
-from families import thoroughly
+from families import mostly_slow
 
 SECONDS = 60
 ROWS, COMPONENTS, RESTARTS, STEPS = 120, 3, 2, 10
@@ -75,7 +75,7 @@ def job(family: Any, x: np.ndarray, many: bool) -> Callable[[int], np.ndarray]:
     return run
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.timeout(SECONDS + 360, method="thread")
 def test_two_threads_fit_everything_for_a_minute() -> None:
@@ -110,7 +110,7 @@ def test_two_threads_fit_everything_for_a_minute() -> None:
     assert len(done) == 2
 
 
-@pytest.mark.parametrize("name", thoroughly(kinds(), *QUICK))
+@pytest.mark.parametrize("name", mostly_slow(kinds(), *QUICK))
 def test_no_kind_of_model_calls_lapack(name: str) -> None:
     """Not even through something that factorises behind one's back, as `multivariate_normal` does."""
     family, rows = kinds()[name]

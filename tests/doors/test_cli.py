@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import jaxem as jem
-from families import thoroughly
+from families import mostly_slow
 from jaxem import cli, job, slabs
 
 QUICK = ["--components", "1:2", "--restarts", "2"]
@@ -152,7 +152,7 @@ MIXED = {
 }
 
 
-@pytest.mark.parametrize("family", thoroughly(MIXED, "gaussian,poisson", "categorical"))
+@pytest.mark.parametrize("family", mostly_slow(MIXED, "gaussian,poisson", "categorical"))
 def test_every_kind_of_column_has_its_parameters(family: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     n = 24

@@ -13,10 +13,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from families import THOROUGH
-
 SLABS = 13
-KILLS = 10 if THOROUGH else 5
+KILLS = 10
 
 
 def start(table: Path, out: Path, workers: int = 2) -> subprocess.Popen[str]:
@@ -38,6 +36,7 @@ def finished(out: Path) -> int:
     return len(list(parts.glob("slab-*"))) if (parts / "job.json").exists() else -1
 
 
+@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL to send")

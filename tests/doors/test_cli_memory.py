@@ -78,7 +78,7 @@ def test_the_results_are_those_of_the_usual_way(tmp_path: Path, monkeypatch: pyt
     assert_same(usual, streamed)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_columns_of_a_csv_with_families_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The categories of all pieces get the numbers that they have in the whole."""
     monkeypatch.setattr("jaxem.large_job.ROWS", 150)

@@ -56,6 +56,7 @@ def ended(started: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
     return [(process.returncode, *texts) for process, texts in zip(started, said, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL to send")

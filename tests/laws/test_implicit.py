@@ -44,7 +44,7 @@ def data(which: str) -> tuple[Any, Any, Any]:
 
 
 @pytest.mark.parametrize(
-    ("which", "fitted"), [("mixture", mixture), pytest.param("chain", chain, marks=pytest.mark.thorough)]
+    ("which", "fitted"), [("mixture", mixture), pytest.param("chain", chain, marks=pytest.mark.slow)]
 )
 def test_it_is_what_refits_differ_by(which: str, fitted: Any) -> None:
     given = data(which)
@@ -63,7 +63,7 @@ def test_it_is_what_refits_differ_by(which: str, fitted: Any) -> None:
         np.testing.assert_allclose(found[argument][place], refits, rtol=1e-5, atol=3e-6)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_forward_reverse_and_vmap_agree() -> None:
     x, weight, strength = data("simple")
     of = lambda weight: number(mixture(x, weight, strength, **CLOSE))
@@ -96,7 +96,7 @@ def test_many_parameters_are_solved_for_without_a_matrix(monkeypatch: pytest.Mon
         np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-10)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_steps() -> None:
     x, weight, strength = data("simple")
 
@@ -138,7 +138,7 @@ def test_a_row_of_weight_zero_has_the_derivative_of_its_own() -> None:
     np.testing.assert_allclose(log_likelihood, jem.Poisson(2.0).log_prob(x), rtol=1e-8)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_restarts_that_lose_have_no_say() -> None:
     """Not even one at a saddle, where there is no derivative."""
     x = jem.Mixture([0.5, 0.5], jem.Poisson([2.0, 12.0])).sample(jax.random.key(0), 120)

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import jaxem as jem
-from families import ALL, FEW, Example, thoroughly
+from families import ALL, FEW, Example, mostly_slow
 from jaxem.coordinates import coordinates, from_coordinates
 from jaxem.pytree import replace
 from jaxem.solvers.em import expectation
@@ -98,7 +98,7 @@ def problem(which: str) -> tuple[Any, Any, int]:
 
 
 @solvers
-@pytest.mark.parametrize("which", ["counts", pytest.param("chain", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("which", ["counts", pytest.param("chain", marks=pytest.mark.slow)])
 def test_all_end_where_em_does(name: str, which: str) -> None:
     start, x, rows = problem(which)
     em = jem.fit(start, x, tol=1e-9, max_steps=5000)
@@ -137,7 +137,7 @@ def test_who_promises_to_climb_never_goes_down(name: str, seed: int, apart: floa
     assert np.diff(trace).min(initial=0.0) > -1e-7 * (abs(trace[-1]) + 60)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in MONOTONE if name != "EM"])
 def test_chains_climb_as_well(name: str) -> None:
     start, x, _ = problem("chain")
@@ -173,7 +173,7 @@ def test_all_report_the_same_log_likelihood_to_the_last_bit() -> None:
     assert len({float(value) for value in reported(start)}) == 1
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_batches_come_close_to_where_em_ends() -> None:
     truth = problem("mixture")[0]
     x = truth.sample(jax.random.key(5), 2000)
@@ -247,7 +247,7 @@ def test_a_batch_of_everything_is_em() -> None:
     np.testing.assert_allclose(one.model.components.rate, em.model.components.rate)
 
 
-@pytest.mark.parametrize("rate", thoroughly([1e6, 50.0], 50.0))
+@pytest.mark.parametrize("rate", mostly_slow([1e6, 50.0], 50.0))
 def test_a_rate_that_is_too_large_ends_as_diverged_with_the_best_so_far(rate: float) -> None:
     start, x, _ = problem("mixture")
     wild = jem.Gradient(optax.sgd(rate))
@@ -308,7 +308,7 @@ def test_hard_em_climbs_the_best_path() -> None:
     np.testing.assert_allclose(fit.log_likelihood, labelled.log_likelihood, rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", thoroughly(SOLVERS, "SQUAREM", "Adam"))
+@pytest.mark.parametrize("name", mostly_slow(SOLVERS, "SQUAREM", "Adam"))
 def test_many_are_each_what_one_is(name: str) -> None:
     start, x, _ = problem("counts")
     xs = jnp.stack([x[:150], x[50:]])

@@ -368,7 +368,7 @@ def test_plain_functions_are_the_model() -> None:
     )
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_start_can_be_fitted() -> None:
     truth = jem.LinearGaussianSSM([0.0], [[1.0]], [[0.9]], [[0.2]], [[1.0], [2.0]], [50.0, 0.0], 0.1 * np.eye(2))
     x = jem.Sequences(truth.sample(jax.random.key(0), 1, 400), [400])
