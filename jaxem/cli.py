@@ -1,12 +1,13 @@
 """The command line: `jaxem fit TABLE ...`, `jaxem hmm TABLE ...`, `jaxem race [TABLE]...`.
 
 Nothing heavy is imported before a command runs, so that `--help` answers at once. Bad input is one line on stderr and
-exit status 2; an interruption is 130.
+exit status 2; 1 says that no group could be fitted; an interruption is 130.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import sys
 import time
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from jaxem.processes import Meeting, Peers
 
 INTERRUPTED = 130
+NOTHING_FITTED = 1
 
 
 class OneLine(TyperGroup):
@@ -165,7 +167,15 @@ Distributed = Annotated[
 Components = Annotated[str, _option("Model", "Numbers of components to try: 1:6, or 2, or 1,2,4.")]
 States = Annotated[str, _option("Model", "Numbers of states to try: 1:4, or 2, or 1,2,4.")]
 Order = Annotated[
-    str, _option("Data", "Column that must grow along each sequence; without it the order of the table is taken.")
+    str, _option("Data", "Column that sequences are sorted by; without it the order of the table is taken.")
+]
+Frequency = Annotated[
+    str,
+    _option(
+        "Data",
+        "How far a step is from the next in --order, as 1d, 1h, 15m, 1mo, or 1 for numbers: steps that the table lacks "
+        "are then steps that were not seen. Without it the rows on both sides of a gap are neighbours.",
+    ),
 ]
 Sequence = Annotated[str, _option("Data", "Columns that tell the sequences of a group apart.")]
 
@@ -258,6 +268,7 @@ def hmm(
     out: Out,
     by: By = "",
     order: Order = "",
+    frequency: Frequency = "",
     sequence: Sequence = "",
     min_rows: MinRows = 20,
     null: Null = "NA",
@@ -356,7 +367,8 @@ def _fit(command: str, options: dict[str, Any]) -> int:
     order = options["order"].strip() if "order" in options else None
     sequence = typed.split(options.get("sequence", ""))
     meeting = typed.meeting(options)
-    typed.check_names(columns, by, {*results.OWN, *results.PARAMETERS, *typed.prefixed(columns, results.PARAMETERS)})
+    typed.check_names(columns, by)
+    own = {*results.OWN, *results.PARAMETERS, *typed.prefixed(columns, results.PARAMETERS)}
     kind = typed.families(options, columns)
     hidden = {"fit": "components", "hmm": "states"}[command]
     settings = typed.job_settings(options, hidden, kind.least)
@@ -365,7 +377,11 @@ def _fit(command: str, options: dict[str, Any]) -> int:
     typed.check_device(options["device"])
     began = time.perf_counter()
     null, missing = typed.split(options["null"]), options["missing"]
-    grouped = typed.read(options["table"], kind, by, null, order, sequence, missing)
+    grouped = typed.read(options["table"], kind, by, null, order, sequence, missing, options.get("frequency", ""))
+    renamed = typed.key_names(by, own)
+    grouped = dataclasses.replace(grouped, keys=grouped.keys.rename(renamed))
+    for note in (*(f"--by {old} is named {new} in the results" for old, new in renamed.items()), *grouped.notes):
+        typer.echo(f"jaxem: {note}", err=True)
     typed.check_sizes(grouped, settings, hidden)
     typed.check_range(grouped, settings.dtype)
     results.check_folder(options["out"])
@@ -428,7 +444,11 @@ def _race(command: str, options: dict[str, Any]) -> int:
     if not options["tables"]:
         options |= {name: options[name] or usual for name, usual in typed.SHIPPED.items()}
     settings = typed.race_settings(options)
-    card = race_job.prepare(typed.race_tables(options), settings)
+    tables = typed.race_tables(options)
+    for name, grouped in tables.items():
+        for note in grouped.notes:
+            typer.echo(f"jaxem: {name}: {note}", err=True)
+    card = race_job.prepare(tables, settings)
     results.check_folder(options["out"])
     reading = time.perf_counter() - began
     with _bar(len(card.problems), noun="problems", verb="racing") as progress:
@@ -537,7 +557,7 @@ def _conclude(outcome: Outcome, out: Path, processes: int) -> int:
     if fitted == 0:
         why = "see the status column of models.parquet"
         typer.echo(f"jaxem: none of {groups:,} groups could be fitted; {why}. Results are in {out}")
-        return 0
+        return NOTHING_FITTED
     before = f"{outcome.before:,} of the groups were done before; " if outcome.before else ""
     several, first = (f" by {processes} processes", " of the first") if processes > 1 else ("", "")
     compiling = f"{in_words(outcome.compile_seconds)} of compilation over {outcome.workers} workers{first}"

@@ -188,8 +188,9 @@ class Kind:
         Raises:
             InputError: an unknown family, columns that it cannot read, trials or factors missing or not asked for.
         """
-        for word in family:
-            if word not in FAMILIES:
+        said, family = family, [word.lower().replace("-", "_") for word in family]
+        for word, known in zip(said, family, strict=True):
+            if known not in FAMILIES:
                 raise InputError(f"--family {word}: there is no such family; choose from {', '.join(FAMILIES)}")
         if len(family) not in (1, len(columns)):
             raise InputError(

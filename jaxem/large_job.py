@@ -21,10 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import polars as pl
-import pyarrow as pa
 
 import jaxem as jem
-from jaxem import job, priors, results, selection, tables
+from jaxem import dialect, job, priors, results, selection, tables
 from jaxem.errors import InputError, RowError
 from jaxem.fitting import together
 from jaxem.fitting.batches import ROWS, Batches, read_ahead, record_batches
@@ -64,10 +63,10 @@ def _rows(path: Path, columns: Sequence[str]) -> float:
         return pq.read_metadata(path).num_rows
     if kind in tables.ARROW:
         return sum(piece.num_rows for piece in record_batches(path, columns, ROWS))
-    with pa.input_stream(path) as file:
+    with dialect.unpacked(path) as file:
         start = file.read(1 << 20)
     # As a rule, text is packed four times as tight.
-    size = path.stat().st_size * (4 if path.suffix == ".gz" else 1)
+    size = path.stat().st_size * (4 if path.suffix.lower() == ".gz" else 1)
     return size / max(len(start), 1) * start.count(b"\n")
 
 
@@ -160,13 +159,14 @@ def _read(
     share: tuple[int, int],
 ) -> Table:
     path, _ = tables.opened(source, {"--columns": kind.columns})
-    whole, before = missing == "drop" or kind.whole_rows, _categories(path, kind)
+    whole, before = missing == "drop" or kind.whole_rows, _categories(path, kind, null)
     sample, known, levels = Spaced(), np.zeros(len(kind.columns), bool), []
     total = n = partly = cells = 0
     with (folder / "rows").open("wb") as rows, (folder / "counts").open("wb") as counts:
         for frame in _frames(path, kind.columns):
             try:
-                x, levels = tables.numbers(pl.concat([before, frame], how="diagonal"), kind, null)
+                frame = tables.with_nulls(pl.concat([before, frame], how="diagonal"), null)
+                x, levels = tables.numbers(frame, kind)
             except RowError as error:
                 raise error.further_down(total - before.height) from None
             x = x[before.height :]
@@ -206,7 +206,7 @@ def _read(
 def _frames(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
     """Some columns of a table, a piece at a time; those of a CSV as text."""
     with tables.readable(path):
-        for piece in _csv(path, columns) if tables.suffix(path) in tables.CSV else _arrow(path, columns):
+        for piece in _csv(path, columns) if tables.suffix(path) in dialect.SEPARATORS else _arrow(path, columns):
             yield from piece.iter_slices(ROWS)
 
 
@@ -216,8 +216,8 @@ def _arrow(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
 
 def _csv(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
     """Pieces of text, each under the names of the columns, for the same reader that reads whole files."""
-    separator = tables.CSV[tables.suffix(path)]
-    with pa.input_stream(path) as file:
+    style = tables.style(path, columns)
+    with style.open(path) as file:
         names, text = b"", b""
         while more := file.read(PIECE):
             text += more
@@ -226,14 +226,15 @@ def _csv(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
                 names, text = text[:end], text[end:]
             end = _end_of_row(text, text.rfind(b"\n"), -1)
             if end:
-                yield _parsed(names + text[:end], columns, separator)
+                yield _parsed(names + text[:end], columns, style)
                 text = text[end:]
         if text:
-            yield _parsed(names + text, columns, separator)
+            yield _parsed(names + text, columns, style)
 
 
-def _parsed(text: bytes, columns: Sequence[str], separator: str) -> pl.DataFrame:
-    return pl.read_csv(text, separator=separator, infer_schema=False).select(columns)
+def _parsed(text: bytes, columns: Sequence[str], style: dialect.Dialect) -> pl.DataFrame:
+    frame = pl.read_csv(text, separator=style.separator, infer_schema=False).select(columns)
+    return frame.with_columns(style.with_points(column) for column in frame)
 
 
 def _end_of_row(text: bytes, at: int, towards: int) -> int:
@@ -243,17 +244,18 @@ def _end_of_row(text: bytes, at: int, towards: int) -> int:
     return at + 1
 
 
-def _categories(path: Path, kind: Kind) -> pl.DataFrame:
+def _categories(path: Path, kind: Kind, null: Sequence[str]) -> pl.DataFrame:
     """The values that columns of categories hold anywhere: read before each piece, they get the same numbers in all."""
     names = [name for name, word in zip(kind.columns, kind.words, strict=True) if word == "categorical"]
     found = [pl.DataFrame()] * len(names)
-    for frame in _frames(path, names) if names else ():
+    for piece in _frames(path, names) if names else ():
+        frame = tables.with_nulls(piece, null)
         for i, name in enumerate(names):
             found[i] = (
                 pl.concat([found[i], frame.select(name)]).unique() if found[i].width else frame.select(name).unique()
             )
             if found[i].height > tables.MOST_CATEGORIES + 1:
-                tables.numbers(found[i], Kind.parse(["categorical"], [name]), ())  # which says so
+                tables.numbers(found[i], Kind.parse(["categorical"], [name]))  # which says so
     return pl.concat(found, how="horizontal") if found else pl.DataFrame()
 
 

@@ -107,7 +107,9 @@ def assignments(outcome: Outcome) -> pl.DataFrame:
     grouped = outcome.grouped
     component = np.full(len(grouped.group_of), -1)
     probability = np.full(len(component), np.nan)
-    component[grouped.row - 1], probability[grouped.row - 1] = outcome.component, outcome.probability
+    there = grouped.row > 0  # the others are steps that the table lacks
+    rows = grouped.row[there] - 1
+    component[rows], probability[rows] = outcome.component[there], outcome.probability[there]
     row = pl.DataFrame({"row": np.arange(1, len(component) + 1)})
     assigned = component >= 0
     return row.hstack(grouped.keys[grouped.group_of]).with_columns(

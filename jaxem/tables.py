@@ -16,12 +16,11 @@ from types import MappingProxyType
 import numpy as np
 import polars as pl
 
-from jaxem import datasets
+from jaxem import datasets, dialect, steps
 from jaxem.errors import InputError, RowError
 from jaxem.kinds import Kind, Reads, Support
 
 MOST_CATEGORIES = 256
-CSV = {".csv": ",", ".tsv": "\t", ".txt": ","}
 PARQUET = (".parquet", ".pq")
 ARROW = (".arrow", ".ipc", ".feather")
 
@@ -37,11 +36,12 @@ class Grouped:
         size: `[G]` how many of these rows each group has.
         n: `[G]` how many of them count.
         dropped: `[G]` rows of the table that do not: left out, or, in a sequence, not seen.
-        row: `[N]` their numbers in the table, from 1.
+        row: `[N]` their numbers in the table, from 1; 0 for a step that the table lacks altogether.
         group_of: `[total]` the group of every row of the table, in the table's order.
         first: `[N]` bool, where a sequence starts; None if the rows have no order.
         whole: does a row count only if it is complete, or with any cell?
         partly: how many rows of the table have some cells and lack others.
+        notes: what a person should know of how the table was read.
     """
 
     kind: Kind
@@ -55,6 +55,7 @@ class Grouped:
     first: np.ndarray | None = None
     whole: bool = False
     partly: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def noun(self) -> str:
@@ -205,6 +206,9 @@ def read(
     path, scan = opened(source, named)
     with readable(path):
         frame = scan(path).select(wanted).collect()
+    points = style(path, wanted).with_points
+    names = {*columns, *others.get("--order", ())}  # what names groups and sequences is no number
+    frame = frame.with_columns(points(frame[name]) for name in wanted if name in names)
     if not frame.height:
         raise InputError(f"{path}: the table has no rows; there is nothing to fit")
     return frame
@@ -221,8 +225,8 @@ def opened(source: str | Path, named: Mapping[str, Sequence[str]]) -> tuple[Path
         InputError: no such file, not a table of a known kind, a missing column.
     """
     path = datasets.path(str(source)) if str(source) in datasets.NAMES and not Path(source).exists() else Path(source)
-    scan = _scanner(path)
     with readable(path):
+        scan = _scanner(path, [name for names in named.values() for name in names])
         present = scan(path).collect_schema().names()
     for option, names in named.items():
         _require(path, present, names, option)
@@ -246,29 +250,36 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def _describe(path: Path) -> str:
-    return "Parquet" if path.suffix in PARQUET else "Arrow IPC" if path.suffix in ARROW else "CSV"
+    return "Parquet" if suffix(path) in PARQUET else "Arrow IPC" if suffix(path) in ARROW else "CSV"
 
 
-def _scanner(path: Path) -> Callable[[Path], pl.LazyFrame]:
+def _scanner(path: Path, wanted: Sequence[str]) -> Callable[[Path], pl.LazyFrame]:
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file")
     if not path.exists():
         shipped = f"; shipped tables are: {', '.join(datasets.NAMES)}" if not path.suffix else ""
         raise InputError(f"{path}: there is no such file; check the path{shipped}")
     kind = suffix(path)
-    if kind in CSV:
-        return lambda path: pl.scan_csv(path, separator=CSV[kind], infer_schema=False)
+    if kind in dialect.SEPARATORS:
+        return style(path, wanted).scan
     if kind in PARQUET:
         return pl.scan_parquet
     if kind in ARROW:
         return _scan_arrow
-    known = ", ".join([*CSV, *PARQUET, *ARROW])
+    known = ", ".join([*dialect.SEPARATORS, *PARQUET, *ARROW])
     raise InputError(f"{path}: {kind or 'a name without an ending'} is not a known kind of table; use one of {known}")
 
 
 def suffix(path: Path) -> str:
-    """The ending of a name that says what kind of table it is."""
-    return path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
+    """The ending of a name that says what kind of table it is, in small letters."""
+    endings = [ending.lower() for ending in path.suffixes] or [""]
+    return endings[-2] if endings[-1] == ".gz" and len(endings) > 1 else endings[-1]
+
+
+def style(path: Path, wanted: Sequence[str]) -> dialect.Dialect:
+    """How a text table is written that should have the `wanted` columns; other files have no decimal commas."""
+    usual = dialect.SEPARATORS.get(suffix(path))
+    return dialect.read_off(path, usual, wanted) if usual else dialect.Dialect(",")
 
 
 def _scan_arrow(path: Path) -> pl.LazyFrame:
@@ -282,7 +293,8 @@ def _require(path: Path, present: Sequence[str], wanted: Sequence[str], argument
         if name not in present:
             near = difflib.get_close_matches(name, present, 1)
             columns = ", ".join(present[:12]) + (", ..." if len(present) > 12 else "")
-            hint = f"did you mean {near[0]}?" if near else f"the columns are {columns}"
+            written = f"'\"{near[0]}\"'" if near and "," in near[0] else "".join(near)
+            hint = f"did you mean {written}?" if near else f"the columns are {columns}"
             raise InputError(f"{argument} {name}: {path} has no such column; {hint}")
 
 
@@ -294,6 +306,7 @@ def group(
     order: str | None = None,
     sequence: Sequence[str] = (),
     missing: str = "em",
+    frequency: str = "",
 ) -> Grouped:
     """The rows of a table as numbers, in groups; rows with a null in any of the columns are left out and counted.
 
@@ -301,46 +314,67 @@ def group(
         frame: holds `kind.columns`, `by`, `order` and `sequence`.
         kind: which family reads which columns.
         by: columns that name the group; none makes the whole table one group. A null is a group of its own.
-        null: texts that stand for a null in columns of numbers, as an empty field does.
-        order: None for rows without order. Else each group is sequences, in the order of the table, along which this
-            column must grow (`""` for no such column); a row that does not count is a step that was not seen.
+        null: texts that stand for a null, in any column, as an empty field does.
+        order: None for rows without order. Else each group is sequences, in the order of this column (`""`: in that of
+            the table); a row that does not count is a step that was not seen.
         sequence: columns that tell the sequences of a group apart.
         missing: `em`, and a row counts if it has any value (of families that read whole rows: if it is complete); or
             `drop`, and it counts if it is complete.
+        frequency: how far a step is from the next, as `1d` or `1`: those that the table lacks are steps that were not
+            seen. Without it the steps on both sides of a gap are neighbours.
 
     Raises:
-        InputError: a value that the column's family cannot hold, with the first row that has it; an order that does
-            not grow.
+        InputError: a value that the column's family cannot hold, with the first row that has it; an order that is not
+            known for every row, or the same for two.
     """
-    table, levels = numbers(frame, kind, null)
+    frame = with_nulls(frame, null)
+    table, levels = numbers(frame, kind)
     whole = missing == "drop" or kind.whole_rows
     counts, any_cell, complete = (counting(table, rule) for rule in (whole, False, True))
     check_some(kind, np.asarray(~np.isnan(table).all(axis=0)), bool(counts.any()))
-    keys, rows, total = _groups(frame, by)
+    keys, rows, total = groups(frame, by)
     group_of = np.repeat(np.arange(len(total)), total)
     back = np.empty_like(group_of)
     back[rows] = group_of
-    first = None
+    kind, n = kind.with_levels(levels), np.bincount(back[counts], minlength=len(total))
+    partly = int((any_cell & ~complete).sum())
     if order is None:
         rows = rows[counts[rows]]
-    else:
-        rows, first = _sequences(frame, by, sequence, rows, back)
-        if order:
-            _check_order(frame, order, rows, first)
-    n = np.bincount(back[counts], minlength=len(total))
-    kind = kind.with_levels(levels)
-    size = n if order is None else total
-    partly = int((any_cell & ~complete).sum())
-    return Grouped(kind, keys, table[rows], size, n, total - n, rows + 1, back, first, whole, partly)
+        return Grouped(kind, keys, table[rows], n, n, total - n, rows + 1, back, None, whole, partly)
+    part = np.zeros(len(back), int)
+    if sequence:
+        _, ordered, each = groups(frame, [*by, *(name for name in sequence if name not in by)])
+        part[ordered] = np.repeat(np.arange(len(each)), each)
+    found = steps.arranged(frame[order] if order else None, frequency, back, part)
+    x = np.where(found.rows[:, None] < 0, np.nan, table[found.rows])
+    size = np.bincount(found.group, minlength=len(total))
+    return Grouped(kind, keys, x, size, n, size - n, found.rows + 1, back, found.first, whole, partly, found.notes)
 
 
-def numbers(frame: pl.DataFrame, kind: Kind, null: Sequence[str]) -> tuple[np.ndarray, list[list[str]]]:
+def with_nulls(frame: pl.DataFrame, null: Sequence[str]) -> pl.DataFrame:
+    """The same table with nulls in place of the texts that stand for one, and of NaN if that is one of them."""
+    nan = any(text.lower() == "nan" for text in null)
+
+    def cells(column: pl.Series) -> pl.Series:
+        if column.dtype.is_float():
+            return column.fill_nan(None) if nan else column
+        if column.dtype not in (pl.String, pl.Categorical, pl.Enum):
+            return column
+        column = column.cast(pl.String)
+        text = column.str.strip_chars()
+        stands = text.is_in(["", *null])
+        return column.set(stands | (text.str.to_lowercase() == "nan") if nan else stands, None)
+
+    return frame.with_columns(cells(column) for column in frame)
+
+
+def numbers(frame: pl.DataFrame, kind: Kind) -> tuple[np.ndarray, list[list[str]]]:
     """`[n, D]` rows as numbers, NaN where a cell is missing, and the categories of each column, if it has any.
 
     Raises:
         RowError: a row that the column's family cannot hold.
     """
-    read = [_column(frame[name], kind, i, null) for i, name in enumerate(kind.columns)]
+    read = [_column(frame[name], kind, i) for i, name in enumerate(kind.columns)]
     table = np.stack([values for values, _ in read], axis=1)
     if kind.reads is Reads.ends:
         table = _ends(frame, kind, table)
@@ -400,53 +434,7 @@ def _ends(frame: pl.DataFrame, kind: Kind, table: np.ndarray) -> np.ndarray:
     return table
 
 
-def _sequences(
-    frame: pl.DataFrame, by: Sequence[str], sequence: Sequence[str], rows: np.ndarray, group_of: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows by group, then by sequence, and where each sequence starts."""
-    part = np.zeros(len(rows), int)
-    if sequence:
-        _, ordered, size = _groups(frame, [*by, *(name for name in sequence if name not in by)])
-        part[ordered] = np.repeat(np.arange(len(size)), size)
-    rows = rows[np.lexsort((rows, part[rows], group_of[rows]))]
-    both = np.stack([group_of[rows], part[rows]])
-    return rows, np.concatenate([[True], (both[:, 1:] != both[:, :-1]).any(axis=0)])
-
-
-def _check_order(frame: pl.DataFrame, order: str, rows: np.ndarray, first: np.ndarray) -> None:
-    """Raise InputError unless the column grows along every sequence."""
-    column = frame[order]
-    if column.dtype == pl.String:
-        numbers = column.str.strip_chars().cast(pl.Float64, strict=False)
-        column = numbers if numbers.null_count() == column.null_count() else _dates(column)
-    if column.dtype.is_nested() or column.dtype in (pl.Categorical, pl.Enum):
-        raise InputError(f"--order {order}: the column holds {column.dtype}; order by numbers, dates or times")
-    if column.null_count():
-        row = column.is_null().arg_max()
-        raise InputError(f"--order {order}, row {(row or 0) + 1}: it is null; every step needs its place")
-    values = column.to_numpy()[rows]
-    wrong = ~first[1:] & ~(values[1:] > values[:-1])
-    if wrong.any():
-        at = int(np.argmax(wrong)) + 1
-        here, before = (frame[order][int(rows[i])] for i in (at, at - 1))
-        place = f"--order {order}, row {rows[at] + 1}"
-        if values[at] == values[at - 1]:
-            raise InputError(
-                f"{place}: {here} is there twice in one sequence (the other is row {rows[at - 1] + 1}); remove one, or "
-                "tell the sequences apart with --sequence"
-            )
-        raise InputError(f"{place}: {here} comes after {before} (row {rows[at - 1] + 1}); sort the table by {order}")
-
-
-def _dates(column: pl.Series) -> pl.Series:
-    """Text as dates and times."""
-    for kind in (pl.Datetime, pl.Date, pl.Time):
-        with contextlib.suppress(pl.exceptions.PolarsError):
-            return column.str.strip_chars().str.strptime(kind)
-    raise InputError(f"--order {column.name}: it holds text; order by numbers, or by dates such as 2026-01-31")
-
-
-def _groups(frame: pl.DataFrame, by: Sequence[str]) -> tuple[pl.DataFrame, np.ndarray, np.ndarray]:
+def groups(frame: pl.DataFrame, by: Sequence[str]) -> tuple[pl.DataFrame, np.ndarray, np.ndarray]:
     """The keys, sorted; the rows of the first group, of the second, ...; and how many each has."""
     if not by:
         return pl.DataFrame({"group": ["all"]}), np.arange(frame.height), np.array([frame.height])
@@ -468,12 +456,12 @@ def _key(column: pl.Series) -> pl.Series:
     return column
 
 
-def _column(column: pl.Series, kind: Kind, i: int, null: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+def _column(column: pl.Series, kind: Kind, i: int) -> tuple[np.ndarray, list[str]]:
     """`[n]` float64 with NaN for nulls, and the categories if it has any."""
     if kind.words[i] == "categorical":
         return _encode(column)
     supports = kind.supports(i)
-    numbers = _numbers(column, any(support.words for support in supports), null)
+    numbers = _numbers(column, any(support.words for support in supports))
     _refuse(column, numbers.is_nan(), "is not a number", "mark missing values as null, or give --null NaN")
     if not all(support.infinite for support in supports):
         _refuse(column, numbers.is_infinite(), "is infinite", "mend or remove that row")
@@ -482,21 +470,22 @@ def _column(column: pl.Series, kind: Kind, i: int, null: Sequence[str]) -> tuple
     return numbers.fill_null(float("nan")).to_numpy().copy(), []
 
 
-def _numbers(column: pl.Series, words: bool, null: Sequence[str]) -> pl.Series:
+def _numbers(column: pl.Series, words: bool) -> pl.Series:
     """float64, with nulls; NaN only where the table itself says so."""
     if column.dtype in (pl.String, pl.Categorical, pl.Enum):
         text = column.cast(pl.String).str.strip_chars()
-        text = text.set(text.is_in(["", *null]), None)
         if words:
             text = text.str.to_lowercase().replace({"true": "1", "false": "0"})
         numbers = text.cast(pl.Float64, strict=False)
         hint = "mend it, give --null with the text that stands for a missing value, or use --family categorical"
+        if text.str.contains(dialect.COMMA_NUMBER).any():
+            hint = "write decimals with a point, and no separators of thousands"
         _refuse(column, numbers.is_null() & text.is_not_null(), "is not a number", hint)
     elif column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.Null):
         numbers = column.cast(pl.Float64)
     else:
         raise InputError(f"--columns {column.name}: the column holds {column.dtype}; it must hold numbers")
-    return numbers.fill_nan(None) if any(text.lower() == "nan" for text in null) else numbers
+    return numbers
 
 
 def _refuse(column: pl.Series, bad: pl.Series, wrong: str, advice: str) -> None:

@@ -5,6 +5,7 @@ As in `jaxem.cli`, nothing heavy is imported before it is needed.
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import shlex
@@ -135,12 +136,13 @@ def numbers(hidden: str, text: str) -> tuple[int, ...]:
 
 
 def split(text: str) -> list[str]:
-    """The parts of a list with commas.
+    """The parts of a list with commas; a part that has commas itself is put into quotes.
 
-    >>> split("dep_delay, arr_delay")
-    ['dep_delay', 'arr_delay']
+    >>> split('dep_delay, "weight, kg"')
+    ['dep_delay', 'weight, kg']
     """
-    return [part.strip() for part in text.split(",") if part.strip()]
+    (parts,) = csv.reader([text], skipinitialspace=True) if text else ([],)
+    return [part.strip() for part in parts if part.strip()]
 
 
 def whole(option: str, text: str) -> int:
@@ -154,7 +156,7 @@ def whole(option: str, text: str) -> int:
 def race_tables(options: dict[str, Any]) -> dict[str, Grouped]:
     """The tables of a race, by their names, in groups."""
     columns, by, sequence = (split(options[name]) for name in ("columns", "by", "sequence"))
-    check_names(columns, by, set())
+    check_names(columns, by)
     order = _order(options)
     kind, names, null = families(options, columns), _names(options["tables"]), split(options["null"])
     hidden = "components" if order is None else "states"
@@ -200,13 +202,21 @@ def families(options: dict[str, Any], columns: list[str]) -> Kind:
 
 
 def read(
-    source: str, kind: Kind, by: list[str], null: list[str], order: str | None, sequence: list[str], missing: str
+    source: str,
+    kind: Kind,
+    by: list[str],
+    null: list[str],
+    order: str | None,
+    sequence: list[str],
+    missing: str,
+    frequency: str = "",
 ) -> Grouped:
     """The rows of a table, in groups."""
     from jaxem import tables
 
     others = {"--by": by, "--order": [order] if order else [], "--sequence": sequence}
-    return tables.group(tables.read(source, kind.columns, others), kind, by, null, order, sequence, missing)
+    frame = tables.read(source, kind.columns, others)
+    return tables.group(frame, kind, by, null, order, sequence, missing, frequency)
 
 
 def prefixed(columns: list[str], parameters: tuple[str, ...]) -> list[str]:
@@ -214,17 +224,31 @@ def prefixed(columns: list[str], parameters: tuple[str, ...]) -> list[str]:
     return [f"{column}_{parameter}" for column in columns for parameter in parameters]
 
 
-def check_names(columns: list[str], by: list[str], own: set[str]) -> None:
-    """Raise InputError for no columns, one that is there twice, or groups that are named as one of our `own`."""
+def check_names(columns: list[str], by: list[str]) -> None:
+    """Raise InputError for no columns, or one that is there twice."""
     if not columns:
         raise InputError("--columns is empty; name the columns to fit, with commas between")
     for option, names in (("--columns", columns), ("--by", by)):
         for name in names:
             if names.count(name) > 1:
                 raise InputError(f"{option} {','.join(names)}: {name} is there twice; name each column once")
+
+
+def key_names(by: list[str], own: set[str]) -> dict[str, str]:
+    """The names that by-columns have in the results, if there is a column of `own` with theirs.
+
+    >>> key_names(["n", "day"], {"n", "status"})
+    {'n': 'by_n'}
+    """
+    taken, found = {*own, *by}, {}
     for name in by:
         if name in own:
-            raise InputError(f"--by {name}: the results have a column of that name; rename it in the table")
+            new = f"by_{name}"
+            while new in taken:
+                new += "_"
+            taken.add(new)
+            found[name] = new
+    return found
 
 
 def check_sizes(grouped: Grouped, settings: job.Settings, hidden: str) -> None:

@@ -147,7 +147,7 @@ def _numbers(column: Any, dtype: np.dtype) -> np.ndarray:
 
 
 def _schema(path: Path) -> Any:
-    if path.suffix in PARQUET:
+    if path.suffix.lower() in PARQUET:
         parquet = _arrow("pyarrow.parquet")
         return parquet.read_schema(path)
     with _arrow_file(path) as file:
@@ -157,7 +157,7 @@ def _schema(path: Path) -> Any:
 def record_batches(path: Path, names: Sequence[str], rows: int) -> Iterator[Any]:
     """Record batches of some columns of a Parquet or Arrow file; those of Parquet have so many rows at most."""
     names = list(names)
-    if path.suffix in PARQUET:
+    if path.suffix.lower() in PARQUET:
         # Read through a small buffer: otherwise pyarrow holds the whole file before it ends.
         with _arrow("pyarrow.parquet").ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
             for piece in file.iter_batches(batch_size=rows, columns=names, use_threads=False):

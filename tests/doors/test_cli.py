@@ -285,8 +285,6 @@ BAD = {
     "families for other columns": (GOOD, ["--columns", "x", "--family", "poisson,gaussian"], "--family names 2"),
     "unknown criterion": (GOOD, ["--columns", "x", "--select", "dic"], "--select dic: choose from bic, aic, icl"),
     "unknown prior": (GOOD, ["--columns", "x", "--prior", "strong"], "--prior strong: choose from"),
-    "group named like a result": ("n,x\n1,2\n", ["--columns", "x", "--by", "n"], "--by n: the results have"),
-    "group named like a parameter": ("mean,x\n1,2\n", ["--columns", "x", "--by", "mean"], "--by mean: the results"),
     "beyond float32": (
         "x\n1\n1e300\n",
         ["--columns", "x", "--components", "1", "--dtype", "float32"],
@@ -317,6 +315,20 @@ def test_bad_input_is_one_line_and_no_file(case: str, tmp_path: Path, monkeypatc
     assert result.stderr.count("\n") == 1
     assert message in result.stderr
     assert not Path("out").exists()
+
+
+def test_groups_named_like_a_column_of_the_results(tmp_path: Path) -> None:
+    """They get another name there, and a person is told; nothing was fitted, and the exit status says so."""
+    frame = pl.DataFrame({"n": ["a", "b"], "status": [1, 1], "x": [1.0, 2.0]})
+    frame.write_csv(tmp_path / "t.CSV")
+    arguments = ["--by", "n,status", "--columns", "x", "--family", "Gaussian", "--components", 1, "--assign"]
+    result = jaxem(tmp_path / "t.CSV", *arguments, "--out", tmp_path / "out")
+    assert result.exit_code == cli.NOTHING_FITTED
+    assert "jaxem: --by n is named by_n in the results\n" in result.stderr
+    assert "none of 2 groups could be fitted" in result.stdout
+    for name in ("models", "selection", "assignments"):
+        keys = pl.read_parquet(tmp_path / "out" / f"{name}.parquet").select("by_n", "by_status")
+        assert keys.rows() == [("a", 1), ("b", 1)]
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

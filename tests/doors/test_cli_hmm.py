@@ -104,7 +104,6 @@ def test_the_report_says_states(done: tuple[Path, Result]) -> None:
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (lambda f: f.reverse(), SEVERAL, "--order t, row 41: 23.0 comes after 24.0 (row 38); sort the table by t"),
         (lambda f: f, COLUMNS, "--order t, row 2: 0.0 is there twice in one sequence (the other is row 1)"),
         (
             lambda f: f.with_columns(t=pl.lit("soon")),
@@ -138,3 +137,39 @@ def test_dates_are_an_order(frame: pl.DataFrame, tmp_path: Path) -> None:
     table = write(b.with_columns(t=dates), tmp_path / "t.csv")
     result = jaxem(table, *COLUMNS, "--states", "1", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.stderr
+
+
+def test_the_order_of_the_table_does_not_matter(frame: pl.DataFrame, tmp_path: Path) -> None:
+    """Sorted or not: the same models, and every row of the table gets its own state."""
+    b = frame.filter(pl.col("g") == "b").with_columns(x=pl.when(pl.col("t") % 7 < 3).then(9).otherwise(pl.col("x")))
+    out = {}
+    for name, table in {"sorted": b, "shuffled": b.sample(fraction=1, shuffle=True, seed=1)}.items():
+        path = write(table, tmp_path / f"{name}.csv")
+        arguments = ["--states", 2, "--restarts", 1, "--assign", "--out", tmp_path / name]
+        result = jaxem(path, *COLUMNS, *arguments)
+        assert result.exit_code == 0, result.output
+        assert ("were sorted by it" in result.stderr) == (name == "shuffled")
+        state = pl.read_parquet(tmp_path / name / "assignments.parquet").select("state", "probability")
+        out[name] = pl.concat([table, state], how="horizontal").sort("t")
+    assert out["sorted"].equals(out["shuffled"])
+    read = [pl.read_parquet(tmp_path / name / "models.parquet") for name in out]
+    assert read[0].equals(read[1])
+
+
+def test_absent_steps_count_if_there_is_a_frequency(frame: pl.DataFrame, tmp_path: Path) -> None:
+    """As if the table had had rows without values there."""
+    whole = frame.filter(pl.col("g") == "b").with_columns(x=pl.when(pl.col("t") % 7 < 3).then(9).otherwise(pl.col("x")))
+    absent = pl.col("t").is_in([5.0, 6.0, 20.0])
+    unseen = whole.with_columns(x=pl.when(absent).then(None).otherwise(pl.col("x")))
+    results = {}
+    for name, table, options in (("lacking", whole.filter(~absent), ["--frequency", "1"]), ("unseen", unseen, [])):
+        path = write(table.with_columns(pl.col("t").cast(pl.Int64)), tmp_path / f"{name}.csv")
+        arguments = ["--states", 2, "--restarts", 1, "--assign", "--out", tmp_path / name]
+        result = jaxem(path, *COLUMNS, *options, *arguments)
+        assert result.exit_code == 0, result.output
+        results[name] = [pl.read_parquet(tmp_path / name / f"{what}.parquet") for what in ("models", "assignments")]
+    (models, states), (expected, all_states) = results["lacking"], results["unseen"]
+    assert models.equals(expected)
+    assert models["missing"].to_list() == [3]
+    seen = pl.Series(range(40)).is_in([5, 6, 20])
+    assert states["state"].to_list() == all_states.filter(~seen)["state"].to_list()
