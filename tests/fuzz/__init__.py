@@ -1,0 +1,1 @@
+"""Random hostile cases against exact answers."""
