@@ -22,11 +22,11 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from jaxem.data import mesh_of
-from jaxem.distributions.base import Labelled, Statistics, add, over_parts, scale
+from jaxem.distributions.base import Labelled, Statistics, add, over_parts
 from jaxem.latent.hmm import HMM
 from jaxem.pytree import module, replace, static
 from jaxem.sequences import Sequences
-from jaxem.solvers.em import Apart, expectation, in_chunks
+from jaxem.solvers.em import Apart, expectation, in_chunks, no_rows
 from jaxem.sums import BLOCK, Sampled, placed
 
 
@@ -98,8 +98,7 @@ class Spread(Apart):
             row = self.layout.from_first(_first(x, weight)) if row is None else row
             log_likelihood, statistics = expectation(model, x, weight, self.layout.own(over))
             # Sums can be added up as they are if all devices keep them about one reference.
-            nothing = scale(model.floor(*row), 0)
-            return over_parts(self.layout.together, (log_likelihood, add(nothing, statistics)))
+            return over_parts(self.layout.together, (log_likelihood, add(no_rows(model, *row), statistics)))
 
         return self._on_each(one, P(), weight, model, self.row)
 

@@ -190,10 +190,19 @@ def expectation(model: Any, x: Any, weight: Float[Array, "n"], over: Any = log_s
         part, more = _expectation(model, rows, row_weight, over)
         return two_sum(high, low, part), add(statistics, more)
 
-    nothing = scale(model.floor(*jax.tree.map(lambda leaf: leaf[:1], (x, weight))), 0)
+    nothing = no_rows(model, *jax.tree.map(lambda leaf: leaf[:1], (x, weight)))
     zero = jnp.zeros((), weight.dtype)
     (high, low), statistics = jax.lax.fori_loop(0, -(-n // size), chunk, ((zero, zero), nothing))
     return high + low, statistics
+
+
+def no_rows(model: Any, x: Any, weight: Array) -> Statistics:
+    """What a sum of statistics begins with: nothing, about a reference near some rows.
+
+    Constants, because a sum does not depend on what it is kept about; and the scale of a single row, zero, has no
+    derivative.
+    """
+    return scale(jax.lax.stop_gradient(model).floor(*jax.lax.stop_gradient((x, weight))), 0)
 
 
 def in_chunks(model: Any, x: Any, weight: Array) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -10,7 +12,10 @@ import numpy as np
 import pytest
 
 import jaxem as jem
+from families import ALL, Example
+from jaxem.distributions.base import add
 from jaxem.fitting import implicit
+from jaxem.solvers import em
 from jaxem.solvers.em import em_step
 
 TRUTH = jem.Mixture([0.4, 0.6], jem.Gaussian([[0.0, 0.0], [2.5, 0.0]], jnp.stack([jnp.eye(2)] * 2)))
@@ -149,3 +154,72 @@ def test_restarts_that_lose_have_no_say() -> None:
         for start in (starts, alone)
     )
     np.testing.assert_allclose(both, one, rtol=1e-9)
+
+
+@contextlib.contextmanager
+def chunks_of(rows: int) -> Iterator[None]:
+    """A pass in chunks of so many rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(em, "CHUNK", rows)
+        jax.clear_caches()
+        yield
+    jax.clear_caches()
+
+
+def test_the_first_row_of_the_first_chunk_has_a_derivative() -> None:
+    """A sum of statistics begins with nothing, and with nothing of that row."""
+    x, weight = data("simple")[0], jnp.linspace(0.5, 1.5, 40)
+
+    @jax.jit
+    @jax.grad
+    def slope(weight: Any) -> Any:
+        model = jem.fit(jem.DiagonalGaussian([0.0], [1.0]), x, weight=weight).model
+        return model.mean[0] + model.variance[0]
+
+    with chunks_of(16):
+        found = slope(weight)
+    mean = jnp.sum(weight * x[:, 0]) / jnp.sum(weight)
+    apart = x[:, 0] - mean
+    exact = (apart + apart**2 - jnp.sum(weight * apart**2) / jnp.sum(weight)) / jnp.sum(weight)
+    np.testing.assert_allclose(found, exact, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_rows_in_chunks_have_the_derivative_of_rows_at_once() -> None:
+    given = data("simple")
+    top = jem.fit(SIMPLE, given[0], weight=given[1], **CLOSE).model
+
+    def of(x: Any, weight: Any, strength: Any) -> Any:
+        prior = jem.priors.OfMixture(weights=jem.priors.Dirichlet(strength))
+        return number(jem.fit(top, x, weight=weight, prior=prior, max_steps=0))
+
+    def slopes() -> Any:
+        reverse = jax.grad(of, argnums=(0, 1, 2))
+        forward = jax.jvp(of, given, jax.tree.map(jnp.ones_like, given))[1]
+        return jax.jit(lambda *given: reverse(*given))(*given), forward
+
+    at_once = slopes()
+    with chunks_of(16):
+        in_chunks = slopes()
+    for a, b in zip(jax.tree.leaves(in_chunks), jax.tree.leaves(at_once), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9)
+    reverse, forward = in_chunks
+    np.testing.assert_allclose(sum(jnp.sum(leaf) for leaf in reverse), forward, rtol=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", ALL, ids=repr)
+def test_a_step_in_chunks_has_the_derivative_of_one_at_once(example: Example) -> None:
+    """Of every family: statistics about references of their own meet, with their derivatives."""
+    model, x, weight = example.mixture(2), example.rows(40), jnp.linspace(0.5, 1.5, 40)
+    floor = model.floor(model.observe(x), weight)
+
+    def of(x: Any, weight: Any, chunked: bool) -> Any:
+        log_likelihood, statistics = em.expectation(model, x if chunked else model.observe(x), weight)
+        stepped = model.m_step(add(statistics, floor))
+        return sum(jnp.sum(jnp.cos(leaf)) for leaf in jax.tree.leaves(stepped)) + 0.01 * log_likelihood
+
+    with chunks_of(16):
+        slopes = jax.jit(lambda *given: [jax.grad(of, (0, 1))(*given, chunked) for chunked in (True, False)])
+        for a, b in zip(*map(jax.tree.leaves, slopes(x, weight)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
