@@ -27,7 +27,7 @@ from jaxem import dialect, job, priors, results, selection, tables
 from jaxem.errors import InputError, RowError
 from jaxem.fitting import together
 from jaxem.fitting.batches import ROWS, Batches, read_ahead, record_batches
-from jaxem.fitting.fit import best
+from jaxem.fitting.fit import best_restart
 from jaxem.fitting.stream import fit_starts, surveyed
 from jaxem.fitting.survey import Spaced, Survey
 from jaxem.kinds import Kind
@@ -320,7 +320,8 @@ def _together(starts: Sequence[Any]) -> Any:
 def _best(fits: jem.Fit, i: int, restarts: int) -> tuple[Any, ...]:
     """Of the i-th set of starts the best: model, log-likelihood, steps and status, each with an axis of one."""
     first = i * restarts
-    at = first + int(best(fits.objective[first : first + restarts]))
+    some = slice(first, first + restarts)
+    at = first + int(best_restart(fits.objective[some], fits.status[some]))
     one = jax.tree.map(lambda leaf: np.asarray(leaf[at : at + 1]), fits)
     return one.model, one.log_likelihood, one.steps, one.status
 

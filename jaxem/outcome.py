@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 CRITERIA = ("bic", "aic", "icl")
 FAILED = np.array([status for status in Status if status.failed])
-DEGENERATE = np.array(
-    [Status.component_vanished, Status.covariance_collapsed, Status.log_likelihood_decreased]  # a model, but a poor one
-)
+DEGENERATE = np.array([status for status in Status if status.degenerate])
 
 
 @dataclasses.dataclass

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
@@ -52,7 +53,9 @@ def fit(
     before the program runs: then the compiler divides the work as it sees fit.
 
     Args:
-        model: where to start. With one leading axis of R starts, all are fitted and the best is returned.
+        model: where to start. With one leading axis of R starts, all are fitted and the best is returned: the highest
+            objective among those that ended soundly; a degenerate fit (`covariance_collapsed`, `component_vanished`,
+            `log_likelihood_decreased`) only if there is no sound one, and one that failed only if all did.
         x: rows, `[n]` or `[n, D]`, or `Sequences`. Integers and booleans are read as floats. A cell that is NaN was
             not seen: it is integrated out (under `jit`, where values are not known, pass `jem.incomplete(x)` for that).
         solver: how to climb.
@@ -160,7 +163,7 @@ def _arrived(trace: int, solver: Any, models: Any, limits: Limits, x: Any, weigh
     if not models.batch_shape:
         return climbed(models)
     fits = jax.vmap(climbed)(models)
-    return jax.tree.map(lambda leaf: leaf[best(fits.objective)], fits)
+    return jax.tree.map(lambda leaf: leaf[best_restart(fits.objective, fits.status)], fits)
 
 
 @_arrived.defjvp
@@ -230,9 +233,20 @@ def conclude(solver: Any, start: Any, end: Progress, trace: Array | None, floor:
     )
 
 
-def best(objective: Array) -> Array:
-    """The index, on the last axis, of the largest objective; the first of those that are equal within rounding."""
-    usable = jnp.where(jnp.isfinite(objective), objective, -jnp.inf)
+SOUNDNESS = np.array([0 if status.failed else 1 if status.degenerate else 2 for status in sorted(Status)], np.int32)
+"""By status: failed, degenerate, sound."""
+
+
+def best_restart(objective: Array, status: Array) -> Array:
+    """The index, on the last axis, of the start to keep.
+
+    A sound fit comes before a degenerate one (a collapsed covariance, a vanished component, a fall of the objective),
+    however high that is, for its likelihood has no limit but the floor; and both before one that failed. Among equals
+    the highest objective counts: the first, of those that are equal within rounding.
+    """
+    soundness = jnp.asarray(SOUNDNESS)[status]
+    among = jnp.isfinite(objective) & (soundness == jnp.max(soundness, axis=-1, keepdims=True))
+    usable = jnp.where(among, objective, -jnp.inf)
     largest = jnp.max(usable, axis=-1, keepdims=True)
     rounding = 1024 * float(jnp.finfo(objective.dtype).eps) * jnp.abs(largest)
     return jnp.argmax(usable >= largest - jnp.where(jnp.isfinite(rounding), rounding, 0), axis=-1)

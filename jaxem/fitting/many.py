@@ -54,7 +54,8 @@ def fit_many(
     """Fit B models, each to its own rows.
 
     Args:
-        models: where to start, `batch_shape` (B,), or (B, R) for R starts of each problem: the best is returned.
+        models: where to start, `batch_shape` (B,), or (B, R) for R starts of each problem: the best is returned,
+            chosen as by `fit`.
         xs: `[B, n, ...]`, an array or `Incomplete`, or a list of B arrays of any lengths; for models of sequences a
             list of B `Sequences`, or a batch of them (`Sequences.batch`).
         solver: how to climb.

@@ -37,6 +37,11 @@ class Status(enum.IntEnum):
         """Is there no usable model?"""
         return self in _FAILED
 
+    @property
+    def degenerate(self) -> bool:
+        """Is there a model, but one that says more about the floor that it rests on than about the data?"""
+        return self in _DEGENERATE
+
 
 _SENTENCES = {
     Status.running: "The fit has not ended yet.",
@@ -63,3 +68,4 @@ _SENTENCES = {
     ),
 }
 _FAILED = {Status.nonfinite, Status.impossible_data, Status.too_few_rows, Status.no_variation, Status.interrupted}
+_DEGENERATE = {Status.component_vanished, Status.covariance_collapsed, Status.log_likelihood_decreased}

@@ -23,7 +23,7 @@ from jaxem.data import ready
 from jaxem.distributions.base import Statistics, add, scale
 from jaxem.fitting import together
 from jaxem.fitting.batches import read_ahead
-from jaxem.fitting.fit import best, check_limits, check_rows, check_starts, conclude, regularisers
+from jaxem.fitting.fit import best_restart, check_limits, check_rows, check_starts, conclude, regularisers
 from jaxem.fitting.loop import Limits, Progress, advance, begin, verdict
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
@@ -58,7 +58,8 @@ def fit_stream(
     are, for the log-likelihood; of a generator, which cannot, `log_likelihood` and `objective` are NaN.
 
     Args:
-        model: where to start. With one leading axis of R starts, all go through each batch and the best is returned.
+        model: where to start. With one leading axis of R starts, all go through each batch and the best is returned, as
+            by `fit`.
         batches: something to iterate over again and again (`jem.batches` makes one; a list; an object with `__iter__`)
             that gives the same batches each time: rows `[n]` or `[n, D]` as `fit` takes them, or `Sequences`, or pairs
             of these and their `[n]` weights. They may differ in length; the fewer lengths, the better.
@@ -329,7 +330,7 @@ def _concluded(solver: Any, models: Any, end: Progress, objectives: Array, floor
 @jax.jit
 def _chosen(fits: Fit) -> Fit:
     """The best."""
-    return jax.tree.map(lambda leaf: leaf[best(fits.objective)], fits)
+    return jax.tree.map(lambda leaf: leaf[best_restart(fits.objective, fits.status)], fits)
 
 
 @dataclasses.dataclass

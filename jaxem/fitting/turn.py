@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxem.distributions.base import Labelled, Statistics
-from jaxem.fitting.fit import best, regulariser
+from jaxem.fitting.fit import best_restart, regulariser
 from jaxem.fitting.loop import Limits, Progress, advance, begin, settled, verdict
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
@@ -129,18 +129,25 @@ def take(lanes: Lanes, keep: Array) -> Lanes:
 
 @partial(jax.jit, static_argnames="restarts")
 def choose(solver: Any, starts: Any, results: Progress, problems: Problems, floor: Statistics, *, restarts: int) -> Fit:
-    """The best restart of each problem, as a `Fit`."""
+    """The best restart of each problem (see `best_restart`), as a `Fit`; interrupted if one of them was."""
     rows = jnp.sum(problems.weight, axis=-1)
-    tried = jax.vmap(settled)(results, jnp.repeat(rows, restarts)), starts
-    tried = jax.tree.map(lambda leaf: leaf.reshape(-1, restarts, *leaf.shape[1:]), tried)
-    results, starts = jax.vmap(member)(tried, best(tried[0].objective))
+
+    def ended(start: Any, result: Progress, problem: Array) -> tuple[Progress, Array]:
+        result = settled(result, rows[problem])
+        return result, verdict(start, result.model, result.status, member(floor, problem), rows[problem])
+
+    each = jnp.arange(len(rows) * restarts, dtype=jnp.int32) // restarts
+    tried = jax.vmap(ended)(starts, results, each)
+    tried, told = jax.tree.map(lambda leaf: leaf.reshape(-1, restarts, *leaf.shape[1:]), tried)
+    results, status = jax.vmap(member)((tried, told), best_restart(tried.objective, told))
+    stopped = jnp.any(told == int(Status.interrupted), axis=-1)
     return Fit(
         model=results.model,
         log_likelihood=results.log_likelihood,
         objective=results.objective,
         steps=jnp.maximum(results.steps, 0),
-        converged=results.status == int(Status.converged),
-        status=jax.vmap(verdict)(starts, results.model, results.status, floor, rows),
+        converged=(results.status == int(Status.converged)) & ~stopped,
+        status=jnp.where(stopped, int(Status.interrupted), status).astype(jnp.int32),
         passes=jax.vmap(solver.spent)(results.state, results.steps + 1),
         trace=None,
     )
