@@ -1,6 +1,7 @@
-"""Every implementation, with an example of it: the laws run on all of them.
+"""Every implementation, with an example of it: the laws run on all of them, see `laws/table.py`.
 
-A new family adds one line to `FAMILIES`, and a mixture of it joins by itself.
+A new family adds one line to `SINGLES`, and a mixture of it joins by itself; a new latent structure adds one to
+`STRUCTURES`.
 """
 
 from __future__ import annotations
@@ -24,19 +25,23 @@ Rng = np.random.Generator
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Example:
-    """One implementation.
+    """One family, which mixtures mix.
 
     Attributes:
         name: of the test.
         make: (rng, K) -> K members with parameters inside their domain.
         family: how `Mixture.start` takes it.
         support: the rows that a member can produce, if they can be listed or put on a grid: `(rows, volume of one)`.
+        cell: the same of the last column alone, where any cell may be missing.
+        moves: "scale" if x times a number is of the same family again, "location" if x plus a number is.
     """
 
     name: str
     make: Callable[[Rng, int], Any]
     family: Any
     support: tuple[np.ndarray, float] | None = None
+    cell: tuple[np.ndarray, float] | None = None
+    moves: tuple[str, ...] = ()
 
     def members(self, k: int = 3, seed: int = 0) -> Any:
         return self.make(np.random.default_rng(seed), k)
@@ -53,8 +58,50 @@ class Example:
         """Rows drawn from `mixture(k, seed)`: the first of as many as most tests need, so that it compiles once."""
         return jnp.asarray(_drawn(self, max(n, 64), k, seed)[:n])
 
+    def model(self, seed: int = 0) -> jem.Mixture:
+        """What the laws of all models speak of."""
+        return self.mixture(3, seed)
+
+    def data(self, n: int, seed: int = 0) -> Any:
+        """As many rows as it reads at once."""
+        return self.rows(n, 3, seed)
+
     def __repr__(self) -> str:
         return self.name
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Structure:
+    """A latent structure that is more than a mixture of a family.
+
+    Attributes:
+        name: of the test.
+        model: seed -> one with parameters inside their domain.
+        data: (n, seed) -> n rows or sequences.
+        cell: as for a family.
+    """
+
+    name: str
+    model: Callable[..., Any]
+    data: Callable[..., Any]
+    cell: tuple[np.ndarray, float] | None = None
+    family: None = None
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def some(x: Any, at: Any) -> Any:
+    """Some of the rows or sequences."""
+    return jax.tree.map(lambda leaf: leaf[at], x)
+
+
+def kinds(model: Any) -> set[type]:
+    """The classes of a model and of all that it holds."""
+    if isinstance(model, jem.Distribution):
+        held = [getattr(model, field.name) for field in dataclasses.fields(model)]  # type: ignore[arg-type]
+        return {type(model)}.union(*map(kinds, held))
+    return set().union(*map(kinds, model)) if isinstance(model, (tuple, list)) else set()
 
 
 @functools.cache
@@ -149,6 +196,10 @@ def logistic_regression(rng: Rng, k: int) -> jem.LogisticRegression:
 
 def poisson_regression(rng: Rng, k: int) -> jem.PoissonRegression:
     return jem.PoissonRegression(rng.normal(size=(k, 2)) / 2, rng.uniform(0, 2, k))
+
+
+def joint(rng: Rng, k: int) -> jem.Joint:
+    return jem.Joint((spherical(2)(rng, k), linear_regression(rng, k)))
 
 
 def nested(rng: Rng, k: int) -> jem.Mixture:
@@ -257,18 +308,20 @@ CIRCLE = (np.linspace(-np.pi, np.pi, 400, endpoint=False), np.pi / 200)
 SHARES = _above_zero(1, 1 / 400)
 TRIANGLE = np.array([(a, b, 1 - a - b) for a in SHARES[0] for b in SHARES[0] if a + b < 1 - 1e-9])
 
+REAL, BINARY, BOTH = (np.linspace(-60, 60, 2401), 0.05), (np.arange(2.0), 1), ("location", "scale")
+
 _MIXED = jem.Product.of(jem.DiagonalGaussian, jem.Poisson, jem.sized(jem.Gaussian, columns=2))
 
 FAMILIES = [
-    Example("gaussian", gaussian(2), jem.Gaussian, PLANE),
-    Example("gaussian-6", gaussian(6), jem.Gaussian),
-    Example("tied", tied(2), jem.TiedGaussian, PLANE),
-    Example("diagonal", diagonal(2), jem.DiagonalGaussian, PLANE),
-    Example("diagonal-10", diagonal(10), jem.DiagonalGaussian),
-    Example("spherical", spherical(2), jem.SphericalGaussian, PLANE),
+    Example("gaussian", gaussian(2), jem.Gaussian, PLANE, REAL, BOTH),
+    Example("gaussian-5", gaussian(5), jem.Gaussian, None, REAL, BOTH),
+    Example("tied", tied(2), jem.TiedGaussian, PLANE, REAL, BOTH),
+    Example("diagonal", diagonal(2), jem.DiagonalGaussian, PLANE, REAL, BOTH),
+    Example("diagonal-10", diagonal(10), jem.DiagonalGaussian, None, REAL, BOTH),
+    Example("spherical", spherical(2), jem.SphericalGaussian, PLANE, REAL, BOTH),
     Example("poisson", poisson, jem.Poisson, (COUNTS, 1)),
-    Example("product", product, _MIXED),
-    Example("independent", independent, jem.Independent.of(jem.Bernoulli), (_grid(*[np.arange(2.0)] * 4), 1)),
+    Example("product", product, _MIXED, None, REAL),
+    Example("independent", independent, jem.Independent.of(jem.Bernoulli), (_grid(*[np.arange(2.0)] * 4), 1), BINARY),
 ]
 """What is observed."""
 
@@ -277,18 +330,19 @@ SINGLES: list[Example] = [
     Example("binomial", binomial, jem.sized(jem.Binomial, total_count=6), (np.arange(7.0), 1)),
     Example("categorical", categorical, jem.sized(jem.Categorical, categories=4), (np.arange(4.0), 1)),
     Example("independent-poisson", independent_counts, jem.Independent.of(jem.Poisson), (_grid(COUNTS, COUNTS), 1)),
-    Example("student-t", student(2), jem.StudentT),
-    Example("laplace", laplace, jem.Laplace),
-    Example("factor-analysis", factor_analysis, jem.sized(jem.FactorAnalysis, factors=1)),
-    Example("ppca", ppca, jem.sized(jem.PPCA, factors=1)),
+    Example("student-t", student(2), jem.StudentT, None, REAL, BOTH),
+    Example("laplace", laplace, jem.Laplace, None, None, BOTH),
+    Example("factor-analysis", factor_analysis, jem.sized(jem.FactorAnalysis, factors=1), None, REAL, BOTH),
+    Example("ppca", ppca, jem.sized(jem.PPCA, factors=1), None, REAL, BOTH),
     Example("linear-regression", linear_regression, jem.LinearRegression),
     Example("logistic-regression", logistic_regression, jem.LogisticRegression),
     Example("poisson-regression", poisson_regression, jem.PoissonRegression),
-    Example("exponential", exponential, jem.Exponential, WAITS),
-    Example("gamma", gamma, jem.Gamma, _above_zero(400, 0.05)),
-    Example("lognormal", lognormal, jem.LogNormal, _above_zero(500, 0.05)),
-    Example("inverse-gaussian", inverse_gaussian, jem.InverseGaussian, _above_zero(1000, 0.05)),
-    Example("weibull", weibull, jem.Weibull, LIFETIMES),
+    Example("joint", joint, None),
+    Example("exponential", exponential, jem.Exponential, WAITS, None, ("scale",)),
+    Example("gamma", gamma, jem.Gamma, _above_zero(400, 0.05), None, ("scale",)),
+    Example("lognormal", lognormal, jem.LogNormal, _above_zero(500, 0.05), None, ("scale",)),
+    Example("inverse-gaussian", inverse_gaussian, jem.InverseGaussian, _above_zero(1000, 0.05), None, ("scale",)),
+    Example("weibull", weibull, jem.Weibull, LIFETIMES, None, ("scale",)),
     Example("censored-exponential", censored(exponential), jem.Censored.of(jem.Exponential), _seen(WAITS)),
     Example("censored-gaussian", censored(diagonal(1)), jem.Censored.of(jem.DiagonalGaussian), _seen(LINE)),
     Example("censored-weibull", censored(weibull), jem.Censored.of(jem.Weibull), _seen(LIFETIMES)),
@@ -299,29 +353,10 @@ SINGLES: list[Example] = [
     Example("dirichlet", dirichlet, jem.Dirichlet, (TRIANGLE, 1 / 400**2)),
     Example("von-mises", von_mises, jem.VonMises, CIRCLE),
     Example("zero-inflated", zero_inflated, None, (COUNTS, 1)),
-    Example("bayes-net", bayes_net, None, (_grid(np.arange(2.0), np.arange(3.0), np.arange(2.0)), 1)),
+    Example("bayes-net", bayes_net, None, (_grid(np.arange(2.0), np.arange(3.0), np.arange(2.0)), 1), BINARY),
 ]
-"""Families whose laws run on products of them (`GROUPED`), because compiling each law for each takes minutes; and on
-each alone by `make slow`."""
+"""One by one."""
 
-
-def grouped(name: str, *names: str) -> Example:
-    """A product of several families, as one example."""
-    parts = [next(example for example in SINGLES if example.name == part) for part in names]
-    widths = [sum(example.members(1).event_shape) or 1 for example in parts]
-    sizes = [dict(getattr(example.family, "sizes", ())) for example in parts]
-    kinds = [getattr(example.family, "family", example.family) for example in parts]
-    sized = [jem.sized(kind, columns=w, **size) for kind, w, size in zip(kinds, widths, sizes, strict=True)]
-    return Example(name, lambda rng, k: jem.Product([part.make(rng, k) for part in parts]), jem.Product.of(*sized))
-
-
-GROUPED = [
-    grouped("counts", "binomial", "categorical", "geometric", "negative-binomial", "multinomial"),
-    grouped("positive", "exponential", "gamma", "lognormal", "inverse-gaussian", "weibull"),
-    grouped("bounded", "beta", "dirichlet", "von-mises"),
-    grouped("robust", "student-t", "laplace", "factor-analysis", "ppca"),
-    grouped("regressions", "linear-regression", "logistic-regression", "poisson-regression"),
-]
 
 NESTED = [
     Example("mixtures", nested, None, LINE),
@@ -329,13 +364,70 @@ NESTED = [
 ]
 """Mixtures as components of mixtures."""
 
-PLAIN = FAMILIES + NESTED + SINGLES
-ALL = PLAIN + GROUPED
-FEW = PLAIN
-"""For laws that speak of mixtures and fits, whatever the family."""
+MIXTURES = FAMILIES + NESTED + SINGLES
+"""Of every family."""
 
-STARTED = [example for example in ALL if example.family is not None]
-GAUSSIANS = [example for example in PLAIN if hasattr(example.members(), "mean")]
+
+def hmm(rng: Rng, k: int, members: tuple[int, ...] = ()) -> jem.HMM:
+    emission = jem.Poisson(rng.uniform(1, 9, (*members, k)))
+    return jem.HMM(rng.dirichlet(np.full(k, 3.0), members), rng.dirichlet(np.full(k, 3.0), (*members, k)), emission)
+
+
+def state_space(rng: Rng) -> jem.LinearGaussianSSM:
+    return jem.LinearGaussianSSM(
+        rng.normal(size=2), covariances(rng, 2), rng.normal(size=(2, 2)) * 0.5, covariances(rng, 2),
+        rng.normal(size=(2, 2)), rng.normal(size=2) + 3, covariances(rng, 2),
+    )  # fmt: skip
+
+
+def experts(rng: Rng) -> jem.MixtureOfExperts:
+    gate = jem.SoftmaxGate(rng.normal(size=(1, 2)), rng.normal(size=1))
+    return jem.MixtureOfExperts(gate, linear_regression(rng, 2))
+
+
+def network(rng: Rng) -> jem.RBFNetwork:
+    return jem.RBFNetwork(rng.dirichlet(np.full(2, 5.0)), joint(rng, 2))
+
+
+def made(make: Callable[[Rng], Any]) -> Callable[..., Any]:
+    return lambda seed=0: make(np.random.default_rng(seed))
+
+
+def rows_of(make: Callable[[Rng], Any]) -> Callable[..., jax.Array]:
+    return lambda n, seed=0: sample(made(make)(seed), jax.random.key(seed), n)
+
+
+def half_hidden(n: int, seed: int = 0) -> jax.Array:
+    """Rows of a network, of which every third does not tell one variable."""
+    x = rows_of(_one_net)(n, seed)
+    return x.at[1::3, 1].set(jnp.nan)
+
+
+def sequences_of(make: Callable[[Rng], Any], steps: int = 4) -> Callable[..., jem.Sequences]:
+    """Of every length up to `steps`."""
+
+    def data(n: int, seed: int = 0) -> jem.Sequences:
+        values = made(make)(seed).sample(jax.random.key(seed), n, steps=steps)
+        return jem.Sequences(values, 1 + np.arange(n) % steps)
+
+    return data
+
+
+def _clusters(rng: Rng) -> jem.Mixture:
+    return jem.Mixture(rng.dirichlet(np.full(2, 5.0)), hmm(rng, 2, (2,)))
+
+
+_one_net, _chain = (lambda rng: jax.tree.map(lambda leaf: leaf[0], bayes_net(rng, 1))), (lambda rng: hmm(rng, 3))
+
+STRUCTURES = [
+    Structure("hmm", made(_chain), sequences_of(_chain)),
+    Structure("mixture-of-hmms", made(_clusters), sequences_of(_chain)),
+    Structure("state-space", made(state_space), sequences_of(state_space)),
+    Structure("network-of-tables", made(_one_net), half_hidden, BINARY),
+    Structure("experts", made(experts), rows_of(experts)),
+    Structure("rbf-network", made(network), rows_of(network)),
+]
+"""What is hidden."""
 
 
 def mostly_slow(values: Any, *quick: Any) -> list[Any]:

@@ -5,30 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 import jaxem as jem
-from families import FAMILIES, SINGLES, Example
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "model.safetensors"
-
-
-@pytest.mark.parametrize("example", FAMILIES + SINGLES, ids=repr)
-def test_round_trip(example: Example, path: Path) -> None:
-    model = example.mixture()
-    jem.save(path, model)
-    back = jem.load(path)
-    assert jax.tree.structure(back) == jax.tree.structure(model)
-    for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(model), strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 def test_types_survive(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Self
 
 import jax
@@ -224,6 +225,13 @@ class MixtureOfExperts(Latent):
     def potentials(self) -> Float[Array, "*batch"]:
         """A zero that nothing uses: the gate is part of what each expert says of a row."""
         return jnp.zeros(self.batch_shape, self.gate.intercept.dtype)
+
+    def evidence(self, child_log_prob: Float[Array, "*batch k n"], x: Rows) -> Float[Array, "*batch k n"]:
+        """What gate and expert say together. Of a row that was not seen neither says anything: any class is as good."""
+        seen = x.columns[0].seen
+        if seen is None:
+            return child_log_prob
+        return jnp.where(seen, child_log_prob, -math.log(child_log_prob.shape[-2]))
 
     def log_normalizer(self, potentials: Any, evidence: Array, add: Any, x: Any) -> Float[Array, "*batch n"]:
         """log sum_k p(k | z) p(y | z, k) for each row."""

@@ -5,18 +5,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
+from table import LISTED, LOCATION, STARTED, law
 
-import families
 import jaxem as jem
-from families import ALL, FAMILIES, FEW, NESTED, PLAIN, SINGLES, Example, coordinates, move
-
-everything = pytest.mark.parametrize("example", ALL, ids=repr)
-plain = pytest.mark.parametrize("example", PLAIN, ids=repr)
-listed = pytest.mark.parametrize("example", [e for e in FAMILIES + NESTED + SINGLES if e.support], ids=repr)
+from families import MIXTURES, Example, coordinates, move
 
 
-@listed
+@law(LISTED)
 def test_probabilities_of_all_rows_sum_to_one(example: Example) -> None:
     rows, volume = example.support
     model = example.mixture()
@@ -26,7 +21,7 @@ def test_probabilities_of_all_rows_sum_to_one(example: Example) -> None:
         np.testing.assert_allclose(mass, 1, rtol=1e-7)
 
 
-@plain
+@law(MIXTURES)
 def test_members_are_models_side_by_side(example: Example) -> None:
     members, x = example.members(3), example.rows(7)
     together = members.log_prob(x)
@@ -49,7 +44,7 @@ def unstacked(members: object, k: int) -> list[object]:
     return [member(i) for i in range(k)]
 
 
-@plain
+@law(MIXTURES)
 def test_slope_along_any_feasible_direction_is_that_of_finite_differences(
     example: Example, rng: np.random.Generator
 ) -> None:
@@ -75,7 +70,7 @@ def test_slope_along_any_feasible_direction_is_that_of_finite_differences(
     np.testing.assert_allclose(curvature, (slope_above - slope_below) / (2 * h), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("example", families.GAUSSIANS, ids=repr)
+@law(LOCATION)
 def test_slope_in_the_data_is_that_of_finite_differences(example: Example, rng: np.random.Generator) -> None:
     model, x = example.mixture(), example.rows(4)
     step, h = jnp.asarray(rng.normal(size=x.shape)), 1e-6
@@ -86,14 +81,14 @@ def test_slope_in_the_data_is_that_of_finite_differences(example: Example, rng: 
     np.testing.assert_allclose(np.sum(backward * step), measured.sum(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("example", FEW, ids=repr)
+@law(MIXTURES)
 def test_rows_may_be_observed_beforehand(example: Example) -> None:
     model, x = example.mixture(), example.rows(6)
     np.testing.assert_array_equal(model.log_prob(model.observe(x)), model.log_prob(x))
     np.testing.assert_array_equal(model.components.log_prob(model.observe(x)), model.components.log_prob(x))
 
 
-@plain
+@law(MIXTURES)
 def test_samples_come_from_the_model(example: Example) -> None:
     """The mean log-probability of draws is the model's negative entropy: two samples of it agree."""
     model = example.mixture()
@@ -107,22 +102,13 @@ def test_samples_come_from_the_model(example: Example) -> None:
         assert abs(draws[0].mean() - volume * np.sum(np.exp(exact) * exact)) < 4.5 * draws[0].std() / np.sqrt(4000)
 
 
-@everything
-def test_float32_stays_float32(example: Example) -> None:
-    def everything(model: jem.Mixture, x: jax.Array, weight: jax.Array) -> object:
-        log_prob, pullback = model.e_step(x)
-        statistics = pullback(weight)
-        return (
-            log_prob, statistics, model.m_step(statistics), model.expected_log_prob(statistics), model.posterior(x),
-            model.floor(x, weight), model.sample(jax.random.key(0), 3), model.components.log_prob(x), model.observe(x),
-            jax.grad(lambda model: model.log_prob(x).sum())(model),
-            # What a fit adds to these steps knows no family.
-            example in FEW and jem.fit(model, x, max_steps=2),
-            example.family and jem.Mixture.start(jax.random.key(0), example.family, x, 2, restarts=2),
-        )  # fmt: skip
+@law(STARTED)
+def test_starts_and_fits_of_float32_are_float32(example: Example) -> None:
+    def everything(model: jem.Mixture, x: jax.Array) -> object:
+        return jem.fit(model, x, max_steps=2), jem.Mixture.start(jax.random.key(0), example.family, x, 2, restarts=2)
 
     model = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), example.mixture())
     # Types are known before anything runs.
-    made = jax.eval_shape(everything, model, example.rows(12).astype(jnp.float32), jnp.ones(12, jnp.float32))
+    made = jax.eval_shape(everything, model, example.rows(12).astype(jnp.float32))
     types = {leaf.dtype for leaf in jax.tree.leaves(made) if jnp.issubdtype(leaf.dtype, jnp.floating)}
     assert types == {jnp.dtype("float32")}

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from table import law
 
 import jaxem as jem
-from families import ALL, FAMILIES, FEW, Example, coordinates, e_step, m_step, perturbed
+from families import FAMILIES, MIXTURES, NESTED, Example, coordinates, e_step, m_step, perturbed
 
-everything = pytest.mark.parametrize("example", FEW, ids=repr)
 LENGTHS = (4, 1, 3)
 
 
@@ -38,7 +38,7 @@ def enumerated(model: jem.HMM, x: Any) -> tuple[float, np.ndarray]:
     return float(score.max() + np.log(weight.sum())), marginals
 
 
-@everything
+@law(MIXTURES)
 def test_it_is_the_sum_over_all_paths(example: Example) -> None:
     model, parts = hmm(example), pieces(example)
     sequences = jem.Sequences.from_list(parts)
@@ -49,7 +49,7 @@ def test_it_is_the_sum_over_all_paths(example: Example) -> None:
         np.testing.assert_allclose(posterior[i], marginals, atol=1e-10)
 
 
-@everything
+@law(MIXTURES)
 def test_em_climbs_and_reports_the_objective_of_its_model(example: Example) -> None:
     sequences = jem.Sequences.from_list(pieces(example, (12, 5, 9)))
     fit = jem.fit(hmm(example, 2, seed=3), sequences, max_steps=8, tol=0.0)
@@ -59,7 +59,7 @@ def test_em_climbs_and_reports_the_objective_of_its_model(example: Example) -> N
     np.testing.assert_allclose(fit.log_likelihood, fit.model.log_prob(sequences).sum(), rtol=1e-10)
 
 
-@everything
+@law(MIXTURES)
 def test_m_step_is_a_maximum_of_q(example: Example, rng: np.random.Generator) -> None:
     model, sequences = hmm(example), jem.Sequences.from_list(pieces(example, (9, 1, 5)))
     _, statistics = e_step(model, sequences, jnp.ones(3))
@@ -198,7 +198,7 @@ def test_a_mixture_of_them_is_a_model() -> None:
 
 
 def test_emissions_may_be_mixtures() -> None:
-    example = next(e for e in ALL if e.name == "mixtures")
+    example = next(e for e in NESTED if e.name == "mixtures")
     model, x = hmm(example), example.rows(5)
     np.testing.assert_allclose(model.log_prob(x)[0], enumerated(model, x)[0], rtol=1e-10)
 

@@ -11,30 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from table import law
 
 import jaxem as jem
-from families import ALL, FEW, Example, mostly_slow
+from families import MIXTURES, Example, mostly_slow
 from jaxem.coordinates import coordinates, from_coordinates
 from jaxem.pytree import replace
 from jaxem.solvers.em import expectation
 from jaxem.solvers.objective import objective, value_and_gradient
 from jaxem.sums import Sampled
 
-everything = pytest.mark.parametrize("example", ALL, ids=repr)
 WALK = jem.HMM([0.5, 0.5], [[0.9, 0.1], [0.2, 0.8]], jem.Poisson([2.0, 6.0]))
 
 
 def assert_close(a: Any, b: Any, **how: float) -> None:
     for one, other in zip(*map(jax.tree.leaves, (a, b)), strict=True):
         np.testing.assert_allclose(one, other, **how)
-
-
-@everything
-def test_coordinates_lose_nothing(example: Example) -> None:
-    model = example.mixture()
-    free = jax.jit(coordinates)(model)
-    assert sum(leaf.size for leaf in free) == jem.free_parameters(model)
-    assert_close(jax.jit(from_coordinates)(free, model), model, rtol=1e-12, atol=1e-12)
 
 
 def test_what_is_fixed_stays_out() -> None:
@@ -52,7 +44,7 @@ def test_what_is_fixed_stays_out() -> None:
     assert moved.emission.probs[1] > 0.3
 
 
-@pytest.mark.parametrize("example", FEW, ids=repr)
+@law(MIXTURES)
 def test_the_gradient_is_that_of_the_log_likelihood(example: Example) -> None:
     """Fisher's identity against plain autodiff through the coordinates."""
     model, x = example.mixture(), example.rows(30)
