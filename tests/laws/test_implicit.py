@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from table import law
 
 import jaxem as jem
-from families import ALL, Example
+from families import MIXTURES, Example
 from jaxem.distributions.base import add
 from jaxem.fitting import implicit
 from jaxem.solvers import em
@@ -207,8 +208,7 @@ def test_rows_in_chunks_have_the_derivative_of_rows_at_once() -> None:
     np.testing.assert_allclose(sum(jnp.sum(leaf) for leaf in reverse), forward, rtol=1e-7)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("example", ALL, ids=repr)
+@law(MIXTURES)
 def test_a_step_in_chunks_has_the_derivative_of_one_at_once(example: Example) -> None:
     """Of every family: statistics about references of their own meet, with their derivatives."""
     model, x, weight = example.mixture(2), example.rows(40), jnp.linspace(0.5, 1.5, 40)
