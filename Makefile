@@ -1,7 +1,7 @@
 # Everything a person or a machine runs here. Needs make and Python 3.11 or newer; each target sets itself up, once.
 #
 #   make demo    fit the shipped flight table: 2,724 aircraft, one mixture each; writes demo/report.html
-#   make test    linter, type checker, the tests that matter most
+#   make test    linter, type checker, the tests that matter most, in six minutes at most
 #   make slow    all other tests: every law on every family by itself, processes, kills, examples, stress; half an hour
 #   make bench   against scikit-learn and lock-step vmap; writes benchmarks/RESULTS.md
 #   make lowest  all tests again, with the oldest dependencies that pyproject.toml allows
@@ -52,7 +52,7 @@ test: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/pytest $(BOTH)
+	$(BIN)/pytest $(BOTH) -m "not slow"
 
 slow: $(VENV)/.test
 	$(BIN)/pytest $(BOTH) -m slow
@@ -62,10 +62,10 @@ bench: $(VENV)/.bench
 
 # A virtual environment of its own: the versions must not mix with those of the other targets.
 lowest: .venv-lowest/.lowest
-	.venv-lowest/bin/pytest $(BOTH) -m ""
+	.venv-lowest/bin/pytest $(BOTH)
 
 newest: .venv-newest/.newest
-	.venv-newest/bin/pytest $(BOTH) -m ""
+	.venv-newest/bin/pytest $(BOTH)
 
 clean:
 	rm -rf $(VENV) .venv-lowest .venv-newest demo build *.egg-info .pytest_cache .ruff_cache .hypothesis .jax_cache

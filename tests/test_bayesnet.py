@@ -19,6 +19,8 @@ from families import e_step, m_step, mostly_slow
 from jaxem.latent import elimination
 from jaxem.sums import Sampled
 
+pytestmark = pytest.mark.slow
+
 CASES = Path(__file__).parents[2] / "shared" / "reference_cases.json"
 NAN = float("nan")
 
@@ -194,7 +196,6 @@ def test_naive_bayes_is_a_mixture_of_independent_categories() -> None:
     np.testing.assert_allclose(jnp.stack(ours[1:], axis=1), theirs.child, atol=1e-10)
 
 
-@pytest.mark.slow
 def test_every_solver_climbs_to_the_same_place() -> None:
     x, start = drawn(), small()
     prior = jem.priors.OfBayesNet(jem.priors.Dirichlet(2.0))
@@ -464,7 +465,6 @@ def test_pgmpy_has_the_same_tables() -> None:
     np.testing.assert_allclose(fit.model.table("b")[..., 0], first, atol=1e-11)
 
 
-@pytest.mark.slow
 def test_a_network_of_real_size() -> None:
     """ALARM: the product of its tables where nothing is hidden; with a tenth of the cells hidden, EM climbs."""
     truth = alarm()

@@ -17,6 +17,8 @@ from families import coordinates, mostly_slow, move, perturbed
 from jaxem.distributions import truncated
 from jaxem.distributions.base import add
 
+pytestmark = pytest.mark.slow
+
 INF = np.inf
 
 

@@ -24,6 +24,8 @@ from jaxem.fitting import checkpoint, lanes, many
 from jaxem.fitting.fingerprint import fingerprint
 from jaxem.pytree import module
 
+pytestmark = pytest.mark.slow
+
 
 @module
 class Wandering(jem.StochasticEM):
@@ -193,7 +195,6 @@ print("the same, from so many queues:", len(list(checkpoint.Path(sys.argv[1]).gl
 """
 
 
-@pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_same_bits(tmp_path: Path) -> None:
     folder, rng = tmp_path / "checkpoint", np.random.default_rng(0)
     program = [sys.executable, "-W", "error", "-c", CHILD, str(folder)]

@@ -13,6 +13,8 @@ import pytest
 import jaxem as jem
 from jaxem.compare import Run
 
+pytestmark = pytest.mark.slow
+
 TRUTH = jem.Mixture([0.4, 0.6], jem.Gaussian([[0.0, 0.0], [2.5, 1.0]], jnp.stack([jnp.eye(2)] * 2)))
 SOLVERS = {
     "EM": jem.EM(),

@@ -8,9 +8,12 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import jaxem as jem
 from families import FAMILIES, Example
+
+pytestmark = pytest.mark.slow
 
 COMPILE = "/jax/core/compile/backend_compile_duration"
 counts: list[str] = []

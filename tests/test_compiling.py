@@ -12,6 +12,8 @@ import pytest
 import jaxem as jem
 from jaxem.fitting import lanes
 
+pytestmark = pytest.mark.slow
+
 COMPILE = "/jax/core/compile/backend_compile_duration"
 
 

@@ -17,6 +17,8 @@ import pytest
 import jaxem as jem
 import pages
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def waiting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:

@@ -17,6 +17,8 @@ from families import e_step
 from jaxem.distributions.counts import Tables
 from jaxem.distributions.special import behind, gap, gap_by_square, stirling, untabled
 
+pytestmark = pytest.mark.slow
+
 COUNTS = np.array([0.0, 1, 2, 7, 40, 1e3, 1e6])
 
 

@@ -12,6 +12,8 @@ import pytest
 
 import jaxem as jem
 
+pytestmark = pytest.mark.slow
+
 CHILD = """
 import sys
 import jax
@@ -73,7 +75,6 @@ print("all the same")
 """
 
 
-@pytest.mark.slow
 def test_on_eight_devices_as_on_one(tmp_path: Path) -> None:
     environment = {
         **os.environ,

@@ -11,6 +11,8 @@ import pytest
 
 import pages
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = sorted((pages.ROOT / "docs" / "examples").glob("*.py"))
 LONG = {
     "directions",

@@ -19,6 +19,8 @@ import jaxem as jem
 from families import coordinates, move, perturbed
 from jaxem.distributions.base import add
 
+pytestmark = pytest.mark.slow
+
 GATE = jem.SoftmaxGate([[1.0, 0.5], [-1.0, 1.0]], [0.2, 0.1])
 MODEL = jem.MixtureOfExperts(
     GATE, jem.LinearRegression([[1.0, 0.0], [-1.0, 0.5], [0.0, 2.0]], [0.0, 1.0, -1.0], [0.3, 0.5, 1.0])
@@ -46,7 +48,6 @@ def test_log_prob_posterior_and_draws() -> None:
     np.testing.assert_allclose((drawn[:, 2] < prediction.quantile(0.3)[0]).mean(), 0.3, atol=0.03)
 
 
-@pytest.mark.slow
 def test_q_lies_below_and_touches(rng: np.random.Generator) -> None:
     statistics = MODEL.e_step(X)[1](jnp.ones(len(X)))
 
@@ -156,7 +157,6 @@ def network(wave: Any) -> jem.RBFNetwork:
     return jem.RBFNetwork.start(jax.random.key(0), wave[0], wave[1], 8, restarts=5)
 
 
-@pytest.mark.slow
 def test_a_network_comes_near_kernel_methods(wave: Any, network: jem.RBFNetwork) -> None:
     z, y, grid, truth = wave
     fit = jem.fit(network, network.rows(z, y))

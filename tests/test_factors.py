@@ -17,6 +17,8 @@ from families import e_step, m_step
 from jaxem.pytree import replace
 from oracles.test_published import case
 
+pytestmark = pytest.mark.slow
+
 SQUAREM = jem.SQUAREM(jem.EM())
 ANDERSON = jem.Anderson(jem.EM())
 

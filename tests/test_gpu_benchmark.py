@@ -7,6 +7,8 @@ from types import ModuleType
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 WITHOUT = {"kind": "cpu", "platform": "cpu", "jax": "0"}
 
@@ -20,7 +22,6 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return gpu
 
 
-@pytest.mark.slow
 def test_every_kind_of_case_runs(gpu: ModuleType) -> None:
     """In small; one of each kind, all contenders. dynamax may not be here."""
     names = ["many", "full", "a long chain"]

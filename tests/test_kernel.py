@@ -16,6 +16,8 @@ from jaxem.chains.chain import Chain
 from jaxem.pytree import replace
 from laws.test_chains import HOSTILE, INF, Rng, chain
 
+pytestmark = pytest.mark.slow
+
 forward_backward = jax.jit(partial(normalizer._posterior_by, kernel))
 
 

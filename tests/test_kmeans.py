@@ -10,6 +10,8 @@ from sklearn.cluster import KMeans
 
 import jaxem as jem
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("lost", [0, 2])
 @pytest.mark.parametrize("seed", [0, 1, 2])

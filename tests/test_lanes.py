@@ -11,6 +11,8 @@ import jaxem as jem
 from jaxem.fitting import lanes, many
 from jaxem.fitting.ragged import padded_lengths
 
+pytestmark = pytest.mark.slow
+
 
 def ragged(rng: np.random.Generator, problems: int = 12) -> list[np.ndarray]:
     """Two clusters of 5 to 30 rows each."""

@@ -16,6 +16,8 @@ import jaxem as jem
 from jaxem.distributions import quadratic
 from jaxem.solvers import em
 
+pytestmark = pytest.mark.slow
+
 ROWS, COLUMNS, MEMBERS = 40, 11, (2, 3)
 
 

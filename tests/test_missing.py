@@ -15,6 +15,8 @@ import jaxem as jem
 from families import covariances, mostly_slow
 from jaxem.distributions.base import add
 
+pytestmark = pytest.mark.slow
+
 NAN = np.nan
 
 
@@ -204,7 +206,6 @@ def test_float32_and_an_offset(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(there.model.mean - 10_000, here.model.mean, atol=4e-3)
 
 
-@pytest.mark.slow
 def test_hidden_markov_models_with_gaps(rng: np.random.Generator) -> None:
     """A step half seen says half; a step not seen at all takes its time."""
     x = gappy(rng, 6, 2)
@@ -297,7 +298,6 @@ def test_nothing_missing_is_nothing_filled() -> None:
         jem.Gaussian([[0.0]], [[[1.0]]]).impute([[3.0]])
 
 
-@pytest.mark.slow
 def test_pseudo_rows_weights_and_labels_go_along(rng: np.random.Generator) -> None:
     x = gappy(rng, 30, 2)
     weight = rng.uniform(0, 2, 30)

@@ -17,6 +17,8 @@ from jaxem.distributions import quadratic
 from jaxem.distributions.gaussian import FLOOR
 from jaxem.pytree import replace
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(0)
 NORMAL = [jem.Gaussian, jem.TiedGaussian, jem.DiagonalGaussian, jem.SphericalGaussian]
 normal = pytest.mark.parametrize("family", mostly_slow(NORMAL, jem.Gaussian, jem.DiagonalGaussian))

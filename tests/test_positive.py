@@ -15,6 +15,8 @@ import jaxem as jem
 from families import coordinates, perturbed
 from jaxem.distributions.base import add, scale
 
+pytestmark = pytest.mark.slow
+
 X = np.array([1e-6, 0.1, 0.5, 1.0, 2.0, 5.0, 50.0, 400.0])
 PAIRS = [
     (jem.Exponential(0.7), scipy.stats.expon(scale=1 / 0.7)),

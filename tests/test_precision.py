@@ -26,6 +26,8 @@ from jaxem.chains.chain import Chain
 from jaxem.kmeans import _best_of, _nearest
 from jaxem.solvers.em import em_step
 
+pytestmark = pytest.mark.slow
+
 ROWS = 24
 
 

@@ -12,6 +12,8 @@ import jaxem as jem
 from families import mostly_slow
 from jaxem.distributions.base import add
 
+pytestmark = pytest.mark.slow
+
 priors = jem.priors
 
 

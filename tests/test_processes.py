@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 PROCESSES = 2
 
 
@@ -20,7 +22,6 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-@pytest.mark.slow
 def test_two_processes_fit_what_one_does() -> None:
     port, program = free_port(), Path(__file__).with_name("on_processes.py")
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}

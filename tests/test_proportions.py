@@ -14,6 +14,8 @@ import scipy.stats as ss
 import jaxem as jem
 from families import SINGLES, Example, coordinates, e_step, m_step, perturbed
 
+pytestmark = pytest.mark.slow
+
 MINE = {"geometric", "negative-binomial", "multinomial", "beta", "dirichlet", "von-mises"}
 mine = pytest.mark.parametrize("example", [e for e in SINGLES if e.name in MINE], ids=repr)
 

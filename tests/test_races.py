@@ -14,6 +14,8 @@ import pytest
 import jaxem as jem
 from jaxem.compare import setting
 
+pytestmark = pytest.mark.slow
+
 SOLVERS = {"EM": jem.EM(), "Anderson": jem.Anderson(jem.EM()), "sgd": jem.Gradient(optax.sgd(0.1))}
 
 
@@ -27,7 +29,6 @@ def races() -> jem.Races:
     return jem.compare_many(starts, xs, SOLVERS, max_steps=400)
 
 
-@pytest.mark.slow
 def test_rates_are_those_of_the_best_places(races: jem.Races) -> None:
     assert ((races.rates > 0) & (races.rates < 1)).all()
     # Less is hidden where components stand apart.

@@ -18,6 +18,8 @@ import jaxem as jem
 from jaxem.distributions.base import add
 from jaxem.distributions.regression import check
 
+pytestmark = pytest.mark.slow
+
 CASES = Path(__file__).parents[2] / "shared" / "reference_cases.json"
 FAMILIES = [jem.LinearRegression, jem.LogisticRegression, jem.PoissonRegression]
 families = pytest.mark.parametrize("family", FAMILIES)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import jaxem as jem
 from jaxem.fitting.fit import best_restart
+
+pytestmark = pytest.mark.slow
 
 GOOD, LATE, POOR, FAILED = (
     int(jem.Status[word]) for word in ("converged", "max_steps_reached", "covariance_collapsed", "nonfinite")

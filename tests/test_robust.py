@@ -17,6 +17,8 @@ from jaxem.distributions.robust import MOST
 from jaxem.pytree import replace
 from oracles.test_published import case
 
+pytestmark = pytest.mark.slow
+
 SQUAREM = jem.SQUAREM(jem.EM())
 
 

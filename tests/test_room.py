@@ -13,6 +13,8 @@ from jaxem.fitting import lanes, many, room
 from jaxem.fitting.stacks import Batch
 from jaxem.fitting.turn import idle, member, prepare, turn
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("room_for_all", [10_000, 40_000, 1_000_000])
 @pytest.mark.parametrize("problems", [1, 300, 20_000])

@@ -10,6 +10,8 @@ from sklearn.mixture import GaussianMixture
 import jaxem as jem
 from jaxem.constraints import free_parameters
 
+pytestmark = pytest.mark.slow
+
 KINDS = {
     "full": jem.Gaussian,
     "tied": jem.TiedGaussian,

@@ -27,6 +27,8 @@ from jaxem.fitting.stream import Pairwise
 from jaxem.fitting.survey import Survey
 from test_compilation import compilations
 
+pytestmark = pytest.mark.slow
+
 SOLVERS = {
     "EM": jem.EM(),
     "HardEM": jem.HardEM(),
@@ -322,7 +324,6 @@ except ValueError as error:
 """
 
 
-@pytest.mark.slow
 def test_processes_with_rows_of_their_own_find_what_one_finds_with_all() -> None:
     x = rows()
     x[::3, 1] = np.nan

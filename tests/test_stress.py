@@ -21,6 +21,8 @@ import pytest
 import jaxem as jem
 from families import mostly_slow
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 60
 ROWS, COMPONENTS, RESTARTS, STEPS = 120, 3, 2, 10
 LANES = {"gaussian", "gaussian, wide", "product"}  # the kinds that also go through fit_many: it compiles longest
@@ -75,7 +77,6 @@ def job(family: Any, x: np.ndarray, many: bool) -> Callable[[int], np.ndarray]:
     return run
 
 
-@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.timeout(SECONDS + 360, method="thread")
 def test_two_threads_fit_everything_for_a_minute() -> None:

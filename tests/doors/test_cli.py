@@ -16,7 +16,6 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import jaxem as jem
-from families import mostly_slow
 from jaxem import cli, job, slabs
 
 QUICK = ["--components", "1:2", "--restarts", "2"]
@@ -132,6 +131,7 @@ def test_a_second_run_is_the_same_and_compiles_nothing(table: Path, tmp_path: Pa
         assert pl.read_parquet(first / f"{name}.parquet").equals(pl.read_parquet(second / f"{name}.parquet"))
 
 
+@pytest.mark.slow
 def test_flags_of_the_program_around_it_stay(table: Path, tmp_path: Path) -> None:
     before = dict(jax.config.values)
     assert jaxem(table, "--columns", "x", "--components", 1, "--dtype", "float32", "--out", tmp_path).exit_code == 0
@@ -152,7 +152,8 @@ MIXED = {
 }
 
 
-@pytest.mark.parametrize("family", mostly_slow(MIXED, "gaussian,poisson", "categorical"))
+@pytest.mark.slow
+@pytest.mark.parametrize("family", MIXED)
 def test_every_kind_of_column_has_its_parameters(family: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     n = 24
@@ -182,6 +183,7 @@ def test_every_kind_of_column_has_its_parameters(family: str, tmp_path: Path) ->
         assert np.allclose(np.sum(row["word_probs"], axis=1), 1)
 
 
+@pytest.mark.slow
 def test_more_components_than_a_group_has_rows_are_skipped_with_the_reason(tmp_path: Path) -> None:
     frame = pl.DataFrame({"g": [1, 1] + [2] * 20, "x": [0.0, 1.0, *np.random.default_rng(0).normal(size=20)]})
     frame.write_parquet(tmp_path / "t.parquet")
@@ -341,6 +343,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     assert blocked.read_text() == "in the way"
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_finished_groups(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupted when the first slab is stored: its groups are there, the others say that they are not."""
     store = job.Outcome.store
@@ -365,6 +368,7 @@ def test_ctrl_c_leaves_the_finished_groups(table: Path, tmp_path: Path, monkeypa
     assert "This job was interrupted" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGINT to send")
 def test_a_signal_ends_the_process_with_130(tmp_path: Path) -> None:
     out = tmp_path / "out"

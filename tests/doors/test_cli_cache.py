@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from jaxem import cli
+
+pytestmark = pytest.mark.slow
 
 # The command line as it starts; a command compiles one small program instead of many.
 PROGRAM = """

@@ -13,6 +13,8 @@ from typer.testing import CliRunner, Result
 import jaxem as jem
 from jaxem import cli
 
+pytestmark = pytest.mark.slow
+
 COLUMNS = ["--columns", "x", "--by", "g", "--order", "t"]
 SEVERAL = [*COLUMNS, "--sequence", "part"]
 

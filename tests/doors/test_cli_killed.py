@@ -13,6 +13,8 @@ from pathlib import Path
 import jax
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SLABS = 13
 KILLS = 10
 
@@ -36,7 +38,6 @@ def finished(out: Path) -> int:
     return len(list(parts.glob("slab-*"))) if (parts / "job.json").exists() else -1
 
 
-@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL to send")

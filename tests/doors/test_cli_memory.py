@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 from jaxem import cli, large_job, typed
 from jaxem.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 def run(*words: str | Path) -> tuple[int, str]:
     result = CliRunner().invoke(cli.app, ["fit", *map(str, words)])
@@ -78,7 +80,6 @@ def test_the_results_are_those_of_the_usual_way(tmp_path: Path, monkeypatch: pyt
     assert_same(usual, streamed)
 
 
-@pytest.mark.slow
 def test_columns_of_a_csv_with_families_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The categories of all pieces get the numbers that they have in the whole."""
     monkeypatch.setattr("jaxem.large_job.ROWS", 150)

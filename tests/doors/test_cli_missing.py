@@ -14,6 +14,8 @@ import jaxem as jem
 from jaxem import cli, race_job, slabs, tables
 from jaxem.kinds import Kind
 
+pytestmark = pytest.mark.slow
+
 COLUMNS = ["--columns", "x,y", "--by", "g"]
 
 

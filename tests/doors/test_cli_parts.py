@@ -16,6 +16,8 @@ from typer.testing import CliRunner, Result
 import jaxem as jem
 from jaxem import cli, files, job, parts, report, slabs
 
+pytestmark = pytest.mark.slow
+
 QUICK = "--restarts 1 --method random --workers 1"
 COMMANDS = {
     "mixtures": f"fit --by g --columns k --family zero_inflated_poisson --components 2 {QUICK}",

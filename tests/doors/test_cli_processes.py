@@ -21,6 +21,8 @@ from typer.testing import CliRunner
 from jaxem import cli, parts, processes
 from jaxem.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 COMMAND = "from jaxem import cli, processes; processes.SILENCE = 10; cli.main()"
 """Who is gone is missed sooner than by a person's patience."""
 
@@ -56,7 +58,6 @@ def ended(started: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
     return [(process.returncode, *texts) for process, texts in zip(started, said, strict=True)]
 
 
-@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL to send")

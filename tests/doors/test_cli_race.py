@@ -15,6 +15,8 @@ import jaxem as jem
 from jaxem import cli, race_job, race_report, tables
 from jaxem.kinds import Kind
 
+pytestmark = pytest.mark.slow
+
 STEPS = 60
 QUICK = ["--columns", "k", "--family", "poisson", "--components", 2, "--solvers", "em,adam:0.1"]
 QUICK += ["--max-steps", STEPS, "--min-rows", 10]
@@ -147,7 +149,6 @@ def test_without_a_table_it_is_the_flights(tmp_path: Path) -> None:
     assert "--by tailnum" in html
 
 
-@pytest.mark.slow
 def test_several_tables_name_their_groups(frame: pl.DataFrame, tmp_path: Path) -> None:
     for name, group in (("x", "b"), ("y", "a")):
         frame.filter(pl.col("g") == group).write_parquet(tmp_path / f"{name}.parquet")
@@ -164,7 +165,6 @@ def test_a_table_without_groups_has_the_name_of_its_file() -> None:
     assert [problem.label for problem in card.problems] == ["t.csv", "u.csv"]
 
 
-@pytest.mark.slow
 def test_hidden_markov_models_race_too(frame: pl.DataFrame, tmp_path: Path) -> None:
     frame.write_csv(tmp_path / "t.csv")
     model = ["--columns", "k", "--family", "poisson", "--states", 2, "--order", "t", "--by", "g", "--groups", 1]

@@ -18,6 +18,8 @@ import jaxem as jem
 from jaxem import cli, plot, tables
 from jaxem.kinds import FAMILIES, Kind, Reads, fixed_states, map_states, parameter_names
 
+pytestmark = pytest.mark.slow
+
 mpl.use("agg")
 N = 40
 

@@ -18,6 +18,8 @@ from jaxem.chains.best import best_score
 from jaxem.chains.chain import Chain
 from jaxem.pytree import replace
 
+pytestmark = pytest.mark.slow
+
 Rng = np.random.Generator
 INF = np.inf
 

@@ -14,6 +14,8 @@ from table import law
 import jaxem as jem
 from families import FAMILIES, MIXTURES, NESTED, Example, coordinates, e_step, m_step, perturbed
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = (4, 1, 3)
 
 

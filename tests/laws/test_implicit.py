@@ -19,6 +19,8 @@ from jaxem.fitting import implicit
 from jaxem.solvers import em
 from jaxem.solvers.em import em_step
 
+pytestmark = pytest.mark.slow
+
 TRUTH = jem.Mixture([0.4, 0.6], jem.Gaussian([[0.0, 0.0], [2.5, 0.0]], jnp.stack([jnp.eye(2)] * 2)))
 SIMPLE = jem.Mixture([0.4, 0.6], jem.DiagonalGaussian([[0.0], [2.5]], jnp.ones((2, 1))))
 CHAIN = jem.HMM([0.5, 0.5], [[0.9, 0.1], [0.2, 0.8]], jem.DiagonalGaussian([[0.0], [3.0]], jnp.ones((2, 1))))
@@ -69,7 +71,6 @@ def test_it_is_what_refits_differ_by(which: str, fitted: Any) -> None:
         np.testing.assert_allclose(found[argument][place], refits, rtol=1e-5, atol=3e-6)
 
 
-@pytest.mark.slow
 def test_forward_reverse_and_vmap_agree() -> None:
     x, weight, strength = data("simple")
     of = lambda weight: number(mixture(x, weight, strength, **CLOSE))
@@ -102,7 +103,6 @@ def test_many_parameters_are_solved_for_without_a_matrix(monkeypatch: pytest.Mon
         np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-10)
 
 
-@pytest.mark.slow
 def test_memory_does_not_grow_with_the_steps() -> None:
     x, weight, strength = data("simple")
 
@@ -144,7 +144,6 @@ def test_a_row_of_weight_zero_has_the_derivative_of_its_own() -> None:
     np.testing.assert_allclose(log_likelihood, jem.Poisson(2.0).log_prob(x), rtol=1e-8)
 
 
-@pytest.mark.slow
 def test_restarts_that_lose_have_no_say() -> None:
     """Not even one at a saddle, where there is no derivative."""
     x = jem.Mixture([0.5, 0.5], jem.Poisson([2.0, 12.0])).sample(jax.random.key(0), 120)
@@ -185,7 +184,6 @@ def test_the_first_row_of_the_first_chunk_has_a_derivative() -> None:
     np.testing.assert_allclose(found, exact, rtol=1e-6)
 
 
-@pytest.mark.slow
 def test_rows_in_chunks_have_the_derivative_of_rows_at_once() -> None:
     given = data("simple")
     top = jem.fit(SIMPLE, given[0], weight=given[1], **CLOSE).model

@@ -21,6 +21,8 @@ from jaxem.solvers.em import expectation
 from jaxem.solvers.objective import objective, value_and_gradient
 from jaxem.sums import Sampled
 
+pytestmark = pytest.mark.slow
+
 WALK = jem.HMM([0.5, 0.5], [[0.9, 0.1], [0.2, 0.8]], jem.Poisson([2.0, 6.0]))
 
 
@@ -129,7 +131,6 @@ def test_who_promises_to_climb_never_goes_down(name: str, seed: int, apart: floa
     assert np.diff(trace).min(initial=0.0) > -1e-7 * (abs(trace[-1]) + 60)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in MONOTONE if name != "EM"])
 def test_chains_climb_as_well(name: str) -> None:
     start, x, _ = problem("chain")
@@ -165,7 +166,6 @@ def test_all_report_the_same_log_likelihood_to_the_last_bit() -> None:
     assert len({float(value) for value in reported(start)}) == 1
 
 
-@pytest.mark.slow
 def test_batches_come_close_to_where_em_ends() -> None:
     truth = problem("mixture")[0]
     x = truth.sample(jax.random.key(5), 2000)

@@ -17,6 +17,8 @@ from jaxem.distributions.base import add
 from jaxem.pytree import replace
 from jaxem.solvers.objective import flat
 
+pytestmark = pytest.mark.slow
+
 HIDDEN, SIZE, LENGTHS = 2, 3, (5, 2, 4)
 
 
@@ -368,7 +370,6 @@ def test_plain_functions_are_the_model() -> None:
     )
 
 
-@pytest.mark.slow
 def test_a_start_can_be_fitted() -> None:
     truth = jem.LinearGaussianSSM([0.0], [[1.0]], [[0.9]], [[0.2]], [[1.0], [2.0]], [50.0, 0.0], 0.1 * np.eye(2))
     x = jem.Sequences(truth.sample(jax.random.key(0), 1, 400), [400])

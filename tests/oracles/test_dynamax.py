@@ -9,6 +9,8 @@ import pytest
 
 import jaxem as jem
 
+pytestmark = pytest.mark.slow
+
 peer = pytest.importorskip("dynamax.hidden_markov_model", reason="dynamax is installed for Python 3.11 only")
 
 STATES, SEQUENCES, STEPS, TIMES = 3, 4, 60, 10

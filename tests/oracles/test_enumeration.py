@@ -14,6 +14,8 @@ import jaxem as jem
 from families import FAMILIES, MIXTURES, Example, e_step, mostly_slow
 from jaxem.sums import log_sum
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("example", mostly_slow(MIXTURES, *FAMILIES), ids=repr)
 def test_mixture_is_the_sum_over_all_assignments(example: Example) -> None:

@@ -14,6 +14,8 @@ import jaxem as jem
 from jaxem.pytree import replace
 from oracles.test_published import case
 
+pytestmark = pytest.mark.slow
+
 hmmlearn = pytest.importorskip("hmmlearn.hmm")
 
 

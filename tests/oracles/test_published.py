@@ -19,6 +19,8 @@ import jaxem as jem
 from families import mostly_slow
 from jaxem.pytree import replace
 
+pytestmark = pytest.mark.slow
+
 CASES = Path(__file__).parents[3] / "shared" / "reference_cases.json"
 
 

@@ -21,6 +21,8 @@ from sklearn.model_selection import KFold
 
 import jaxem as jem
 
+pytestmark = pytest.mark.slow
+
 FOLDS = [test for _, test in KFold(5, shuffle=True, random_state=0).split(np.zeros(442))]
 
 
@@ -58,7 +60,6 @@ def network(z: np.ndarray, y: np.ndarray, learned: np.ndarray) -> np.ndarray:
     return np.asarray(fit.model.predict(z).mean)
 
 
-@pytest.mark.slow  # docs/examples/rbf.py does it without the Gaussian process, which optimises for seconds
 def test_it_predicts_as_well_as_kernel_methods(folds: list[Any]) -> None:
     """Seen: the network 0.520, kernel ridge regression 0.516, the Gaussian process 0.514, a straight line 0.500."""
     ours = explained(folds, network)

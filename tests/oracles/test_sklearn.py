@@ -13,6 +13,8 @@ import jaxem as jem
 from families import e_step, m_step
 from jaxem.pytree import replace
 
+pytestmark = pytest.mark.slow
+
 REG = 1e-4
 STEPS = 12
 KINDS = {
