@@ -6,19 +6,29 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import gammaln
+from jax.scipy.special import digamma
 from jaxtyping import Array, Float
 
 from jaxem import linalg
 from jaxem.constraints import held, non_negative, parameter, positive, simplex, unit_interval
 from jaxem.distributions.base import Family
-from jaxem.distributions.discrete import OfCategories, OfTrials, Trials, times_log, times_log_rest, weighted, whole
+from jaxem.distributions.discrete import (
+    Counted,
+    OfCategories,
+    OfTrials,
+    Trials,
+    times_log,
+    times_log_rest,
+    weighted,
+    whole,
+)
 from jaxem.distributions.members import Numbers
 from jaxem.distributions.moments import enough
-from jaxem.distributions.special import gap, gap_by_square, stirling, untabled
+from jaxem.distributions.special import behind_less, binet, gap, gap_by_square, untabled
+from jaxem.distributions.words import MOST, anywhere, factorial_rest, log_parts, orders, quotient_words, sum_words
 from jaxem.pytree import module, replace, static
 from jaxem.roots import root
-from jaxem.sums import totals
+from jaxem.sums import totals, two_sum
 
 
 class _Counts(Family):
@@ -165,8 +175,7 @@ class NegativeBinomial(_Counts, Numbers):
     def columns(self, x: Array) -> tuple[Array, Array]:
         """The counts, NaN where they are none; and log x! - x log x + x."""
         inside = whole(x)
-        some = jnp.where(inside & (x > 0), x, 1)
-        return jnp.where(inside, x, jnp.nan), jnp.where(x > 0, stirling(some) + jnp.log(some), 0)
+        return jnp.where(inside, x, jnp.nan), factorial_rest(jnp.where(inside, x, 0))
 
     def contains(self, columns: tuple[Array, Array]) -> Array:
         return jnp.isfinite(columns[0])
@@ -176,12 +185,7 @@ class NegativeBinomial(_Counts, Numbers):
         x, rest = (linalg.lead(column, self.mean.ndim + 1) for column in columns)
         possible = jnp.isfinite(x) & ((self.mean[..., None] > 0) | (x == 0))
         x, mean, shape = jnp.where(possible, x, 0), self.mean[..., None], self.shape[..., None]
-        some = jnp.where(x > 0, x, 1)
-        short = (mean - x) / (shape + mean)
-        grown = (shape + x) / (shape + mean)
-        of_x = jnp.where(x > 0, x * gap(shape * short / some, mean / some * grown), shape * mean / (shape + mean))
-        log_prob = stirling(shape + x) - stirling(shape) - rest - of_x - shape * gap(-short, grown)
-        return jnp.where(possible, log_prob, -jnp.inf)
+        return jnp.where(possible, _negative_binomial(mean, shape, x, rest), -jnp.inf)
 
     def statistics(self, x: Any, weight: Array) -> Tables:
         """Rows, their sum, and the bound at the present shape."""
@@ -243,6 +247,28 @@ class NegativeBinomial(_Counts, Numbers):
         return jax.random.poisson(of_count, rate).astype(rate.dtype)
 
 
+@jax.custom_jvp
+def _negative_binomial(mean: Array, shape: Array, x: Array, rest: Array) -> Array:
+    """log p of x, of which `rest` is `factorial_rest`."""
+    some = jnp.where(x > 0, x, 1)
+    short, grown = (mean - x) / (shape + mean), (shape + x) / (shape + mean)
+    # As a binomial of shape + x trials, whose mean is off by shape short; of large shapes nothing is left but x.
+    of_x = jnp.where(x > 0, x * gap(shape * short / some, mean * (grown / some)), mean / (1 + mean / shape))
+    of_shape = 0.5 * jnp.log1p(x / shape) + binet(shape) - binet(shape + x) + shape * gap(-short, grown)
+    return -of_shape - rest - of_x
+
+
+@_negative_binomial.defjvp
+def _negative_binomial_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    mean, shape, x, _ = primals
+    some, there = jnp.where(mean > 0, mean, 1), mean > 0
+    by_mean = jnp.where(there, (x - mean) / some, -1) / (1 + mean / shape)
+    by_shape = behind_less(shape, x) - gap((x - mean) / (shape + mean), (shape + x) / (shape + mean))
+    by_x = jnp.where(there, digamma(shape + x) - jnp.log(jnp.maximum(x, 1)) - jnp.log1p(shape / some), 0)
+    change = by_mean * tangents[0] + by_shape * tangents[1] + by_x * tangents[2]
+    return _negative_binomial(*primals), change - tangents[3]
+
+
 @module
 class Multinomial(OfCategories):
     """How many of the trials of a row fell to each of C categories. How many trials a row has is up to the row.
@@ -281,28 +307,25 @@ class Multinomial(OfCategories):
         """The roots of the shares: their noise is the same everywhere."""
         return jnp.sqrt(jnp.maximum(x, 0) / jnp.maximum(jnp.sum(x, axis=-1, keepdims=True), 1))
 
-    def columns(self, x: Float[Array, "n c"]) -> tuple[Array, Array]:
-        """The counts, `[C, n]`, and the logarithm of how many orders of the trials have them; NaN where none has."""
+    def columns(self, x: Float[Array, "n c"]) -> Counted:
+        """The counts, `[C, n]`, and the logarithm of how many orders of the trials have them."""
         inside = whole(x).all(-1)
         counts = jnp.where(inside[:, None], x, 0)
-        orders = gammaln(jnp.sum(counts, axis=-1) + 1) - jnp.sum(gammaln(counts + 1), axis=-1)
-        return counts.T, jnp.where(inside, orders, jnp.nan)
+        total = jnp.sum(counts, axis=-1)
+        coarse, fine = orders(total, counts.T, total > MOST[x.dtype.itemsize])
+        return Counted(counts.T, coarse, jnp.where(inside, fine, jnp.nan))
 
-    def contains(self, columns: tuple[Array, Array]) -> Array:
-        return jnp.isfinite(columns[1])
+    def contains(self, columns: Counted) -> Array:
+        return columns.inside
 
-    def log_density(self, columns: tuple[Array, Array]) -> Float[Array, "*batch n"]:
-        counts, orders = columns
-        possible = self.probs > 0
-        each = linalg.matmul(jnp.log(jnp.where(possible, self.probs, 1)), counts)
-        impossible = linalg.matmul(1 - possible.astype(counts.dtype), counts) > 0
-        orders = linalg.lead(orders, each.ndim)
-        inside = jnp.isfinite(orders) & ~impossible
-        return jnp.where(inside, each + jnp.where(jnp.isfinite(orders), orders, 0), -jnp.inf)
+    def log_density(self, columns: Counted) -> Float[Array, "*batch n"]:
+        inside = linalg.lead(columns.inside, self.probs.ndim)
+        fine = jnp.where(columns.inside, columns.fine, 0)
+        return jnp.where(inside, _multinomial(self.probs, columns.values, columns.coarse, fine), -jnp.inf)
 
     def statistics(self, x: Any, weight: Array) -> Float[Array, "*batch c"]:
         """The weighted count of each category."""
-        return linalg.matmul(weight, self.observe(x).columns[0].T)
+        return linalg.matmul(weight, self.observe(x).columns.values.T)
 
     def expected_statistics(self) -> Array:
         return self.total_count * self.probs
@@ -320,6 +343,55 @@ class Multinomial(OfCategories):
         probs = jnp.broadcast_to(self.probs[..., None, :], shape)
         trials = jnp.full(shape[:-1], self.total_count, probs.dtype)
         return jax.random.multinomial(key, trials, probs, dtype=probs.dtype)
+
+
+IMPOSSIBLE = -1e30
+"""In place of the logarithm of zero, which times a count of zero is nothing."""
+
+
+@jax.custom_jvp
+def _multinomial(probs: Array, counts: Array, coarse: Array, fine: Array) -> Array:
+    """log p of counts `[C, n]`: by words, or, if some rows have many, by their distance from the mean."""
+    some = probs > 0
+    p = jnp.where(some, probs, 1)
+    coarse, fine = (linalg.lead(each, probs.ndim) for each in (coarse, fine))
+    total = jnp.sum(counts, axis=0)
+
+    def by_words() -> Array:
+        coarse_log, fine_log = log_parts(p)
+        logs = jnp.stack([jnp.where(some, coarse_log, IMPOSSIBLE), fine_log], axis=-2)
+        sums = linalg.matmul(logs, counts)
+        value = (sums[..., 0, :] + coarse) + (sums[..., 1, :] + fine)
+        return jnp.where(sums[..., 0, :] < IMPOSSIBLE / 2, -jnp.inf, value)
+
+    def by_distance() -> Array:
+        # What was made of rows with few is for words.
+        rest = orders(total, counts, jnp.ones_like(total, bool))[1]
+        high, low = (linalg.lead(each, probs.ndim) for each in sum_words(counts.T))
+        one, excess = sum_words(probs)
+        value = linalg.lead(rest, probs.ndim) + high * ((one - 1) + excess)[..., None]
+
+        def less(value: tuple[Array, Array], category: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+            p, count = category[0][..., None], linalg.lead(category[1], probs.ndim)
+            share, short = quotient_words(count, jnp.maximum(high, 1), low)
+            share = jnp.where(count > 0, share, 1)
+            apart = count * gap(((p - share) - short) / share, p / share)
+            return two_sum(*value, -jnp.where(count > 0, apart, high * p)), None
+
+        value, lost = jax.lax.scan(less, (value, jnp.zeros_like(value)), (jnp.moveaxis(probs, -1, 0), counts))[0]
+        return value + lost
+
+    return jax.lax.cond(anywhere(jnp.any(total > MOST[counts.dtype.itemsize])), by_distance, by_words)
+
+
+@_multinomial.defjvp
+def _multinomial_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    probs, counts, _, _ = primals
+    some = probs > 0
+    p = jnp.where(some, probs, 1)
+    change = linalg.matmul(jnp.where(some, tangents[0] / p, 0), counts) + linalg.matmul(jnp.log(p), tangents[1])
+    coarse, fine = (linalg.lead(each, probs.ndim) for each in tangents[2:])
+    return _multinomial(*primals), change + coarse + fine
 
 
 @module

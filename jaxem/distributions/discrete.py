@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import gammaln
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxem import linalg
 from jaxem.constraints import non_negative, parameter, simplex, unit_interval
 from jaxem.distributions.base import Family, flat_members
 from jaxem.distributions.moments import enough, shares
+from jaxem.distributions.special import gap
+from jaxem.distributions.words import (
+    MOST,
+    anywhere,
+    factorial_rest,
+    kept,
+    log_factorial_parts,
+    log_parts,
+    log_words,
+    on_grid,
+    orders,
+    parts,
+    product_words,
+)
 from jaxem.pytree import module, replace, static
 
 
@@ -41,6 +56,29 @@ def whole(values: Array) -> Array:
 
 
 @module
+class Counted:
+    """Counts, and what the likelihood says of them whatever the parameters, as two floats (`words`).
+
+    Attributes:
+        values: `[n]`, or `[C, n]`; NaN where a row holds no counts.
+        coarse: `[n]`, a multiple of the grid.
+        fine: `[n]`, the rest.
+    """
+
+    values: Array
+    coarse: Array
+    fine: Array
+
+    @property
+    def inside(self) -> Array:
+        return jnp.isfinite(self.fine)
+
+    def counts(self, ndim: int) -> Array:
+        """The counts, zero where there are none, with as many axes."""
+        return linalg.lead(jnp.where(jnp.isfinite(self.values), self.values, 0), ndim)
+
+
+@module
 class Trials:
     """Weighted successes and failures, each `[...]`."""
 
@@ -57,22 +95,16 @@ class OfTrials(Family):
     def _trials(self) -> int:
         raise NotImplementedError
 
-    def contains(self, columns: Array) -> Array:
-        return whole(columns) & (columns <= self._trials)
-
-    def log_density(self, columns: Float[Array, "n"]) -> Float[Array, "*batch n"]:
-        probs, total = self.probs[..., None], self._trials
-        columns = linalg.lead(columns, probs.ndim)
-        inside = self.contains(columns)
-        successes = jnp.where(inside, columns, 0)
-        ways = gammaln(total + 1.0) - gammaln(successes + 1) - gammaln(total - successes + 1) if total > 1 else 0.0
-        log_prob = times_log(successes, probs) + times_log_rest(total - successes, probs) + ways
-        return jnp.where(inside, log_prob, -jnp.inf)
+    def _successes(self, columns: Any) -> Array:
+        """`[n]`, zero for a row that the family cannot produce."""
+        return jnp.where(self.contains(columns), columns, 0)
 
     def statistics(self, x: Any, weight: Array) -> Trials:
         """The weighted number of successes and of failures."""
-        successes = self.observe(x).columns
-        return Trials(weighted(weight, successes), weighted(weight, self._trials - successes))
+        columns = self.observe(x).columns
+        successes = self._successes(columns)
+        failures = jnp.where(self.contains(columns), self._trials - successes, 0)
+        return Trials(weighted(weight, successes), weighted(weight, failures))
 
     def centre(self) -> Array:
         return self._trials * self.probs
@@ -115,6 +147,15 @@ class Bernoulli(OfTrials):
     @property
     def _trials(self) -> int:
         return 1
+
+    def contains(self, columns: Array) -> Array:
+        return (columns == 0) | (columns == 1)
+
+    def log_density(self, columns: Float[Array, "n"]) -> Float[Array, "*batch n"]:
+        probs = self.probs[..., None]
+        x = linalg.lead(columns, probs.ndim)
+        log_prob = times_log((x == 1).astype(probs.dtype), probs) + times_log_rest((x == 0).astype(probs.dtype), probs)
+        return jnp.where(self.contains(x), log_prob, -jnp.inf)
 
     @classmethod
     def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
@@ -162,6 +203,37 @@ class Binomial(OfTrials):
     def _trials(self) -> int:
         return self.total_count
 
+    def columns(self, x: Array) -> Counted:
+        """The counts, and the logarithm of how many orders of the trials have them."""
+        inside = whole(x) & (x <= self.total_count)
+        successes = jnp.where(inside, x, 0)
+        total = jnp.full_like(successes, self.total_count)
+        counts = jnp.stack([successes, self._failures(successes)])
+        coarse, fine = orders(total, counts, jnp.broadcast_to(self._many(x.dtype), total.shape))
+        return Counted(jnp.where(inside, x, jnp.nan), coarse, jnp.where(inside, fine, jnp.nan))
+
+    def contains(self, columns: Counted) -> Array:
+        return columns.inside
+
+    def _successes(self, columns: Counted) -> Array:
+        return columns.counts(1)
+
+    def _many(self, dtype: Any) -> bool:
+        """Are the trials too many for words?"""
+        return self.total_count > MOST[jnp.dtype(dtype).itemsize]
+
+    def _failures(self, successes: Array) -> Array:
+        """To all digits, though the type may not hold the total."""
+        high, low = _float_words(self.total_count, successes.dtype)
+        return jnp.subtract(high, successes) + kept(low, successes)
+
+    def log_density(self, columns: Counted) -> Float[Array, "*batch n"]:
+        probs = self.probs[..., None]
+        x = columns.counts(probs.ndim)
+        coarse, fine, inside = (linalg.lead(a, probs.ndim) for a in (columns.coarse, columns.fine, columns.inside))
+        log_prob = _binomial(self.total_count, probs, x, self._failures(x), coarse, jnp.where(inside, fine, 0))
+        return jnp.where(inside, log_prob, -jnp.inf)
+
     @classmethod
     def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         return cls(sizes["total_count"], jnp.full(members, 0.5, row.dtype))
@@ -170,6 +242,51 @@ class Binomial(OfTrials):
         """`n` counts from each member, `[*batch_shape, n]`."""
         draws = jax.random.uniform(key, (self.total_count, *self.batch_shape, n), self.probs.dtype)
         return jnp.sum(draws < self.probs[None, ..., None], axis=0).astype(self.probs.dtype)
+
+
+def _float_words(number: int, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+    """A whole number as two floats."""
+    high = np.asarray(number, dtype)
+    return high, np.asarray(number - int(high), dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _binomial(total: int, probs: Array, x: Array, rest: Array, coarse: Array, fine: Array) -> Array:
+    """log p of x successes and `rest` failures: by words, or, of many trials, by the distance from the mean."""
+    inner = (probs > 0) & (probs < 1)
+    p = jnp.where(inner, probs, 0.5)
+    if total > MOST[p.dtype.itemsize]:
+        off = _from_mean(total, p, x)
+        some, left = jnp.where(x > 0, x, 1), jnp.where(rest > 0, rest, 1)
+        high, low = (total * p, total * (1 - p))
+        of_x = jnp.where(x > 0, x * gap(off / some, high / some), high)
+        of_rest = jnp.where(rest > 0, rest * gap(-off / left, low / left), low)
+        value = fine - of_x - of_rest
+    else:
+        coarse_log, fine_log = log_parts(p)
+        less = 1 - p
+        high, low = log_words(less)
+        coarse_rest, fine_rest = parts(high, low + ((1 - less) - p) / less)
+        value = (x * coarse_log + rest * coarse_rest + coarse) + (x * fine_log + rest * fine_rest + fine)
+    return jnp.where(inner, value, jnp.where(jnp.where(probs > 0, rest, x) == 0, 0, -jnp.inf))
+
+
+def _from_mean(total: int, p: Array, x: Array) -> Array:
+    """total p - x."""
+    whole_part, rest = _float_words(total, p.dtype)
+    high, low = product_words(jnp.full_like(p, whole_part), p)
+    return (high - x) + kept(low + rest * p, x)
+
+
+@_binomial.defjvp
+def _binomial_jvp(total: int, primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    probs, x, rest, _, _ = primals
+    inner = (probs > 0) & (probs < 1)
+    p = jnp.where(inner, probs, 0.5)
+    slope = jnp.where(inner, -_from_mean(total, p, x) / p / (1 - p), jnp.where(probs > 0, x, -rest))
+    by_x, by_rest = (jnp.where(inner, log, 0) for log in (jnp.log(p), jnp.log1p(-p)))
+    change = slope * tangents[0] + by_x * tangents[1] + by_rest * tangents[2]
+    return _binomial(total, *primals), change + tangents[3] + tangents[4]
 
 
 class OfCategories(Family):
@@ -280,23 +397,26 @@ class Poisson(Family):
     support = "whole numbers from 0 upward"
     rate: Float[Array, "*batch"] = parameter(non_negative)
 
-    def columns(self, x: Array) -> tuple[Array, Array]:
+    def columns(self, x: Array) -> Counted:
+        """The counts, and log x!."""
         inside = whole(x)
-        return jnp.where(inside, x, jnp.nan), gammaln(jnp.where(inside, x, 0) + 1)
+        most = float(MOST[x.dtype.itemsize])
+        coarse, fine = log_factorial_parts(jnp.where(inside, jnp.minimum(x, most), 0))
+        return Counted(jnp.where(inside, x, jnp.nan), coarse, jnp.where(inside, fine, jnp.nan))
 
-    def contains(self, columns: tuple[Array, Array]) -> Array:
-        return jnp.isfinite(columns[0])
+    def contains(self, columns: Counted) -> Array:
+        return columns.inside
 
-    def log_density(self, columns: tuple[Array, Array]) -> Float[Array, "*batch n"]:
+    def log_density(self, columns: Counted) -> Float[Array, "*batch n"]:
         rate = self.rate[..., None]
-        counts, log_factorial = (linalg.lead(column, rate.ndim) for column in columns)
-        inside = jnp.isfinite(counts)
-        log_prob = times_log(jnp.where(inside, counts, 0), rate) - rate - log_factorial
-        return jnp.where(inside, log_prob, -jnp.inf)
+        x = columns.counts(rate.ndim)
+        coarse, fine, inside = (linalg.lead(a, rate.ndim) for a in (columns.coarse, columns.fine, columns.inside))
+        return jnp.where(inside, _poisson(rate, x, coarse, jnp.where(inside, fine, 0)), -jnp.inf)
 
     def statistics(self, x: Any, weight: Array) -> Arrivals:
         """The weighted sum of the counts, and the weighted number of rows."""
-        return Arrivals(weighted(weight, self.observe(x).columns[0]), jnp.sum(weight, axis=-1))
+        columns = self.observe(x).columns
+        return Arrivals(weighted(weight, columns.counts(1)), weighted(weight, columns.inside.astype(weight.dtype)))
 
     def centre(self) -> Array:
         return self.rate
@@ -322,3 +442,33 @@ class Poisson(Family):
         """`n` counts from each member, `[*batch_shape, n]`."""
         draws = jax.random.poisson(key, self.rate[..., None], (*self.batch_shape, n))
         return draws.astype(self.rate.dtype)
+
+
+@jax.custom_jvp
+def _poisson(rate: Array, x: Array, coarse: Array, fine: Array) -> Array:
+    """log p of counts: by words, or, if some are many, by their distance from the rate (Loader 2000)."""
+    some = rate > 0
+    mean = jnp.where(some, rate, 1)
+
+    def by_words() -> Array:
+        (coarse_log, fine_log), level = log_parts(mean), on_grid(mean)
+        return (x * coarse_log - level - coarse) + (x * fine_log - (mean - level) - fine)
+
+    def by_distance() -> Array:
+        count = jnp.where(x > 0, x, 1)
+        apart = jnp.where(x > 0, count * gap((mean - count) / count, mean / count), mean)
+        return -factorial_rest(x) - apart
+
+    many = anywhere(jnp.any(x > MOST[x.dtype.itemsize]))
+    value = jax.lax.cond(many, by_distance, by_words)
+    return jnp.where(some, value, jnp.where(x == 0, 0, -jnp.inf))
+
+
+@_poisson.defjvp
+def _poisson_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    rate, x, _, _ = primals
+    some = rate > 0
+    mean = jnp.where(some, rate, 1)
+    slope = jnp.where(some, (x - mean) / mean, -1)
+    change = slope * tangents[0] + jnp.where(some, jnp.log(mean), 0) * tangents[1]
+    return _poisson(*primals), change - tangents[2] - tangents[3]
