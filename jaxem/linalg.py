@@ -75,6 +75,37 @@ def cholesky(matrix: Float[Array, "*batch d d"]) -> Float[Array, "*batch d d"]:
     return _cholesky_unrolled(matrix, diagonal(matrix), size)[0] if size <= UNROLLED else _cholesky_by_panels(matrix)
 
 
+def rounding(matrix: Float[Array, "*batch d d"]) -> Float[Array, "*batch d"]:
+    """How small a pivot of each column says nothing: four times what `cholesky` lifts it to."""
+    return 32 * matrix.shape[-1] * float(jnp.finfo(matrix.dtype).eps) * diagonal(matrix)
+
+
+def lifted(matrix: Float[Array, "*batch d d"], least: Float[Array, "*batch d"]) -> Float[Array, "*batch d d"]:
+    """`matrix`, or one near it that is positive definite: no pivot is below `least`, nor below `rounding`.
+
+    Where all pivots are above both, it comes back bit for bit. Else it is made from its pivots, each lifted to that.
+
+    >>> import jax.numpy as jnp
+    >>> lifted(jnp.array([[4.0, 2.0], [2.0, 1.0]]), jnp.array([1.0, 0.5])).round(3).tolist()
+    [[4.0, 2.0], [2.0, 1.5]]
+    """
+    if matrix.shape[-1] == 1:
+        return jnp.maximum(matrix, least[..., None])
+    # Moving second moments from very far away may leave less than nothing of them.
+    some = matrix + diagonal_matrix(jnp.maximum(least - diagonal(matrix), 0))
+    factor = cholesky(some)
+    raised = _squared(factor)
+    lack = jnp.maximum(least + rounding(raised) - diagonal(factor) ** 2, 0)
+    return jnp.where(jnp.any(lack > 0, axis=-1)[..., None, None], raised + diagonal_matrix(lack), matrix)
+
+
+def _squared(factor: Float[Array, "*batch d d"]) -> Float[Array, "*batch d d"]:
+    """L L^T: of a few columns as a sum, of which XLA makes one loop over the batch."""
+    if factor.shape[-1] > UNROLLED:
+        return matmul(factor, transpose(factor))
+    return jnp.sum(factor[..., :, None, :] * factor[..., None, :, :], axis=-1)
+
+
 def _safe_pivot(pivot: Array, entry: Array, size: int) -> tuple[Array, Array]:
     """The root of a pivot put back to rounding level, and what to multiply the rest of its column by.
 

@@ -178,7 +178,12 @@ class CensoredFamily:
 
     def start(self, x: Any, weight: Array, **sizes: int) -> Censored:
         """Members fitted to one number of each row."""
-        return Censored(self.base.start(self._rows(x), weight))
+        # Half a row at either end: an interval is as wide as it is, also where all are the same.
+        one, infimum = self._rows(x), getattr(self.base.family, "infimum", -jnp.inf)
+        low, high = (end.reshape(one.shape) for end in (x[:, 0], x[:, 1]))
+        low, high = jnp.where(low > infimum, low, one), jnp.where(jnp.isfinite(high), high, one)
+        both, halves = jnp.concatenate([low, high]), jnp.concatenate([weight, weight], axis=-1) / 2
+        return Censored(self.base.start(both, halves))
 
     def points(self, x: Array, weight: Array, **sizes: int) -> Array:
         """Rows as points between which a distance means something."""

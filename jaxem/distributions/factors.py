@@ -21,7 +21,7 @@ from jaxem.distributions import quadratic
 from jaxem.distributions.base import Rows, add, as_rows, scale
 from jaxem.distributions.gaps import LOG_2_PI, AnyCell, Columns, Gaps, in_patterns, weighted_cells
 from jaxem.distributions.gaussian import FLOOR
-from jaxem.distributions.moments import enough
+from jaxem.distributions.moments import enough, resolution
 from jaxem.linalg import HIGHEST, matmul, transpose
 from jaxem.pytree import module, replace
 
@@ -228,9 +228,11 @@ class _Factors(AnyCell):
         """Loadings and mean by one regression, the noise from what it leaves; a member without rows keeps its own."""
         reference, second = statistics.best(otherwise=self._coefficients())
         some = enough(statistics.rows)
-        noise = self._pooled(second / jnp.where(some, statistics.rows, 1)[..., None])
+        noise = second / jnp.where(some, statistics.rows, 1)[..., None]
+        mean, loadings = reference[..., -1], reference[..., :-1]
+        noise = jnp.maximum(self._pooled(noise), self._pooled(_least(mean, loadings, noise)))
         noise = jnp.where(some.reshape(*some.shape, *(1,) * (noise.ndim - some.ndim)), noise, self.noise)
-        return replace(self, mean=reference[..., -1], loadings=reference[..., :-1], noise=noise)
+        return replace(self, mean=mean, loadings=loadings, noise=noise)
 
     def transform(self, x: Any) -> Float[Array, "*batch n f"]:
         """The expected factors of each row, `[*batch_shape, n, F]`.
@@ -249,14 +251,16 @@ class _Factors(AnyCell):
         return replace(one, gram=gram, second=one.second * share, reference=reference)
 
     def floor(self, x: Any, weight: Array) -> Regressions:
-        """No rows, and `FLOOR` times the squared scale of each column as what no factor explains."""
+        """No rows, and what holds up ties at zero."""
         nothing, rows = self.expected_statistics() * 0, self.observe(x)
-        variance = FLOOR[weight.dtype.itemsize] * quadratic.scale(*weighted_cells(rows.columns, weight)) ** 2
+        variance = quadratic.at_zero(*weighted_cells(rows.columns, weight))
         return replace(nothing, second=jnp.broadcast_to(variance, self.mean.shape))
 
     def collapsed(self, floor: Regressions) -> Array:
-        """Is the noise of some column within three times the floor's (a Heywood case)?"""
-        return jnp.any(self._variances() < 10 * floor.second, axis=-1)
+        """Is the noise of some column where only the floor holds it (a Heywood case)?"""
+        noise = self._variances()
+        least = self._per_column(self._pooled(_least(self.mean, self.loadings, noise)), noise.shape)
+        return jnp.any((noise < 10 * least) | (noise < 10 * floor.second), axis=-1)
 
     @classmethod
     def start(cls, x: Any, weight: Float[Array, "*batch n"], **sizes: int) -> Self:
@@ -316,6 +320,14 @@ class _Factors(AnyCell):
         noise = jax.random.normal(own, (*self.batch_shape, n, *self.event_shape), self.mean.dtype)
         common = self.mean[..., None, :] + matmul(factors, transpose(self.loadings))
         return common + noise * jnp.sqrt(self._variances())[..., None, :]
+
+
+def _least(mean: Array, loadings: Array, noise: Array) -> Float[Array, "*batch d"]:
+    """The noise of each column below which there is none to speak of: `FLOOR` of its variance.
+
+    A column without noise would be the factors themselves, and drown what the other columns say of them.
+    """
+    return resolution(mean) + FLOOR[mean.dtype.itemsize] * (jnp.sum(loadings**2, axis=-1) + noise)
 
 
 @jax.jit

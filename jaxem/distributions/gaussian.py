@@ -10,14 +10,14 @@ from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxem import linalg
 from jaxem.constraints import parameter, positive, positive_definite, positive_vector, vector
 from jaxem.distributions import quadratic
 from jaxem.distributions.base import Pullback, Rows
 from jaxem.distributions.gaps import LOG_2_PI, AnyCell, Cells, Columns, Gaps, weighted_cells
-from jaxem.distributions.moments import Moments, enough
+from jaxem.distributions.moments import Moments, enough, resolution
 from jaxem.missing import Incomplete
 from jaxem.pytree import module, replace
 
@@ -72,8 +72,8 @@ class _Normal(AnyCell):
         """trace(covariance^-1 second), for second moments of the kind this family keeps."""
         raise NotImplementedError
 
-    def _with(self, mean: Array, second: Array, rows: Array) -> Self:
-        """The members with this mean and this scatter (about that mean) over `rows`."""
+    def _with(self, mean: Array, second: Array, rows: Array, least: Array) -> Self:
+        """The members with this mean and this scatter (about that mean) over `rows`, no variance below `least`."""
         raise NotImplementedError
 
     def log_density(self, columns: Columns) -> Float[Array, "*batch n"]:
@@ -103,7 +103,7 @@ class _Normal(AnyCell):
         """
         mean = statistics.mean(otherwise=self.mean)
         moved = statistics.about(mean)
-        return self._with(mean, moved.second + statistics.rounding(mean), statistics.spread_rows)
+        return self._with(mean, moved.second, statistics.spread_rows, statistics.least(mean))
 
     def weak(self, members: Array | int) -> Moments:
         """A row about the spread, narrower the more members share the data, and a hundredth of one about the mean."""
@@ -132,9 +132,8 @@ class _Normal(AnyCell):
         """Unit noise with the covariance of each member."""
         raise NotImplementedError
 
-    def _floor_variance(self, x: Any, weight: Array) -> Float[Array, "d"]:
-        cells = weighted_cells(self.observe(x).columns, weight)
-        return FLOOR[self.mean.dtype.itemsize] * quadratic.scale(*cells) ** 2
+    def _at_zero(self, x: Any, weight: Array) -> Float[Array, "*batch d"]:
+        return jnp.broadcast_to(quadratic.at_zero(*weighted_cells(self.observe(x).columns, weight)), self.mean.shape)
 
 
 class _Elliptic(_Normal):
@@ -183,20 +182,29 @@ class _Elliptic(_Normal):
         return Moments(ones, ones, jnp.zeros_like(self.mean), jnp.asarray(self._covariances()), self.mean)
 
     def floor(self, x: Any, weight: Array) -> Moments:
-        """No rows, and a diagonal scatter of `FLOOR` times the squared scale of each column."""
+        """No rows, and what holds up ties at zero; elsewhere the M-step knows what its float type resolves."""
         zero = jnp.zeros_like(self.mean[..., 0])
-        scatter = jnp.broadcast_to(jnp.diag(self._floor_variance(x, weight)), self._covariances().shape)
+        scatter = linalg.diagonal_matrix(self._at_zero(x, weight))
         return Moments(zero, zero, jnp.zeros_like(self.mean), scatter, self.mean)
 
     def collapsed(self, floor: Moments) -> Array:
-        """Is the spread of some column, given those before it, within three times the floor's?"""
-        pivot = linalg.diagonal(self._white()) ** -2
-        # In tiny units the floor itself underflows: a pivot at the edge of the float type is no estimate either.
-        least = jnp.maximum(linalg.diagonal(floor.second), jnp.finfo(pivot.dtype).tiny)
-        return jnp.any(pivot < 10 * least, axis=-1)
+        """Is the spread of some column, given those before it, no more than rounding?"""
+        return lifted(self._least(), self._covariances(), self._white(), floor)
+
+    def _least(self) -> Float[Array, "*batch d"]:
+        return resolution(self.mean)
 
     def _color(self, noise: Array) -> Array:
         return linalg.matmul(noise, linalg.transpose(linalg.cholesky(self._covariances())))
+
+
+def lifted(
+    least: Float[Array, "*batch d"], covariance: Float[Array, "*batch d d"], white: Array, floor: Moments
+) -> Bool[Array, "*batch"]:
+    """Is some pivot of the covariance that `white` whitens no higher than where an M-step lifts it to?"""
+    pivots = linalg.diagonal(white) ** -2
+    held = pivots < 2 * (least + linalg.rounding(covariance))
+    return jnp.any(held | (pivots < 10 * linalg.diagonal(floor.second)), axis=-1)
 
 
 @module
@@ -229,10 +237,10 @@ class Gaussian(_Elliptic):
         eye = jnp.eye(mean.shape[-1], dtype=mean.dtype)
         return cls(mean, jnp.broadcast_to(eye, (*mean.shape, mean.shape[-1])))
 
-    def _with(self, mean: Array, second: Array, rows: Array) -> Self:
+    def _with(self, mean: Array, second: Array, rows: Array, least: Array) -> Self:
         some = enough(rows)[..., None, None]
-        covariance = jnp.where(some, second / jnp.where(some, rows[..., None, None], 1), self.covariance)
-        return replace(self, mean=mean, covariance=covariance)
+        covariance = linalg.lifted(second / jnp.where(some, rows[..., None, None], 1), least)
+        return replace(self, mean=mean, covariance=jnp.where(some, covariance, self.covariance))
 
 
 @module
@@ -265,15 +273,21 @@ class TiedGaussian(_Elliptic):
         white = linalg.whitening(self.covariance)[..., None, :, :]
         return jnp.broadcast_to(white, (*self.mean.shape, self.mean.shape[-1]))
 
+    def _least(self) -> Array:
+        # The M-step weighs the members by their rows, which are not known here.
+        return jnp.broadcast_to(jnp.mean(resolution(self.mean), axis=-2, keepdims=True), self.mean.shape)
+
     @classmethod
     def _unit(cls, mean: Array) -> Self:
         eye = jnp.eye(mean.shape[-1], dtype=mean.dtype)
         return cls(mean, jnp.broadcast_to(eye, (*mean.shape[:-2], *eye.shape)))
 
-    def _with(self, mean: Array, second: Array, rows: Array) -> Self:
-        pooled, total = second.sum(-3), rows.sum(-1)[..., None, None]
+    def _with(self, mean: Array, second: Array, rows: Array, least: Array) -> Self:
+        total = rows.sum(-1)[..., None]
         some = enough(total)
-        return replace(self, mean=mean, covariance=jnp.where(some, pooled / jnp.where(some, total, 1), self.covariance))
+        least = (rows[..., None] * least).sum(-2) / jnp.where(some, total, 1)
+        covariance = linalg.lifted(second.sum(-3) / jnp.where(some, total, 1)[..., None], least)
+        return replace(self, mean=mean, covariance=jnp.where(some[..., None], covariance, self.covariance))
 
 
 class _Axial(_Normal):
@@ -332,14 +346,18 @@ class _Axial(_Normal):
         return Moments(ones, ones, jnp.zeros_like(self.mean), jnp.asarray(self._variances()), self.mean)
 
     def floor(self, x: Any, weight: Array) -> Moments:
-        """No rows, and a scatter of `FLOOR` times the squared scale of each column."""
+        """No rows, and what holds up ties at zero."""
         zero = jnp.zeros_like(self.mean[..., 0])
-        scatter = jnp.broadcast_to(self._floor_variance(x, weight), self.mean.shape)
-        return Moments(zero, zero, jnp.zeros_like(self.mean), scatter, self.mean)
+        return Moments(zero, zero, jnp.zeros_like(self.mean), self._at_zero(x, weight), self.mean)
 
     def collapsed(self, floor: Moments) -> Array:
-        """Is the spread of some column within three times the floor's?"""
-        return jnp.any(self._variances() < 10 * floor.second, axis=-1)
+        """Is the spread of some column no more than rounding?"""
+        variance = self._variances()
+        return jnp.any((variance < 2 * self._least(resolution(self.mean))) | (variance < 10 * floor.second), axis=-1)
+
+    def _least(self, least: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        """The least variance of each column, by what would be that of each by itself."""
+        return least
 
     def _color(self, noise: Array) -> Array:
         return noise * jnp.sqrt(self._variances())[..., None, :]
@@ -372,10 +390,10 @@ class DiagonalGaussian(_Axial):
     def _unit(cls, mean: Array) -> Self:
         return cls(mean, jnp.ones_like(mean))
 
-    def _with(self, mean: Array, second: Array, rows: Array) -> Self:
+    def _with(self, mean: Array, second: Array, rows: Array, least: Array) -> Self:
         some = enough(rows)[..., None]
-        variance = jnp.where(some, second / jnp.where(some, rows[..., None], 1), self.variance)
-        return replace(self, mean=mean, variance=variance)
+        variance = jnp.maximum(second / jnp.where(some, rows[..., None], 1), least)
+        return replace(self, mean=mean, variance=jnp.where(some, variance, self.variance))
 
 
 @module
@@ -409,7 +427,11 @@ class SphericalGaussian(_Axial):
     def _unit(cls, mean: Array) -> Self:
         return cls(mean, jnp.ones_like(mean[..., 0]))
 
-    def _with(self, mean: Array, second: Array, rows: Array) -> Self:
+    def _least(self, least: Array) -> Array:
+        return jnp.mean(least, axis=-1, keepdims=True)
+
+    def _with(self, mean: Array, second: Array, rows: Array, least: Array) -> Self:
         some = enough(rows)
-        variance = jnp.sum(second, axis=-1) / jnp.where(some, rows * self.event_shape[0], 1)
+        variance = jnp.mean(second, axis=-1) / jnp.where(some, rows, 1)
+        variance = jnp.maximum(variance, self._least(least)[..., 0])
         return replace(self, mean=mean, variance=jnp.where(some, variance, self.variance))

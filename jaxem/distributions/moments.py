@@ -70,14 +70,24 @@ class Moments:
         some = enough(rows)
         return jnp.where(some, self.reference + self.first / jnp.where(some, rows, 1), otherwise)
 
-    def rounding(self, reference: Float[Array, "*batch d"]) -> Array:
-        """What moving to `reference` may have lost of the second moments: it keeps a scatter above zero.
+    def least(self, mean: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        """The variance of each column below which there is rounding only.
 
-        Nothing where the mean has stopped moving, and much where a member comes from very far away.
+        It is that of numbers of the size of the mean; and what moving to the mean may have lost, which is nothing
+        where the mean has stopped, and much where a member comes from very far away.
         """
-        shift = self.reference - reference
-        lost = 8 * float(jnp.finfo(shift.dtype).eps) * self.rows[..., None] * shift * shift
-        return lost if self.second.ndim == self.first.ndim else linalg.diagonal_matrix(lost)
+        shift = self.reference - mean
+        return resolution(mean) + 8 * float(jnp.finfo(shift.dtype).eps) * shift * shift
+
+
+def resolution(size: Array) -> Array:
+    """The variance of numbers of this size that differ by rounding only: a deviation of half their unit of rounding.
+
+    It is the floor of every spread, and a bound: it enters nowhere but where a spread would fall below it. So it never
+    moves an estimate that the float type can hold, however far other data are away.
+    """
+    limits = jnp.finfo(size.dtype)
+    return jnp.maximum((float(limits.eps) / 2 * size) ** 2, 16 * float(limits.tiny))
 
 
 def enough(rows: Array) -> Array:

@@ -14,8 +14,8 @@ from jaxem.constraints import parameter, positive, real
 from jaxem.distributions import truncated
 from jaxem.distributions.base import Family, Rows
 from jaxem.distributions.discrete import Arrivals
-from jaxem.distributions.gaussian import FLOOR, DiagonalGaussian
-from jaxem.distributions.moments import Moments, enough
+from jaxem.distributions.gaussian import DiagonalGaussian
+from jaxem.distributions.moments import Moments, enough, resolution
 from jaxem.distributions.ratios import InverseRatios, Logged, LogRatios, Ratios
 from jaxem.distributions.special import behind, stirling
 from jaxem.pytree import module, replace
@@ -99,12 +99,12 @@ class Exponential(Positive):
         return replace(self, rate=jnp.where(some, jnp.minimum(rate, jnp.finfo(rate.dtype).max), self.rate))
 
     def floor(self, x: Any, weight: Array) -> Arrivals:
-        """No events, in `FLOOR` times the mean of the rows; of one, if they are all zero."""
+        """No events, in next to nothing of the mean of the rows; of one, if they are all zero."""
         columns = self.observe(x).columns
         inside = self.contains(columns) & (weight > 0)
         share = jnp.where(inside, weight, 0) / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
         mean = jnp.sum(share * jnp.where(inside, columns, 0))
-        exposure = FLOOR[self.rate.dtype.itemsize] * jnp.where(mean > 0, mean, 1)
+        exposure = resolution(jnp.ones_like(mean)) * jnp.where(mean > 0, mean, 1)
         return Arrivals(jnp.zeros_like(self.rate), jnp.broadcast_to(exposure, self.rate.shape))
 
     def centre(self) -> Array:
@@ -180,13 +180,12 @@ class _Dispersed(Positive):
         return jax.tree.map(lambda a, b: jnp.where(some, a, b), new, self)
 
     def floor(self, x: Any, weight: Array) -> Ratios:
-        """No rows, and a divergence of `FLOOR` times the squared spread of the data in units of their median."""
+        """No rows, and the divergence of numbers that differ by rounding."""
         zero = jnp.zeros_like(self.shape)
-        scale = self.observe(x).columns.relative_scale(weight)
-        return self._ratios(zero, zero, jnp.broadcast_to(FLOOR[zero.dtype.itemsize] * scale**2, zero.shape))
+        return self._ratios(zero, zero, resolution(jnp.ones_like(zero)))
 
     def collapsed(self, floor: Any) -> Array:
-        """Is the spread within three times the floor's?"""
+        """Is the spread no more than rounding?"""
         return self.expected_statistics().second < 10 * floor.second
 
 
@@ -238,8 +237,6 @@ class Gamma(_Dispersed):
 
     def _with(self, mean: Array, spread: Array) -> Self:
         """log(shape) - digamma(shape) = log(mean of x) - mean of log x, by Newton's method (Minka 2002)."""
-        # A shape above 1 / eps^2 is a spread that the float type cannot tell from none.
-        spread = jnp.maximum(spread, float(jnp.finfo(spread.dtype).eps) ** 2)
         log_spread = jnp.log(spread)
         guess = (3 - spread + jnp.sqrt((spread - 3) ** 2 + 24 * spread)) / (12 * spread)
         # 1 / (2 a) < log a - digamma(a) < 1 / a, and its logarithm is nearly a straight line in log a.
@@ -324,14 +321,13 @@ class LogNormal(Positive):
         return self.gaussian.weak(members)
 
     def floor(self, x: Any, weight: Array) -> Moments:
-        """No rows, and a scatter of `FLOOR` times the squared spread of the data in units of their median."""
+        """No rows, and the scatter of numbers that differ by rounding."""
         zero = jnp.zeros_like(self.location)
-        scale = self.observe(x).columns.relative_scale(weight)
-        scatter = jnp.broadcast_to(FLOOR[zero.dtype.itemsize] * scale**2, zero.shape)
+        scatter = resolution(jnp.ones_like(zero))
         return Moments(zero, zero, zero[..., None], scatter[..., None], self.location[..., None])
 
     def collapsed(self, floor: Moments) -> Array:
-        """Is the scale within three times the floor's?"""
+        """Is the scale no more than rounding?"""
         return self.gaussian.collapsed(floor)
 
     @classmethod
@@ -408,8 +404,7 @@ class InverseGaussian(_Dispersed):
     def _with(self, mean: Array, spread: Array) -> Self:
         """1 / shape = mean of 1/x - 1 / (mean of x)."""
         limits = jnp.finfo(spread.dtype)
-        shape = mean / jnp.maximum(spread, float(limits.eps) ** 2)
-        return replace(self, mean=mean, shape=jnp.clip(shape, limits.tiny, limits.max))
+        return replace(self, mean=mean, shape=jnp.clip(mean / spread, limits.tiny, limits.max))
 
     @classmethod
     def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxem import linalg
-from jaxem.distributions.moments import Moments
+from jaxem.distributions.moments import Moments, resolution
 from jaxem.pytree import module
 from jaxem.sums import totals
 
@@ -282,6 +282,17 @@ def scale(columns: Float[Array, "d n"], weight: Float[Array, "n"] | Float[Array,
     robust = jnp.where(quartiles > 0, jnp.minimum(quartiles, deviation), deviation)
     size = jnp.abs(middle) * 1e-3
     return jnp.where(robust > 0, robust, jnp.where(size > 0, size, 1))
+
+
+def at_zero(columns: Float[Array, "d n"], weight: Float[Array, "n"] | Float[Array, "d n"]) -> Float[Array, "d"]:
+    """The scatter that holds up a spread about zero, where floats differ by as little as one likes.
+
+    That of numbers far smaller than the smallest of each column that is not zero (than one, if all are): next to
+    nothing for all other spreads. Rows without a weight have no say.
+    """
+    size = jnp.abs(columns)
+    size = jnp.min(jnp.where((size > 0) & (linalg.lead(weight, 2) > 0), size, jnp.inf), axis=-1)
+    return resolution(jnp.where(jnp.isfinite(size), size, 1) * float(jnp.finfo(size.dtype).eps) ** 0.5)
 
 
 def quantiles(

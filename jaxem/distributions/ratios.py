@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxem import linalg
-from jaxem.distributions import quadratic
-from jaxem.distributions.moments import enough
+from jaxem.distributions.moments import enough, resolution
 from jaxem.distributions.special import gap
 from jaxem.pytree import module, replace
 
@@ -54,13 +53,6 @@ class Logged:
         """log(x / reference), and by how much x / reference - 1 is above it: each `[..., n]`, to all digits."""
         coarse = linalg.lead(self.logs, reference.ndim + 1) - jnp.log(reference)[..., None]
         return _log_and_gap(self.less_one(reference), coarse)
-
-    def relative_scale(self, weight: Float[Array, "n"]) -> Float[Array, ""]:
-        """The spread of the rows in units of their median, one at most; a thousandth if they do not vary."""
-        weight = jnp.where(self.inside, weight, 0)
-        (middle,) = quadratic.quantiles(self.values[None], weight, (0.5,))
-        ratios = self.values[None] / jnp.where(jnp.isfinite(middle) & (middle > 0), middle, 1)[:, None]
-        return jnp.minimum(quadratic.scale(ratios, weight)[0], 1)
 
 
 def _log_and_gap(d: Array, coarse: Array) -> tuple[Array, Array]:
@@ -122,13 +114,13 @@ class Ratios:
         return jnp.where(some, self.reference * ratio, otherwise)
 
     def spread(self, mean: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-        """The mean divergence of the rows from `mean`; one for a member without rows."""
+        """The mean divergence of the rows from `mean`, not below rounding; one for a member without rows."""
         some = enough(self.rows)
-        moved = self.about(mean)
-        # What moving may have lost keeps it above zero: nothing where the mean has stopped, much if it comes from far.
+        # What moving may have lost is nothing where the mean has stopped, and much if it comes from far.
         change = 1 - self.reference / mean
-        lost = 8 * float(jnp.finfo(mean.dtype).eps) * self.rows * change * change
-        return jnp.where(some, (moved.second + lost) / jnp.where(some, self.rows, 1), 1)
+        least = resolution(jnp.ones_like(mean)) + 8 * float(jnp.finfo(mean.dtype).eps) * change * change
+        spread = self.about(mean).second / jnp.where(some, self.rows, 1)
+        return jnp.where(some, jnp.maximum(spread, least), 1)
 
 
 @module

@@ -23,7 +23,7 @@ from jaxem.distributions import quadratic
 from jaxem.distributions.base import Family, Rows, Statistics
 from jaxem.distributions.design import Design, design
 from jaxem.distributions.gaussian import FLOOR
-from jaxem.distributions.moments import enough
+from jaxem.distributions.moments import enough, resolution
 from jaxem.distributions.product import Product
 from jaxem.distributions.tangent import Tangent
 from jaxem.linalg import matmul
@@ -217,6 +217,14 @@ class Residuals:
         gram = matmul(matmul(move, self.gram), linalg.transpose(move))
         return Residuals(self.spread_rows, gram, level, slopes, centre)
 
+    def size(self, level: Array, slopes: Array) -> Float[Array, "*batch"]:
+        """The root mean square of what a line predicts for the rows: `level` at the centre, and its slopes."""
+        line = jnp.concatenate([level[..., None], slopes], axis=-1)
+        square = jnp.sum(line * matmul(self.gram[..., :-1, :-1], line[..., None])[..., 0], axis=-1)
+        rows = self.gram[..., 0, 0]
+        some = enough(rows)
+        return jnp.sqrt(jnp.where(some, jnp.maximum(square, 0) / jnp.where(some, rows, 1), 0))
+
     def __add__(self, other: Residuals) -> Residuals:
         other = other.about(self.level, self.slopes, self.centre)
         return replace(self, spread_rows=self.spread_rows + other.spread_rows, gram=self.gram + other.gram)
@@ -298,6 +306,7 @@ class LinearRegression(Regression):
         rows = statistics.spread_rows
         some = enough(rows)
         variance = last[..., -1] ** -2 / jnp.where(some, rows, 1)
+        variance = jnp.maximum(variance, resolution(statistics.size(level, slopes)))
         return replace(new, variance=jnp.where(some, variance, self.variance))
 
     def weak(self, members: Array | int) -> Residuals:
@@ -308,16 +317,23 @@ class LinearRegression(Regression):
         return replace(one, gram=gram)
 
     def floor(self, x: Any, weight: Array) -> Residuals:
-        """No rows; `FLOOR` times the squared scale of the response as scatter, and of each input, which is a ridge."""
+        """No rows; of each input what rounding makes of it, and what holds up responses that are all zero."""
         table = self.observe(x).columns
-        scatter = FLOOR[self.variance.dtype.itemsize] * self._spread(table, weight) ** 2
-        gram = jnp.broadcast_to(jnp.diag(jnp.pad(scatter, (1, 0))), (*self.batch_shape, *(scatter.size + 1,) * 2))
+        possible = self.contains(table)
+        weight = jnp.where(possible, weight, 0)
+        total = jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
+        spread = jnp.sqrt(jnp.sum(weight[None] * table.design.inputs**2, axis=-1) / total)
+        seen = quadratic.at_zero(jnp.where(possible, table.response, 0)[None], weight)
+        diagonal = jnp.concatenate([jnp.zeros_like(seen), resolution(spread), seen])
+        gram = jnp.broadcast_to(jnp.diag(diagonal), (*self.batch_shape, *(diagonal.size,) * 2))
         zero, flat = jnp.zeros_like(self.intercept), jnp.zeros_like(self.coefficients)
         return Residuals(zero, gram, zero, flat, jnp.broadcast_to(table.design.centre, flat.shape))
 
     def collapsed(self, floor: Residuals) -> Array:
-        """Is the variance within ten times the floor's? So it is with no more rows than coefficients."""
-        return self.variance < 10 * floor.gram[..., -1, -1]
+        """Is the variance no more than rounding? So it is with no more rows than coefficients."""
+        _, *inputs, response = jnp.moveaxis(linalg.diagonal(floor.gram), -1, 0)
+        predicted = sum((self.coefficients[..., p] ** 2 * scatter for p, scatter in enumerate(inputs)), response)
+        return self.variance < 10 * (predicted + resolution(self._level(floor.centre)))
 
     def ridge(self, strength: Any) -> Residuals:
         """-strength/2 sum of squared coefficients / variance: the ridge of least squares."""

@@ -13,9 +13,9 @@ from jaxem import linalg
 from jaxem.constraints import parameter, parameters, positive, positive_definite, real, vector
 from jaxem.distributions import quadratic
 from jaxem.distributions.base import Family, Pullback, Rows
-from jaxem.distributions.gaps import LOG_2_PI, AnyCell, Columns, Gaps, weighted_cells
-from jaxem.distributions.gaussian import FLOOR, Gaussian
-from jaxem.distributions.moments import Moments, enough
+from jaxem.distributions.gaps import LOG_2_PI, AnyCell, Columns, Gaps
+from jaxem.distributions.gaussian import Gaussian, lifted
+from jaxem.distributions.moments import Moments, enough, resolution
 from jaxem.distributions.special import behind, gap, stirling
 from jaxem.pytree import module, replace, static
 from jaxem.roots import root
@@ -189,12 +189,12 @@ class StudentT(AnyCell):
         """
         moments = statistics.moments
         location = self.location if "location" in self.held else moments.mean(otherwise=self.location)
-        second = moments.about(location).second + moments.rounding(location)
         some = enough(moments.spread_rows)
         rows = jnp.where(some, moments.spread_rows, 1)
+        scatter = linalg.lifted(moments.about(location).second / rows[..., None, None], moments.least(location))
         new = {
             "location": location,
-            "scatter": jnp.where(some[..., None, None], second / rows[..., None, None], self.scatter),
+            "scatter": jnp.where(some[..., None, None], scatter, self.scatter),
             "dof": jnp.where(some, _degrees(-statistics.spread / rows), self.dof),
         }
         return replace(self, **{name: value for name, value in new.items() if name not in self.held})
@@ -207,17 +207,13 @@ class StudentT(AnyCell):
         return replace(one, moments=moments)
 
     def floor(self, x: Any, weight: Array) -> RobustMoments:
-        """No rows, and a diagonal scatter of `FLOOR` times the squared scale of each column."""
-        zero, rows = jnp.zeros_like(self.dof), self.observe(x)
-        scale = quadratic.scale(*weighted_cells(rows.columns, weight))
-        second = jnp.broadcast_to(jnp.diag(FLOOR[scale.dtype.itemsize] * scale**2), self.scatter.shape)
-        return RobustMoments(Moments(zero, zero, jnp.zeros_like(self.location), second, self.location), zero)
+        """That of the Gaussian."""
+        gaussian = Gaussian(self.location, self.scatter)
+        return RobustMoments(gaussian.floor(x, weight), jnp.zeros_like(self.dof))
 
     def collapsed(self, floor: RobustMoments) -> Array:
-        """Is the spread of some column, given those before it, within three times the floor's?"""
-        pivot = linalg.diagonal(linalg.whitening(self.scatter)) ** -2
-        least = jnp.maximum(linalg.diagonal(floor.moments.second), jnp.finfo(pivot.dtype).tiny)
-        return jnp.any(pivot < 10 * least, axis=-1)
+        """Is the spread of some column, given those before it, no more than rounding?"""
+        return lifted(resolution(self.location), self.scatter, linalg.whitening(self.scatter), floor.moments)
 
     @classmethod
     def start(cls, x: Any, weight: Float[Array, "*batch n"], **sizes: int) -> Self:
@@ -385,8 +381,9 @@ class Laplace(Family):
         some, stiff = enough(statistics.rows), statistics.stiffness > 0
         pull = jnp.sign(statistics.pull) * jnp.maximum(jnp.abs(statistics.pull) - statistics.resting, 0)
         at = jnp.where(stiff, pull / jnp.where(stiff, statistics.stiffness, 1), 0)
-        scale = statistics.bound(at) / jnp.where(some, statistics.rows, 1)
         location = jnp.where(some, statistics.reference + at, self.location)
+        scale = statistics.bound(at) / jnp.where(some, statistics.rows, 1)
+        scale = jnp.maximum(scale, jnp.sqrt(resolution(location)))
         return replace(self, location=location, scale=jnp.where(some, scale, self.scale))
 
     def weak(self, members: Array | int) -> Deviations:
@@ -396,14 +393,14 @@ class Laplace(Family):
         return replace(one, absolute=one.absolute * share, stiffness=one.stiffness / 100)
 
     def floor(self, x: Any, weight: Array) -> Deviations:
-        """No rows, and an absolute deviation of `FLOOR` times the scale of the data."""
+        """No rows, and what holds up ties at zero."""
         rows, zero = self.observe(x), jnp.zeros_like(self.scale)
-        spread = FLOOR[zero.dtype.itemsize] * quadratic.scale(rows.columns[None], rows.counted(weight))[0]
-        return Deviations(zero, jnp.broadcast_to(spread, zero.shape), zero, zero, zero, self.location)
+        least = jnp.sqrt(quadratic.at_zero(rows.columns[None], rows.counted(weight))[0])
+        return Deviations(zero, jnp.broadcast_to(least, zero.shape), zero, zero, zero, self.location)
 
     def collapsed(self, floor: Deviations) -> Array:
-        """Is the scale within three times the floor?"""
-        return self.scale < 3 * floor.absolute
+        """Is the scale no more than rounding?"""
+        return (self.scale < 2 * jnp.sqrt(resolution(self.location))) | (self.scale < 10 * floor.absolute)
 
     @classmethod
     def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:

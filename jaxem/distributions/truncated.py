@@ -45,6 +45,11 @@ def mean_below(width: Array) -> Array:
     return jnp.where(small, series, 1 - wide / jnp.expm1(wide))
 
 
+def log_growth(width: Array) -> Array:
+    """log(exp(width) - 1), for a width of zero or above."""
+    return width + log_mass_below(width)
+
+
 def log_quotient(lower: Array, upper: Array) -> Array:
     """log(upper / lower) of positive numbers, to all digits where they are near each other."""
     return jnp.log1p((upper - lower) / lower)

@@ -32,8 +32,7 @@ from jaxtyping import Array, Bool, Float
 from jaxem import linalg
 from jaxem.constraints import parameter, positive
 from jaxem.distributions import truncated
-from jaxem.distributions.gaussian import FLOOR
-from jaxem.distributions.moments import enough
+from jaxem.distributions.moments import enough, resolution
 from jaxem.distributions.positive import LogNormal, Positive
 from jaxem.distributions.ratios import Logged
 from jaxem.pytree import module, replace
@@ -44,6 +43,8 @@ TRUST = 0.5
 """By which share of itself a shape may change in one M-step."""
 SAFE = {4: 40.0, 8: 300.0}
 """By bytes of a float: the largest logarithm of a hazard that is told apart from larger ones."""
+WIDE = 30.0
+"""The logarithm of a hazard above which nobody outlasts it."""
 APART = 1e6
 """log(upper / lower) of an interval that begins at zero."""
 
@@ -176,8 +177,8 @@ def _log(sum_of_weights: Array) -> Array:
     return jnp.where(some, jnp.log(jnp.where(some, sum_of_weights, 1)), -jnp.inf)
 
 
-def _safe(log_hazard: Array) -> Array:
-    return jnp.minimum(log_hazard, SAFE[log_hazard.dtype.itemsize])
+def _safe(log_hazard: Array, power: float = 1.0) -> Array:
+    return jnp.minimum(log_hazard, power * SAFE[log_hazard.dtype.itemsize])
 
 
 class Between(NamedTuple):
@@ -262,8 +263,11 @@ class Weibull(Positive):
 
         bound = jnp.where(here.seen, TRUST, jnp.full_like(rows, 0.999))
         change = root(fall, -bound, bound)
-        # Beyond 1 / eps the float type cannot tell rows of one member apart.
-        shape = jnp.minimum(here.shape * (1 + change), 1 / float(jnp.finfo(rows.dtype).eps))
+        # It is found to rounding of one. Less than that is none: a steep bound would blow it up.
+        eps = float(jnp.finfo(rows.dtype).eps)
+        change = change - jax.lax.stop_gradient(jnp.where(jnp.abs(change) > eps, 0, change))
+        # Above that, rows of one member differ by rounding.
+        shape = jnp.minimum(here.shape * (1 + change), 1 / jnp.sqrt(resolution(jnp.ones_like(rows))))
         log_mean = here.log_hazard(change)[0] - jnp.log(rows)
         limits = jnp.finfo(rows.dtype)
         farthest = 0.4 * math.log(float(limits.max))
@@ -272,14 +276,12 @@ class Weibull(Positive):
         return replace(self, shape=jnp.where(some, shape, self.shape), scale=jnp.where(some, scale, self.scale))
 
     def floor(self, x: Any, weight: Array) -> Hazards:
-        """No rows, and a stiffness of `FLOOR` times the squared spread of the data in units of their median."""
+        """No rows, and a stiffness of the squared spread of numbers that differ by rounding."""
         zero = jnp.zeros_like(self.shape)
-        scale = self.observe(x).columns.relative_scale(weight)
-        stiffness = jnp.broadcast_to(FLOOR[zero.dtype.itemsize] * scale**2, zero.shape)
-        return replace(self._hazards(*[zero] * 6), stiffness=stiffness)
+        return replace(self._hazards(*[zero] * 6), stiffness=resolution(jnp.ones_like(zero)))
 
     def collapsed(self, floor: Hazards) -> Array:
-        """Is the spread within three times the floor's?"""
+        """Is the spread no more than rounding?"""
         return self.shape**-2 < 10 * floor.stiffness
 
     @classmethod
@@ -327,20 +329,22 @@ class Weibull(Positive):
         begun, ends = (linalg.lead(end.inside, low.ndim) for end in intervals[:2])
         some = width > 0
         late = jnp.where(some, truncated.mean_below(width) / jnp.where(some, width, 1), 0.5)
-        late = jnp.where(ends, late, 0)
+        # Of hazards out of range, what counts is their quotient: 1 / w of the hazard at the upper end.
+        log_width = jnp.where(begun, low + truncated.log_growth(span), high)
+        log_late = jnp.where(log_width > WIDE, -log_width, jnp.log(late))
         events = jnp.where(ends, weight, 0)
         log_times = events * (high - truncated.mean_below(span))
-        at_low, at_high = _curved(low, jnp.where(begun, weight * (1 - late), 0)), _curved(high, weight * late)
+        early = jnp.where(ends & (log_width <= WIDE), 1 - late, 1)
+        at_low = _curved(low, jnp.where(begun, weight * early, 0))
+        at_high = _curved(high, jnp.where(ends, weight, 0), log_late)
         met = [a + b for a, b in zip(at_low, at_high, strict=True)]
         return self._hazards(*totals(events, log_times, *met))
 
 
-def _curved(s: Array, weight: Array) -> tuple[Array, Array, Array, Array]:
-    """Hazards of each row, and what says how they change with the shape, for `TRUST` of one half."""
-    s = _safe(s)
-    root = jnp.exp(s / 2)
-    hazard = root * root
+def _curved(s: Array, weight: Array, log_share: Array | float = 0.0) -> tuple[Array, Array, Array, Array]:
+    """Hazards of each row, of each a share, and what says how they change with the shape, for `TRUST` of one half."""
+    hazard, grown, shrunk = (jnp.exp(_safe(power * s + log_share, max(power, 1))) for power in (1.0, 1.5, 0.5))
     flat, straight = hazard * s**2 / 2, hazard * (1 - s / 2)
-    above = jnp.maximum(flat, 4 * (hazard * root - 2 * hazard + straight))
-    below = jnp.maximum(flat, 4 * (root - straight))
+    above = jnp.maximum(flat, 4 * (grown - 2 * hazard + straight))
+    below = jnp.maximum(flat, 4 * (shrunk - straight))
     return weight * hazard, weight * hazard * s, weight * above, weight * below
