@@ -83,27 +83,37 @@ def rounding(matrix: Float[Array, "*batch d d"]) -> Float[Array, "*batch d"]:
 def lifted(matrix: Float[Array, "*batch d d"], least: Float[Array, "*batch d"]) -> Float[Array, "*batch d d"]:
     """`matrix`, or one near it that is positive definite: no pivot is below `least`, nor below `rounding`.
 
-    Where all pivots are above both, it comes back bit for bit. Else it is made from its pivots, each lifted to that.
+    Where all pivots are above both, it comes back bit for bit. Else they are lifted to that.
 
     >>> import jax.numpy as jnp
     >>> lifted(jnp.array([[4.0, 2.0], [2.0, 1.0]]), jnp.array([1.0, 0.5])).round(3).tolist()
     [[4.0, 2.0], [2.0, 1.5]]
     """
-    if matrix.shape[-1] == 1:
-        return jnp.maximum(matrix, least[..., None])
+    if matrix.shape[-1] <= UNROLLED:
+        return matrix + diagonal_matrix(_lack(matrix, least))
     # Moving second moments from very far away may leave less than nothing of them.
-    some = matrix + diagonal_matrix(jnp.maximum(least - diagonal(matrix), 0))
-    factor = cholesky(some)
-    raised = _squared(factor)
+    factor = cholesky(matrix + diagonal_matrix(jnp.maximum(least - diagonal(matrix), 0)))
+    raised = matmul(factor, transpose(factor))
     lack = jnp.maximum(least + rounding(raised) - diagonal(factor) ** 2, 0)
     return jnp.where(jnp.any(lack > 0, axis=-1)[..., None, None], raised + diagonal_matrix(lack), matrix)
 
 
-def _squared(factor: Float[Array, "*batch d d"]) -> Float[Array, "*batch d d"]:
-    """L L^T: of a few columns as a sum, of which XLA makes one loop over the batch."""
-    if factor.shape[-1] > UNROLLED:
-        return matmul(factor, transpose(factor))
-    return jnp.sum(factor[..., :, None, :] * factor[..., None, :, :], axis=-1)
+def _lack(matrix: Array, least: Array) -> Float[Array, "*batch d"]:
+    """What the diagonal lacks, column after column: the modified Cholesky factorization of Gill, Murray and Wright."""
+    size = matrix.shape[-1]
+    share = 32 * size * float(jnp.finfo(matrix.dtype).eps)
+    rest = [[matrix[..., i, j] for j in range(i + 1)] for i in range(size)]
+    lack = []
+    for j in range(size):
+        # Of an entry what earlier columns explain is known to rounding, and so is its pivot.
+        explained = matrix[..., j, j] - rest[j][j]
+        pivot = jnp.maximum(rest[j][j], least[..., j] + share * explained)
+        lack.append(pivot - rest[j][j])
+        for i in range(j + 1, size):
+            slope = rest[i][j] / pivot
+            for k in range(j + 1, i + 1):
+                rest[i][k] = rest[i][k] - slope * rest[k][j]
+    return jnp.stack(lack, axis=-1)
 
 
 def _safe_pivot(pivot: Array, entry: Array, size: int) -> tuple[Array, Array]:

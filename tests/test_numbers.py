@@ -14,7 +14,6 @@ import jaxem as jem
 from families import mostly_slow
 from jaxem import linalg, sums
 from jaxem.distributions import quadratic
-from jaxem.distributions.gaussian import FLOOR
 from jaxem.pytree import replace
 
 pytestmark = pytest.mark.slow
@@ -37,8 +36,8 @@ def fitted(family: Any, x: np.ndarray, k: int = 2, **options: Any) -> jem.Fit:
     dtype, columns = fit.log_likelihood.dtype, x.shape[-1]
     eps = float(np.finfo(dtype).eps)
     resolution = 256 * columns * eps * (np.abs(trace).max() + len(x))
-    if fit.words == "covariance_collapsed":  # a distance in units of the floor is known to so much
-        resolution += columns * len(x) * eps / FLOOR[dtype.itemsize]
+    if fit.words == "covariance_collapsed":  # a pivot that was lifted out of rounding is known to a few hundredths
+        resolution += columns * len(x) / 32
     assert (np.diff(trace) >= -resolution).all()
     return fit
 

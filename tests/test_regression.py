@@ -289,3 +289,22 @@ def test_a_fit_tells_of_them_too_unless_there_is_a_prior() -> None:
             jem.fit(model, x)
     held = jem.fit(mixture, x, prior=jem.priors.OfMixture(components=jem.priors.Ridge(1.0)), max_steps=5)
     assert np.isfinite(held.log_likelihood)
+
+
+def test_gaps_of_an_autoregression_are_rows_that_say_nothing() -> None:
+    """As missing="drop" in statsmodels: the fit is that of the whole rows. A missing input is told in one line."""
+    rng = np.random.default_rng(0)
+    series = np.cumsum(rng.normal(size=80)) * 0.1
+    series[[30, 31, 55]] = np.nan
+    rows = np.array(jem.lagged(series))
+    whole = ~np.isnan(rows).any(1)
+    assert whole.sum() == 79 - 5
+    fit = jem.fit(one(jem.LinearRegression, 1), rows)
+    design = np.column_stack([np.ones(whole.sum()), rows[whole, 0]])
+    line = np.linalg.lstsq(design, rows[whole, 1])[0]
+    np.testing.assert_allclose([fit.model.intercept, fit.model.coefficients[0]], line, rtol=1e-9)
+    rows[:, 1] = 1.0
+    with pytest.raises(ValueError, match=r"^x has a missing input in row 30; .*make its response NaN$"):
+        jem.fit(one(jem.LinearRegression, 1), rows)
+    fit = jem.fit(one(jem.LinearRegression, 1), rows + rng.normal(size=rows.shape), weight=whole.astype(float))
+    assert fit.words == "converged"

@@ -22,10 +22,8 @@ from jaxem.missing import Incomplete
 from jaxem.pytree import module, replace
 
 FLOOR = {4: 1e-6, 8: 1e-8}
-"""The scatter of a floor, by bytes of a float: this fraction of the squared scale of the data.
-
-The spread of a collapsing component ends near a thousandth (float32) or a ten-thousandth (float64) of that of all data:
-small enough that components a thousand deviations apart do not notice, large enough for the type to resolve."""
+"""By bytes of a float: the share of a spread, or of a row, below which there is nothing to speak of, where a fit would
+lose more than rounding: a column that factors explain wholly, responses that inputs separate, a state space."""
 
 
 class _Normal(AnyCell):

@@ -151,7 +151,17 @@ class Regression(Family):
         raise NotImplementedError
 
     def check(self, x: Any, weight: Array, prior: Any) -> None:
-        """Raise ValueError, in one line, if nothing but the rows speaks and they do not determine the coefficients."""
+        """Raise ValueError, in one line, for a row whose response was seen and an input was not.
+
+        Also if nothing but the rows speaks, and they do not determine the coefficients.
+        """
+        if isinstance(x, Incomplete):
+            partly = jnp.isnan(x.values[:, :-1]).any(axis=1) & ~jnp.isnan(x.values[:, -1]) & (weight > 0)
+            if partly.any():
+                raise ValueError(
+                    f"x has a missing input in row {int(jnp.argmax(partly))}; {type(self).__name__} needs all inputs "
+                    "of a row whose response was seen: leave the row out, fill the input, or make its response NaN"
+                )
         if prior is None:
             check(type(self).__name__, cells(x), weight)
 
@@ -590,7 +600,8 @@ def lagged(x: Any, order: int = 1) -> Float[Array, "t d"]:
         order: how many values back.
 
     Returns:
-        `[T - order, order + 1]`.
+        `[T - order, order + 1]`. A row of which a value is missing (NaN) has a missing response, so that it says
+        nothing and still takes its time: what `missing="drop"` does elsewhere, with the clock going on.
 
     Raises:
         ValueError: not one series, or an order that is not from 1 to T - 1.
@@ -598,9 +609,15 @@ def lagged(x: Any, order: int = 1) -> Float[Array, "t d"]:
     >>> import jaxem as jem
     >>> jem.lagged([1.0, 2.0, 4.0, 8.0], 2).tolist()
     [[2.0, 1.0, 4.0], [4.0, 2.0, 8.0]]
+    >>> jem.lagged([1.0, 2.0, float("nan"), 8.0, 16.0]).tolist()
+    [[1.0, 2.0], [2.0, nan], [nan, nan], [8.0, 16.0]]
     """
     series = jnp.asarray(x, jnp.result_type(float)) if not hasattr(x, "dtype") else jnp.asarray(x)
     if series.ndim != 1 or not 1 <= order < len(series):
         raise ValueError(f"lagged: x has shape {series.shape} and order is {order}; it takes one longer series")
     last = len(series) - order
-    return jnp.stack([*(series[order - k : order - k + last] for k in range(1, order + 1)), series[order:]], axis=1)
+    inputs = jnp.stack([series[order - k : order - k + last] for k in range(1, order + 1)], axis=1)
+    response = series[order:]
+    if jnp.issubdtype(series.dtype, jnp.floating):
+        response = jnp.where(jnp.isnan(inputs).any(axis=1), jnp.nan, response)
+    return jnp.concatenate([inputs, response[:, None]], axis=1)
