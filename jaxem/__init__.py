@@ -6,6 +6,7 @@ from jaxem._version import version as __version__  # noqa: F401
 from jaxem.compare import Race as Race
 from jaxem.compare import compare as compare
 from jaxem.constraints import free_parameters as free_parameters
+from jaxem.coordinates import coordinates as coordinates
 from jaxem.distributions.base import Distribution as Distribution
 from jaxem.distributions.base import Family as Family
 from jaxem.distributions.base import Labelled as Labelled

@@ -215,7 +215,7 @@ def compare(
         # While it anneals it speaks of something else.
         trace[: solver.warmup] = np.nan
         runs.append(Run(name, solver, found, *clock, (best - trace) / rows))
-    return Race(tuple(runs), best, rows, rate, free_parameters(model))
+    return Race(tuple(runs), best, rows, rate, int(np.max(free_parameters(model))))
 
 
 class _Clock(NamedTuple):

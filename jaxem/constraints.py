@@ -1,20 +1,30 @@
 """What a parameter may be: declared once, on its field.
 
-A constraint knows how many axes one value has, how many free numbers it is worth (for BIC and AIC), and how
-to say what is wrong with a value that a person passed in.
+A constraint knows how many axes one value has, how many free numbers it is worth, what its coordinates are, and how to
+say what is wrong with a value that a person passed in. `walk` goes through all parameters of a model, whatever is
+nested in what, and knows of each whether a fit can move it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxem import bijectors, linalg
+from jaxem.bijectors import Bijector
 
 Check = Callable[[np.ndarray, float], str | None]
+
+SOURCE = 1e-5
+"""By how much probabilities may miss one, and a covariance its transpose, because they were rounded where they come
+from: such values are made exact."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,14 +34,22 @@ class Constraint:
     Attributes:
         name: the set, in words.
         event_ndim: axes of one value (0 number, 1 vector, 2 matrix); the axes before them are members.
-        free: shape of one value -> free numbers in it.
+        free: shape of one value -> free numbers in it, if none of it is fixed.
         check: (values, rounding) -> what is wrong with them, or None.
+        bijector: between values and coordinates; without one, solvers that need coordinates refuse the model.
+        exact: values that were rounded -> values that belong to the set; nothing else changes them.
+        holds: values -> `[*members]` bool, do they belong to the set, but for what rounding may have done?
+        edged: (values, distance) -> the same, with probabilities closer than that to zero or one put there.
     """
 
     name: str
     event_ndim: int
     free: Callable[..., int]
     check: Check
+    bijector: Bijector | None = None
+    exact: Callable[[Array], Array] = lambda values: values
+    holds: Callable[[Array], Bool[Array, "..."]] | None = None
+    edged: Callable[[Array, float], Array] = lambda values, distance: values
 
 
 def _no_nan(values: np.ndarray, rounding: float) -> str | None:
@@ -56,7 +74,22 @@ def _simplex(values: np.ndarray, rounding: float) -> str | None:
     if negative:
         return negative
     off = np.abs(values.sum(-1) - 1).max(initial=0.0)
-    return None if off <= rounding * max(8, values.shape[-1]) else f"does not sum to one (off by {off:.2g})"
+    most = max(SOURCE, rounding * values.shape[-1])
+    return None if off <= most else f"does not sum to one (off by {off:.2g})"
+
+
+def _shares(values: Array) -> Array:
+    """Zeros stay zeros; and where all are zero there is nothing to share."""
+    total = jnp.sum(values, axis=-1, keepdims=True)
+    return jnp.where(total > 0, values / jnp.where(total > 0, total, 1), values)
+
+
+def _shares_at_edges(values: Array, distance: float) -> Array:
+    return _shares(jnp.where(values < distance, 0, values))
+
+
+def _at_edges(values: Array, distance: float) -> Array:
+    return jnp.where(values < distance, 0, jnp.where(values > 1 - distance, 1, values))
 
 
 def _positive_definite(values: np.ndarray, rounding: float) -> str | None:
@@ -65,25 +98,72 @@ def _positive_definite(values: np.ndarray, rounding: float) -> str | None:
     if values.shape[-1] != values.shape[-2]:
         return f"is not square: its last two axes are {values.shape[-2]} and {values.shape[-1]}"
     size = np.abs(values).max(axis=(-1, -2), keepdims=True, initial=0.0)
-    if (np.abs(values - np.swapaxes(values, -1, -2)) > rounding * 1e3 * size).any():
+    if (np.abs(values - np.swapaxes(values, -1, -2)) > max(SOURCE, rounding * 1e3) * size).any():
         return "is not symmetric"
-    smallest = np.linalg.eigvalsh(values.astype(float)).min(initial=np.inf)
+    smallest = np.linalg.eigvalsh((values.astype(float) + np.swapaxes(values, -1, -2)) / 2).min(initial=np.inf)
     # A covariance that is singular within rounding is what a floor is for; a negative one is a mistake.
     return None if smallest > -rounding * 1e3 * size.max(initial=0.0) else "is not positive definite"
 
 
-real = Constraint("real", 0, lambda: 1, _no_nan)
-vector = Constraint("real vector", 1, lambda size: size, _no_nan)
-matrix = Constraint("real matrix", 2, lambda rows, columns: rows * columns, _no_nan)
+LOOSE = 1e-4
+"""How far values may be off that are said to hold: far beyond rounding, far below what steps of a gradient do."""
+
+
+def _loose(values: Array) -> float:
+    return max(LOOSE, 16 * float(jnp.finfo(values.dtype).eps))
+
+
+def _holds_above(values: Array) -> Array:
+    """Zero among them, to which a float of few digits rounds what is small."""
+    return values >= 0
+
+
+def _holds_all_above(values: Array) -> Array:
+    return jnp.all(values >= 0, axis=-1)
+
+
+def _holds_between(values: Array) -> Array:
+    return (values >= -_loose(values)) & (values <= 1 + _loose(values))
+
+
+def _holds_sum(values: Array) -> Array:
+    return jnp.all(values >= -_loose(values), axis=-1) & (jnp.abs(jnp.sum(values, axis=-1) - 1) <= _loose(values))
+
+
+def _holds_root(values: Array) -> Array:
+    """Does the triangular factor, whose pivots are lifted above zero, give the matrix back?"""
+    factor = linalg.cholesky(jax.lax.stop_gradient(values))
+    off = jnp.abs(linalg.matmul(factor, linalg.transpose(factor)) - values)
+    size = jnp.sqrt(jnp.abs(linalg.diagonal(values)))
+    least = 2 * float(jnp.finfo(values.dtype).tiny)  # to which the pivot of a zero is lifted
+    return jnp.all(off <= _loose(values) * linalg.outer(size, size) + least, axis=(-1, -2))
+
+
+def _entries(*shape: int) -> int:
+    return int(np.prod(shape, dtype=int))
+
+
+real = Constraint("real", 0, _entries, _no_nan, bijectors.REAL)
+vector = Constraint("real vector", 1, _entries, _no_nan, bijectors.REAL)
+matrix = Constraint("real matrix", 2, _entries, _no_nan, bijectors.REAL)
 # What a rotation of the factors undoes is not known from data.
-loadings = Constraint("matrix of loadings", 2, lambda size, k: size * k - k * (k - 1) // 2, _no_nan)
-positive = Constraint("positive", 0, lambda: 1, _positive)
-positive_vector = Constraint("vector of positive numbers", 1, lambda size: size, _positive)
-non_negative = Constraint("non-negative", 0, lambda: 1, _non_negative)
-unit_interval = Constraint("unit interval", 0, lambda: 1, _unit_interval)
-simplex = Constraint("simplex", 1, lambda size: size - 1, _simplex)
-positive_definite = Constraint("positive definite", 2, lambda size, _: size * (size + 1) // 2, _positive_definite)
-held = Constraint("held as it is", 0, lambda: 0, _no_nan)
+loadings = Constraint("matrix of loadings", 2, lambda size, k: size * k - k * (k - 1) // 2, _no_nan, bijectors.LOADINGS)
+positive = Constraint("positive", 0, _entries, _positive, bijectors.POSITIVE, holds=_holds_above)
+positive_vector = Constraint(
+    "vector of positive numbers", 1, _entries, _positive, bijectors.POSITIVE, holds=_holds_all_above
+)
+non_negative = Constraint("non-negative", 0, _entries, _non_negative, bijectors.POSITIVE, holds=_holds_above)
+unit_interval = Constraint(
+    "unit interval", 0, _entries, _unit_interval, bijectors.UNIT_INTERVAL, holds=_holds_between, edged=_at_edges
+)
+simplex = Constraint(
+    "simplex", 1, lambda size: size - 1, _simplex, bijectors.SIMPLEX, _shares, _holds_sum, _shares_at_edges
+)
+positive_definite = Constraint(
+    "positive definite", 2, lambda size, _: size * (size + 1) // 2, _positive_definite, bijectors.POSITIVE_DEFINITE,
+    linalg.symmetrize, _holds_root,
+)  # fmt: skip
+held = Constraint("held as it is", 0, lambda: 0, _no_nan, bijectors.HELD)
 
 
 def parameter(constraint: Constraint) -> Any:
@@ -97,26 +177,135 @@ def parameters(node: Any) -> dict[str, Constraint]:
 
 
 def is_held(node: Any, name: str) -> bool:
-    """Does this model never change this parameter? Its `held` names those (a tuple); most models change all."""
+    """Does this model never change this field? Its `held` names those (a tuple); most models change all."""
     return name in getattr(node, "held", ())
+
+
+class Leaf(NamedTuple):
+    """A parameter somewhere in a model.
+
+    Attributes:
+        path: as JAX says it.
+        declared: what it may be.
+        values: `[*members, *value]`.
+        still: is it held, by its own model or with all that one of the models around it holds?
+        used: `[*members]`, which of them can be used at all; None if nobody asked.
+    """
+
+    path: tuple[Any, ...]
+    declared: Constraint
+    values: Any
+    still: bool
+    used: Bool[Array, "..."] | None
+
+    @property
+    def constraint(self) -> Constraint:
+        """What it may be, or that it is held."""
+        return held if self.still else self.declared
+
+    @property
+    def bijector(self) -> Bijector:
+        """Between its values and its coordinates."""
+        if self.constraint.bijector is None:
+            raise ValueError(
+                f"{jax.tree_util.keystr(self.path)[1:]} is {self.declared.name!r}, a Constraint without a bijector; "
+                "give it one (jaxem.bijectors), or use EM()"
+            )
+        return self.constraint.bijector
+
+    def moves(self) -> Bool[Array, "..."]:
+        """Which of its coordinates a fit can move at all, `[*members, ...]`."""
+        values, used = jnp.asarray(self.values), jnp.asarray(self.used)
+        free = jax.eval_shape(self.bijector.free, values, values)
+        inside = self.bijector.moves(values)
+        if not free.size:
+            return jnp.zeros(free.shape, bool)
+        inside = jnp.ones(free.shape, bool) if inside is None else inside
+        return inside & used.reshape(*used.shape, *(1 for _ in free.shape[used.ndim :]))
+
+
+def walk(node: Any, used: Any = None, still: bool = False, path: tuple[Any, ...] = ()) -> Iterator[Leaf]:
+    """The parameters of a model and of all that it holds, in the order of its leaves.
+
+    Args:
+        node: a model.
+        used: `[*batch_shape]` bool, which of its members can be used; None if that does not matter.
+        still: is all of it held?
+        path: to it.
+    """
+    declared = parameters(node)
+    by_field = node.in_use(used) if used is not None and hasattr(node, "in_use") else {}
+    for field in dataclasses.fields(node):
+        if field.metadata.get("static"):
+            continue
+        name, value = field.name, getattr(node, field.name)
+        here, rests = (*path, jax.tree_util.GetAttrKey(name)), still or is_held(node, name)
+        mine = by_field.get(name, used)
+        if name in declared:
+            members = np.shape(value)[: np.ndim(value) - declared[name].event_ndim]
+            yield Leaf(here, declared[name], value, rests, _aligned(mine, members))
+            continue
+        parts = jax.tree_util.tree_flatten_with_path(value, is_leaf=dataclasses.is_dataclass)[0]
+        each = mine if isinstance(mine, tuple) else (mine,) * len(parts)
+        for (below, part), its in zip(parts, each, strict=True):
+            if dataclasses.is_dataclass(part):
+                members = getattr(part, "batch_shape", ())
+                yield from walk(part, _aligned(its, members), rests, (*here, *below))
+            else:
+                # An array that is no parameter is a constant of the model.
+                yield Leaf((*here, *below), held, part, True, _aligned(its, ()))
+
+
+def _aligned(used: Any, members: tuple[int, ...]) -> Any:
+    """What is known of some members, for a part that has others: what members share is used if any of them is."""
+    if used is None:
+        return None
+    while used.ndim > len(members):
+        used = jnp.any(used, axis=-1)
+    for axis, size in enumerate(used.shape):
+        if size != members[axis]:
+            used = jnp.any(used, axis=axis, keepdims=True)
+    return jnp.broadcast_to(used.reshape(*used.shape, *(1 for _ in members[used.ndim :])), members)
 
 
 def leaves(model: Any) -> list[tuple[tuple[Any, ...], Constraint, Any]]:
     """The parameters of a model and of all that it holds: path, constraint, values; in the order of its leaves."""
-    found = []
-    for path, values in jax.tree_util.tree_flatten_with_path(model)[0]:
-        owner = model
-        for key in path[:-1]:
-            owner = owner[key.idx] if hasattr(key, "idx") else getattr(owner, key.name)
-        name = path[-1].name
-        found.append((path, held if is_held(owner, name) else parameters(owner)[name], values))
-    return found
+    return [(leaf.path, leaf.constraint, leaf.values) for leaf in walk(model)]
+
+
+def normalized(model: Any) -> Any:
+    """The model with every parameter exactly in its set, in its own type.
+
+    Probabilities sum to one, covariances are symmetric, zeros stay zeros.
+
+    >>> import jax.numpy as jnp, jaxem as jem
+    >>> from jaxem.pytree import replace
+    >>> model = replace(jem.Mixture([0.5, 0.5], jem.Poisson([1.0, 2.0])), weights=jnp.array([0.5000003, 0.5]))
+    >>> normalized(model).weights.sum().item()
+    1.0
+    """
+    return _each(lambda leaf: leaf.declared.exact(leaf.values), model)
+
+
+def at_edges(model: Any, distance: float) -> Any:
+    """The model with all probabilities that are closer than that to zero or one put there, but for what is held.
+
+    >>> import jaxem as jem
+    >>> at_edges(jem.Mixture([1e-9, 1 - 1e-9], jem.Bernoulli([0.5, 1e-7])), 1e-6).weights.tolist()
+    [0.0, 1.0]
+    """
+    return _each(lambda leaf: leaf.constraint.edged(leaf.values, distance), model)
+
+
+def _each(change: Callable[[Leaf], Any], model: Any) -> Any:
+    return jax.tree.unflatten(jax.tree.structure(model), [change(leaf) for leaf in walk(model)])
 
 
 def check_parameters(node: Any) -> None:
     """Raise ValueError, naming class and argument, if a concrete parameter is not what its field declares.
 
-    Traced values cannot be looked at; inside `jit` a bad value ends as a status of the fit.
+    What is off by the rounding of its source (probabilities from a table with seven digits) is made exact. Traced
+    values cannot be looked at; inside `jit` a bad value ends as a status of the fit.
     """
     for name, constraint in parameters(node).items():
         value = getattr(node, name)
@@ -127,33 +316,77 @@ def check_parameters(node: Any) -> None:
                 f"{type(node).__name__}: {name} has {value.ndim} axes; a {constraint.name} needs at least "
                 f"{constraint.event_ndim}"
             )
-        wrong = constraint.check(np.asarray(value), float(np.finfo(value.dtype).eps))
-        if wrong:
+        seen, rounding = np.asarray(value), float(np.finfo(value.dtype).eps)
+        if wrong := constraint.check(seen, rounding):
             raise ValueError(f"{type(node).__name__}: {name} {wrong}; it must be {constraint.name}")
+        if not is_exact(constraint, seen, rounding):
+            object.__setattr__(node, name, constraint.exact(value))
 
 
-def free_parameters(node: Any) -> int:
-    """How many free numbers a model holds: a simplex of K is worth K - 1, a covariance of D columns D (D + 1) / 2.
+def is_exact(constraint: Constraint, values: np.ndarray, rounding: float) -> bool:
+    """Is there no more wrong with values than the rounding of their own type?"""
+    if constraint is simplex:
+        return bool((np.abs(values.sum(-1) - 1) <= rounding * max(8, values.shape[-1])).all())
+    if constraint is positive_definite:
+        return bool((values == np.swapaxes(values, -1, -2)).all())
+    return True
+
+
+def free_parameters(node: Any) -> Int[Array, "*batch"] | int:
+    """How many free numbers a model holds: the coordinates that a fit from here can move.
+
+    A simplex of K is worth K - 1, a covariance of D columns D (D + 1) / 2. What is zero for good is not free: a
+    probability of zero or one, what belongs to a component without weight, to a state that no path reaches, to a row
+    of a table that never occurs. Nor is what is `held`. An estimate that has ended exactly at zero looks the same: to
+    count it, pass the model that the fit began with.
 
     Args:
-        node: one model. Of a batch every member counts.
+        node: a model, or a batch of them. A parameter that several members of a batch share counts for each.
+
+    Returns:
+        A number; for a batch `[*batch_shape]`, and inside `jit` an array.
 
     >>> import jaxem as jem
     >>> jem.free_parameters(jem.Mixture([0.5, 0.5], jem.Poisson([1.0, 2.0])))
     3
+    >>> jem.free_parameters(jem.Mixture([[0.5, 0.5], [1.0, 0.0]], jem.Poisson([[1.0, 2.0], [1.0, 2.0]]))).tolist()
+    [3, 1]
     """
-    total = 0
-    declared = parameters(node)
-    for field in dataclasses.fields(node):
-        value = getattr(node, field.name)
-        if is_held(node, field.name):
-            continue
-        if field.name in declared:
-            constraint = declared[field.name]
-            axes = value.ndim - constraint.event_ndim
-            total += int(np.prod(value.shape[:axes], dtype=int)) * constraint.free(*value.shape[axes:])
+    counted = _free_parameters(node)
+    return counted if counted.ndim or isinstance(counted, Tracer) else int(counted)
+
+
+@jax.jit
+def _free_parameters(model: Any) -> Int[Array, "*batch"]:
+    batch = getattr(model, "batch_shape", ())
+    total = jnp.zeros(batch, jnp.int32)
+    for leaf in walk(model, jnp.ones(batch, bool)):
+        if leaf.constraint.bijector is None:
+            members = leaf.values.ndim - leaf.declared.event_ndim
+            each = jnp.where(jnp.asarray(leaf.used), leaf.declared.free(*leaf.values.shape[members:]), 0)
         else:
-            for child in jax.tree.leaves(value, is_leaf=dataclasses.is_dataclass):
-                if dataclasses.is_dataclass(child):
-                    total += free_parameters(child)
+            each = leaf.moves().astype(jnp.int32)
+        total = total + _over(jnp.sum, each, batch).astype(jnp.int32)
     return total
+
+
+def told(model: Any, log_prob: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
+    """Log-probabilities under a model; NaN if a parameter in use is not what its field declares.
+
+    A constructor checks that, but nobody calls it for a model that comes out of arithmetic on a pytree: weights that
+    sum to two would give each row log(2) too much.
+    """
+    batch = log_prob.shape[:-1]
+    holds = jnp.ones(batch, bool)
+    for leaf in walk(model, holds):
+        if leaf.declared.holds is not None:
+            holds = holds & _over(jnp.all, leaf.declared.holds(leaf.values) | ~jnp.asarray(leaf.used), batch)
+    return jnp.where(holds[..., None], log_prob, jnp.nan)
+
+
+def _over(reduce: Callable[..., Array], each: Array, batch: tuple[int, ...]) -> Array:
+    """Something of each member (and more), over all that belong to one of a batch; what several share is of each."""
+    alike = [a == b for a, b in zip(each.shape, batch, strict=False)]
+    own = alike.index(False) if False in alike else len(alike)
+    found = reduce(each, axis=tuple(range(own, each.ndim)))
+    return found.reshape(*found.shape, *(1 for _ in batch[own:]))

@@ -1,114 +1,87 @@
 """Unconstrained coordinates of a model: one real number for each free number that it holds.
 
-Each constraint has a pair of functions for it; a model's coordinates are those of its parameters. What sits on the edge
-of its set for good (a weight of zero, a probability of one) stays out: its coordinate is zero and moves nothing.
+Each constraint has a bijector for it (`jaxem.bijectors`); a model's coordinates are those of its parameters. What sits
+on the edge of its set for good (a weight of zero, a probability of one) stays out: its coordinate is zero and moves
+nothing. What is held has none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from jaxem import constraints, linalg
-from jaxem.constraints import Constraint
+from jaxem.constraints import Leaf, walk
 
 Coordinates = list[Array]
+Named = dict[str, Array]
 
 
-class Chart(NamedTuple):
-    """`free(values, like)` are coordinates of values, and `values(free, like)` the way back.
+def coordinates(model: Any) -> tuple[Named, Callable[[Named], Any]]:
+    """Unconstrained coordinates of a model, and the way back: what an optimiser may move as it likes.
 
-    `like` tells what is fixed. Where it is not, a value on the edge has the coordinate of the closest number inside.
+    A step along the gradient of a model's own pytree leaves the set of models: weights no longer sum to one, a variance
+    is below zero. In coordinates every step is a model: logarithms of what is positive, log-odds of probabilities,
+    log-ratios to the last entry of a simplex, the Cholesky factor of a covariance with the logarithms of its diagonal.
+
+    What is zero for good (a weight, a transition) stays zero: its coordinate moves nothing. What is `held` has none.
+
+    Args:
+        model: a model, or a batch of them.
+
+    Returns:
+        `(free, model_at)`: a dict of arrays by the names of the parameters, `[*members, ...]`, which is a pytree like
+        any other, for optax and for `jax.grad`; and a function of such a dict, which may be passed through `jit`.
+
+    Raises:
+        ValueError: from `model_at`, if names are missing or are none of the model's.
+
+    >>> import jax, optax, jaxem as jem
+    >>> x, start = jax.numpy.array([0.0, 1.0, 7.0, 9.0]), jem.Mixture([0.5, 0.5], jem.Poisson([1.0, 5.0]))
+    >>> free, model_at = jem.coordinates(start)
+    >>> {name: values.round(2).tolist() for name, values in free.items()}
+    {'weights': [0.0], 'components.rate': [0.0, 1.61]}
+    >>> adam = optax.adam(0.1)
+    >>> @jax.jit
+    ... def step(free, state):
+    ...     slope = jax.grad(lambda free: -model_at(free).log_prob(x).sum())(free)
+    ...     updates, state = adam.update(slope, state)
+    ...     return optax.apply_updates(free, updates), state
+    >>> state = adam.init(free)
+    >>> for _ in range(300):
+    ...     free, state = step(free, state)
+    >>> model_at(free).components.rate.round(2).tolist()
+    [0.5, 8.0]
     """
-
-    free: Callable[[Array, Array], Array]
-    values: Callable[[Array, Array], Array]
-
-
-def _undecided(probability: Array) -> Array:
-    return (probability > 0) & (probability < 1)
+    names = [_name(leaf) for leaf in walk(model) if not leaf.still]
+    return dict(zip(names, _moved(model), strict=True)), jax.tree_util.Partial(_model_at, model)
 
 
-def _log(values: Array, like: Array) -> Array:
-    values = jnp.maximum(values, jnp.finfo(values.dtype).tiny)
-    return jnp.where(like > 0, jnp.log(jnp.where(like > 0, values, 1)), 0)
+@jax.jit
+def _moved(model: Any) -> Coordinates:
+    """Those of what is not held."""
+    return [free for free, leaf in zip(to_coordinates(model), walk(model), strict=True) if not leaf.still]
 
 
-def _exp(free: Array, like: Array) -> Array:
-    return jnp.where(like > 0, jnp.exp(free), like)
+def _model_at(like: Any, free: Named) -> Any:
+    leaves = list(walk(like))
+    names = [_name(leaf) for leaf in leaves if not leaf.still]
+    if free.keys() ^ names:
+        wrong = min(free.keys() ^ names)
+        raise ValueError(f"{wrong!r} {'is missing' if wrong in names else 'is no parameter'}: {', '.join(names)}")
+    held = jnp.zeros(0)
+    return from_coordinates([held if leaf.still else free[_name(leaf)] for leaf in leaves], like)
 
 
-def _logit(values: Array, like: Array) -> Array:
-    type_ = jnp.finfo(values.dtype)
-    values = jnp.minimum(jnp.maximum(values, type_.tiny), 1 - type_.epsneg)
-    values = jnp.where(_undecided(like), values, 0.5)
-    return jnp.where(_undecided(like), jnp.log(values) - jnp.log1p(-values), 0)
+def _name(leaf: Leaf) -> str:
+    """`components.mean`, `parts.0.rate`."""
+    return jax.tree_util.keystr(leaf.path, simple=True, separator=".")
 
 
-def _expit(free: Array, like: Array) -> Array:
-    return jnp.where(_undecided(like), jax.nn.sigmoid(free), like)
-
-
-def _reference(values: Array) -> tuple[Array, Array]:
-    """The last entry above zero, against which the others are measured; and where those stand, `[..., K - 1]`."""
-    places = linalg.lead(jnp.arange(values.shape[-1], dtype=jnp.int32), values.ndim)
-    last = jnp.max(jnp.where(values > 0, places, 0), axis=-1, keepdims=True)
-    others = places[..., :-1]
-    return last, others + (others >= last).astype(jnp.int32)
-
-
-def _log_ratios(values: Float[Array, "*batch k"], like: Float[Array, "*batch k"]) -> Array:
-    last, others = _reference(like)
-    logs = _log(values, like)
-    ratio = jnp.take_along_axis(logs, others, axis=-1) - jnp.take_along_axis(logs, last, axis=-1)
-    return jnp.where(jnp.take_along_axis(like, others, axis=-1) > 0, ratio, 0)
-
-
-def _shares(free: Array, like: Float[Array, "*batch k"]) -> Array:
-    last, _ = _reference(like)
-    places = linalg.lead(jnp.arange(like.shape[-1], dtype=jnp.int32), like.ndim)
-    padded = jnp.concatenate([free, jnp.zeros_like(free[..., :1])], axis=-1)
-    index = jnp.broadcast_to(places - (places > last).astype(jnp.int32), like.shape)
-    logits = jnp.where(places == last, 0, jnp.take_along_axis(padded, index, axis=-1))
-    return jax.nn.softmax(jnp.where(like > 0, logits, -jnp.inf), axis=-1)
-
-
-def _triangle(matrix: Float[Array, "*batch d d"], like: Array) -> Array:
-    factor = linalg.cholesky(matrix)
-    logs = jnp.log(linalg.diagonal(factor))
-    rows, columns = jnp.tril_indices(matrix.shape[-1], -1)
-    return jnp.concatenate([logs, factor[..., rows, columns]], axis=-1)
-
-
-def _squared(free: Array, like: Float[Array, "*batch d d"]) -> Array:
-    size = like.shape[-1]
-    rows, columns = jnp.tril_indices(size, -1)
-    factor = linalg.diagonal_matrix(jnp.exp(free[..., :size])).at[..., rows, columns].set(free[..., size:])
-    return linalg.matmul(factor, linalg.transpose(factor))
-
-
-REAL = Chart(lambda values, like: values, lambda free, like: free)
-POSITIVE = Chart(_log, _exp)
-CHARTS: dict[Constraint, Chart] = {
-    constraints.real: REAL,
-    constraints.vector: REAL,
-    constraints.matrix: REAL,
-    constraints.loadings: REAL,
-    constraints.positive: POSITIVE,
-    constraints.positive_vector: POSITIVE,
-    constraints.non_negative: POSITIVE,
-    constraints.unit_interval: Chart(_logit, _expit),
-    constraints.simplex: Chart(_log_ratios, _shares),
-    constraints.positive_definite: Chart(_triangle, _squared),
-    constraints.held: Chart(lambda values, like: jnp.zeros(0, values.dtype), lambda free, like: like),
-}
-
-
-def coordinates(model: Any, like: Any = None) -> Coordinates:
+def to_coordinates(model: Any, like: Any = None) -> Coordinates:
     """Coordinates of every parameter of a model, in the order of its leaves.
 
     Logarithms of what is positive, log-ratios to the last entry of a simplex, the Cholesky factor of a covariance with
@@ -119,16 +92,15 @@ def coordinates(model: Any, like: Any = None) -> Coordinates:
         like: a model of the same structure that tells what is fixed; the model itself if left out.
 
     >>> import jaxem as jem
-    >>> [c.shape for c in coordinates(jem.Mixture([0.2, 0.8], jem.Gaussian([[0.0], [1.0]], [[[1.0]], [[2.0]]])))]
+    >>> [c.shape for c in to_coordinates(jem.Mixture([0.2, 0.8], jem.Gaussian([[0.0], [1.0]], [[[1.0]], [[2.0]]])))]
     [(1,), (2, 1), (2, 1)]
     """
-    fixing = constraints.leaves(model if like is None else like)
-    each = zip(constraints.leaves(model), fixing, strict=True)
-    return [CHARTS[limit].free(values, old) for (_, limit, values), (_, _, old) in each]
+    each = zip(walk(model), walk(model if like is None else like), strict=True)
+    return [old.bijector.free(leaf.values, old.values) for leaf, old in each]
 
 
 def from_coordinates(free: Coordinates, like: Any) -> Any:
-    """The model with these coordinates: the inverse of `coordinates`.
+    """The model with these coordinates: the inverse of `to_coordinates`.
 
     Args:
         free: coordinates.
@@ -136,9 +108,8 @@ def from_coordinates(free: Coordinates, like: Any) -> Any:
 
     >>> import jaxem as jem
     >>> model = jem.Mixture([0.2, 0.8], jem.Poisson([1.0, 2.0]))
-    >>> bool(abs(from_coordinates(coordinates(model), model).components.rate - model.components.rate).max() < 1e-6)
+    >>> bool(abs(from_coordinates(to_coordinates(model), model).components.rate - model.components.rate).max() < 1e-6)
     True
     """
-    leaves = constraints.leaves(like)
-    values = [CHARTS[limit].values(one, old) for one, (_, limit, old) in zip(free, leaves, strict=True)]
+    values = [old.bijector.values(one, old.values) for one, old in zip(free, walk(like), strict=True)]
     return jax.tree.unflatten(jax.tree.structure(like), values)

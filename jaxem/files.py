@@ -200,7 +200,7 @@ def _build(structure: Any, name: str, tensors: dict[str, np.ndarray], path: Any,
         return jnp.asarray(tensor) if checked else tensor
     cls = CLASSES.get(structure.get("class", ""))
     fields = structure.get("fields")
-    if cls is None or not isinstance(fields, dict) or set(fields) != {f.name for f in dataclasses.fields(cls)}:
+    if cls is None or not isinstance(fields, dict) or not _fits(set(fields), cls):
         raise ValueError(f"{path}: {name} is a {structure.get('class')!r} with other fields than jaxem's")
     values = {field: _build(part, f"{name}.{field}", tensors, path, checked) for field, part in fields.items()}
     if not checked:
@@ -209,6 +209,13 @@ def _build(structure: Any, name: str, tensors: dict[str, np.ndarray], path: Any,
         return cls(**values)
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: {name}: {error}") from None
+
+
+def _fits(given: set[str], cls: Any) -> bool:
+    """Are these the fields of a class? Those with a default are younger than some files."""
+    fields = dataclasses.fields(cls)
+    needed = {field.name for field in fields if field.default is dataclasses.MISSING}
+    return needed <= given <= {field.name for field in fields}
 
 
 def _tensor(structure: dict[str, Any], name: str, tensors: dict[str, np.ndarray], path: Any) -> np.ndarray:

@@ -22,7 +22,7 @@ import numpy as np
 import jaxem as jem
 from jaxem import priors
 from jaxem.kinds import Kind
-from jaxem.outcome import Outcome, narrow, summarise
+from jaxem.outcome import Outcome, free_numbers, narrow, summarise
 from jaxem.parts import Parts, Result
 from jaxem.sequences import Sequences
 from jaxem.slabs import Plan, Slab, plan, stack
@@ -180,15 +180,16 @@ def _fit_slab(
     with jax.enable_x64(settings.dtype == "float64"), _device(free):
         x, weight = stack(grouped, slab, settings.dtype)
         starts = starting_models(grouped.kind, settings, slab, x, weight)
-        results = []
+        results, most = [], max(settings.components)
         for capacity, counts in shapes.capacities:
             fit = _climb(settings, stop, tally, slab, [starts[k] for k in counts], x, weight, capacity)
             if stop.is_set():
                 return None
-            for i in range(len(counts)):
+            for i, k in enumerate(counts):
                 part = slice(i * slab.size, (i + 1) * slab.size)
                 members = jax.tree.map(lambda leaf, part=part: leaf[part], fit.model)
-                results.append((members, fit.log_likelihood[part], fit.steps[part], fit.status[part]))
+                told = fit.log_likelihood[part], fit.steps[part], fit.status[part], free_numbers(starts[k], most)
+                results.append((members, *told))
         chosen = summarise(results, x, weight, settings, len(slab.groups), grouped.n[slab.groups])
         if parts is not None:
             parts.write(slab, chosen)

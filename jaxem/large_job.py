@@ -31,7 +31,7 @@ from jaxem.fitting.fit import best_restart
 from jaxem.fitting.stream import fit_starts, surveyed
 from jaxem.fitting.survey import Spaced, Survey
 from jaxem.kinds import Kind
-from jaxem.outcome import Outcome, belonging, narrow, scored
+from jaxem.outcome import Outcome, belonging, free_numbers, narrow, scored
 from jaxem.slabs import plan, stack
 from jaxem.tables import Grouped
 
@@ -301,7 +301,8 @@ def _run(
             tried = fit_starts(
                 models, table.batches, found, jem.EM(), tol=settings.tol, max_steps=settings.max_steps
             )  # fmt: skip
-            fits += [_best(tried, i, settings.restarts) for i in range(len(counts))]
+            most = max(settings.components)
+            fits += [(*_best(tried, i, settings.restarts), free_numbers(starts[k], most)) for i, k in enumerate(counts)]
             outcome.fits += len(counts) * settings.restarts
             if progress is not None:
                 progress(0, outcome.fits)

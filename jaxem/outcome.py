@@ -152,7 +152,8 @@ def summarise(
     """Scores of a slab, the choice, the chosen models and where each row belongs.
 
     Args:
-        results: for each number of components, in order: models `[size, K, ...]`, log-likelihood, steps, status.
+        results: for each number of components, in order: models `[size, K, ...]`, log-likelihood, steps, status, and
+            how many free numbers there were at the start (see `free_numbers`).
         x, weight: what was fitted, `[size, ...]` (see `slabs.stack`).
         settings: how to choose.
         groups: how many of `size` are not padding.
@@ -180,9 +181,9 @@ def scored(
     counts, groups = settings.components, len(n)
     results = [(widen(models, max(counts)), *rest) for models, *rest in results]
     size = len(results[0][1])
-    log_likelihood, steps, status = (np.stack(part, axis=1)[:groups] for part in list(zip(*results, strict=True))[1:])
+    told = list(zip(*results, strict=True))[1:]
+    log_likelihood, steps, status, free = (np.stack(part, axis=1)[:groups] for part in told)
     log_likelihood, entropy = log_likelihood.astype(float), entropy.astype(float)
-    free = np.array([free_parameters(_one(models, k)) for k, (models, *_) in zip(counts, results, strict=True)])
     rows = n[:, None].astype(float)
     scores = Scores(
         status=status,
@@ -190,9 +191,9 @@ def scored(
         log_likelihood=log_likelihood,
         entropy=entropy,
         bic=np.asarray(selection.bic(log_likelihood, free, rows)),
-        aic=np.asarray(selection.aic(log_likelihood, np.broadcast_to(free, log_likelihood.shape))),
+        aic=np.asarray(selection.aic(log_likelihood, free)),
         icl=np.asarray(selection.icl(log_likelihood, free, rows, entropy)),
-        parameters=np.broadcast_to(free, status.shape),
+        parameters=free,
     )
     scores = _failures_are_nan(scores)
     possible = n[:, None] >= np.array(counts)
@@ -238,6 +239,16 @@ def narrow(starts: Any, capacity: int) -> Any:
     flat = jax.tree.map(lambda leaf: leaf.reshape(groups * restarts, *leaf.shape[2:]), starts)
     cut = map_states(lambda a, axis: np.take(a, np.arange(capacity), axis), flat)
     return jax.tree.map(lambda leaf: leaf.reshape(groups, restarts, *leaf.shape[1:]), cut)
+
+
+def free_numbers(starts: Any, capacity: int) -> np.ndarray:
+    """`[G]` how many numbers a fit could move from starts `[G, R, K, ...]`; all in one shape, to compile it once.
+
+    Not those of where it ended: an estimate that has reached zero was free.
+    """
+    groups, restarts = starts.batch_shape
+    flat = jax.tree.map(lambda leaf: leaf.reshape(groups * restarts, *leaf.shape[2:]), starts)
+    return np.asarray(free_parameters(widen(flat, capacity))).reshape(groups, restarts).max(axis=1)
 
 
 def _by_share(models: Any) -> Any:

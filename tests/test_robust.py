@@ -12,7 +12,7 @@ import scipy.stats as ss
 
 import jaxem as jem
 from families import covariances, e_step, m_step
-from jaxem.coordinates import coordinates, from_coordinates
+from jaxem.coordinates import from_coordinates, to_coordinates
 from jaxem.distributions.robust import MOST
 from jaxem.pytree import replace
 from oracles.test_published import case
@@ -86,7 +86,7 @@ def test_what_is_held_stays(rng: np.random.Generator, tmp_path: Any) -> None:
     off = np.asarray(x - model.location[None])
     counts = 7 / (5 + np.einsum("ni,ij,nj->n", off, np.linalg.inv(fit.model.scatter), off))
     np.testing.assert_allclose(fit.model.scatter, (off.T * counts) @ off / 60, rtol=1e-3)
-    free = coordinates(fit.model)
+    free = to_coordinates(fit.model)
     assert [leaf.size for leaf in free] == [0, 3, 0]
     moved = from_coordinates([leaf + 1 for leaf in free], fit.model)
     assert moved.dof == 5

@@ -15,6 +15,7 @@ PACKAGE = Path(jaxem.__file__).parent
 FLOORS = [
     {
         "_version",
+        "bijectors",
         "chains",
         "constraints",
         "coordinates",

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxem import linalg
-from jaxem.constraints import check_parameters, parameters
+from jaxem.constraints import check_parameters, parameters, told
 from jaxem.data import as_floats
 from jaxem.distributions import quadratic
 from jaxem.missing import Incomplete, cells, incomplete, unseen_rows
@@ -83,6 +83,14 @@ class Distribution:
     def states(self) -> Array | int:
         """How many hidden states are in use, where anything is hidden."""
         return 1
+
+    def in_use(self, used: Array) -> dict[str, Any]:
+        """Of which members of its fields any row can come at all, where that is not `used` (`[*batch_shape]` bool).
+
+        By the name of the field, an array of bools as its members are; for a field that holds several models, a tuple
+        of one for each. What can never be used has no free parameters.
+        """
+        return {}
 
     def read(self, x: Any) -> Any:
         """Rows as floats, first of all."""
@@ -267,6 +275,8 @@ class Family(Distribution):
     def log_prob(self, x: Any) -> Float[Array, "*batch n"]:
         """log p(x_i | member), `[*batch_shape, n]`, in nats; -inf for a value outside the support.
 
+        NaN for parameters that are none (a negative variance), as a step along a raw gradient may leave them.
+
         Args:
             x: `[n]` for a family of numbers, `[n, D]` for one of vectors.
 
@@ -358,7 +368,7 @@ def _observed(family: Family, x: Array | Incomplete) -> Rows:
 @jax.jit
 def _log_prob(family: Family, rows: Rows) -> Array:
     """One program, not one for each operation: a person who asks for a log-probability waits once."""
-    return family.e_step(rows)[0]
+    return told(family, family.e_step(rows)[0])
 
 
 def convert_parameters(node: Any) -> None:

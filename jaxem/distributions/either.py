@@ -81,10 +81,18 @@ class Either(Family):
     def _sizes(self) -> list[int]:
         return [part.batch_shape[-1] for part in self.parts]
 
+    @property
+    def _ends(self) -> list[int]:
+        """Where the members of one part end and those of the next begin."""
+        return [sum(self._sizes[:i]) for i in range(1, len(self.parts))]
+
     def _split(self, values: Float[Array, "*batch n"]) -> list[Array]:
         """What belongs to the members of each part."""
-        ends = [sum(self._sizes[:i]) for i in range(1, len(self.parts))]
-        return jnp.split(values, ends, axis=-2)
+        return jnp.split(values, self._ends, axis=-2)
+
+    def in_use(self, used: Array) -> dict[str, Any]:
+        """Members of each part."""
+        return {"parts": tuple(jnp.split(used, self._ends, axis=-1))}
 
     def columns(self, x: Array) -> tuple[Possible, ...]:
         return self.gaps(x).columns

@@ -5,6 +5,9 @@ function theorem). So the parameters move by information^-1 times the change of 
 them and in however many steps. With I - J, where J is the Jacobian of the EM map, in place of the information the same
 holds of the EM map (Louis 1982; Meng and Rubin 1991): that is the form for models with many parameters, because it is
 well conditioned in any units and need not be formed.
+
+A probability that has come within `EDGE` of zero or one is on its way there, where a solver may stop early or late: it
+is put at the edge, and held; the others' derivative is given that.
 """
 
 from __future__ import annotations
@@ -20,10 +23,11 @@ from jax.scipy.sparse.linalg import bicgstab
 from jaxtyping import Array, Bool, Float
 
 from jaxem import linalg
+from jaxem.constraints import at_edges
 from jaxem.distributions.base import Statistics
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
-from jaxem.pytree import replace
+from jaxem.pytree import replace, select
 from jaxem.solvers.em import em_step, expectation
 from jaxem.solvers.objective import flat, information, value_and_gradient
 
@@ -31,6 +35,8 @@ DENSE = 256
 """Free numbers up to which the information is formed: that takes a pass for each."""
 ITERATIONS = 2000
 """At most, where it is not."""
+EDGE = 1e-6
+"""Probabilities closer than this to zero or one are at it."""
 Data = tuple[Any, Array, Any]
 """What a fit may be differentiated by: x, weight, prior."""
 
@@ -48,15 +54,22 @@ def differentiated(fit: Fit, over: Any, pseudo: Callable[[Any, Array, Any], Stat
         The fit, whose status says so if it has no derivative there, and the change of its fields: zero but for the
         model, the log-likelihood and the objective, and those are NaN then.
     """
-    free, model_at = flat(fit.model)
 
-    def values(free: Array, x: Any, weight: Array, prior: Any) -> tuple[Any, Array, Array]:
-        model = model_at(free)
+    def height(model: Any, x: Any, weight: Array, prior: Any) -> tuple[Array, Array]:
         log_likelihood = expectation(model, x, weight, over)[0]
-        return model, log_likelihood, log_likelihood + model.expected_log_prob(pseudo(x, weight, prior))
+        return log_likelihood, log_likelihood + model.expected_log_prob(pseudo(x, weight, prior))
+
+    # Where that costs anything, what is so small is needed as it is: for one of a million rows, or under a prior.
+    edged = at_edges(fit.model, EDGE)
+    rounding = 256 * float(jnp.finfo(fit.objective.dtype).eps) * (jnp.abs(fit.objective) + jnp.sum(at[1]))
+    model = select(height(edged, *at)[1] >= fit.objective - rounding, edged, fit.model)
+    free, model_at = flat(model)
+
+    def values(free: Array, *data: Any) -> tuple[Any, Array, Array]:
+        return model_at(free), *height(model_at(free), *data)
 
     way = _by_information if free.size <= DENSE else _by_em_map
-    regular, change = way(fit.model, over, pseudo, at, moved)
+    regular, change = way(model, over, pseudo, at, moved)
     ended = (fit.status == int(Status.converged)) | (fit.status == int(Status.max_steps_reached))
     # A factor, not a choice: in reverse mode a choice would be zero.
     change = change * jnp.where(regular & ended, 1, jnp.nan)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxem.constraints import normalized
 from jaxem.distributions.base import Statistics
 from jaxem.fitting.status import Status
 from jaxem.pytree import module, replace, select
@@ -70,7 +71,8 @@ class Progress:
 
 
 def begin(solver: Any, model: Any, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Progress:
-    """A fit that has not taken a step."""
+    """A fit that has not taken a step: from exactly normalised parameters, or the first M-step would be a fall."""
+    model = normalized(model)
     never = jnp.full((), -jnp.inf, weight.dtype)
     return Progress(
         model=model,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxem import linalg, sums
-from jaxem.constraints import check_parameters
+from jaxem.constraints import check_parameters, told
 from jaxem.distributions.base import Distribution, Labelled, Pullback, convert_parameters
 from jaxem.pytree import module
 
@@ -223,7 +223,7 @@ class Latent(Hidden):
 
 @jax.jit
 def _log_prob(model: Hidden, x: Any) -> Array:
-    return model.log_normalizer(model.potentials(), model.evidence_of(x), sums.log_sum, _split(x)[0])
+    return told(model, model.log_normalizer(model.potentials(), model.evidence_of(x), sums.log_sum, _split(x)[0]))
 
 
 @partial(jax.jit, static_argnums=2)

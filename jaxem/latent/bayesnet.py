@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from functools import partial
+import numbers as numbers_of
+from collections.abc import Mapping, Sequence
+from functools import partial, reduce
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, Self
 
@@ -15,19 +16,24 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxem import missing, sums
+from jaxem.constraints import SOURCE, told
 from jaxem.data import as_floats, check_weight
 from jaxem.distributions.base import Labelled, Pullback
 from jaxem.distributions.discrete import Categorical
 from jaxem.latent import elimination
 from jaxem.latent.base import Hidden, log_potential
 from jaxem.latent.elimination import Factor
-from jaxem.linalg import lead, matmul
+from jaxem.linalg import HIGHEST, lead, matmul
 from jaxem.pytree import module, replace, static
 
 CORNERS = 64
 """Configurations of seen variables up to which their counts are a matrix product, not a scatter."""
 PIECE = 8_192
 """Rows of which log-probabilities, posteriors and explanations are found together."""
+UNSEEN = 0.1
+"""Rows that stand for a category that was never seen."""
+ANCESTORS = 1 << 16
+"""Configurations of ancestors up to which they are looked at, to know which rows of a table can never occur."""
 
 Graph = tuple[tuple[str, tuple[str, ...]], ...]
 
@@ -98,17 +104,19 @@ class BayesNet(Hidden):
     The sum is taken by eliminating one hidden variable after the other, in log space; its derivative with respect to
     the log-tables is the expected number of times that each entry is used, so every solver of jaxem fits it (Lauritzen
     1995). Rows are `[n, V]` categories, numbered from zero, a column for each variable in the order of the graph, NaN
-    where a cell is hidden; or a dict from names to categories, of which variables that are left out are hidden.
+    where a cell is hidden; or a dict of columns by name, or a frame (pandas, polars, pyarrow), of which variables that
+    are left out are hidden. There a cell may also be None, or a text: one of the `outcomes` of its variable.
 
     Args:
         graph: `{variable: [its parents]}`, each parent a key as well; or a networkx `DiGraph`.
         tables: `{variable: [..., *categories of its parents, C]}`, the parents in the order of the graph; every row on
             the simplex. A probability of zero stays zero.
         tied: `{variable: the variable whose table it uses}`; it has no table of its own, and both are counted in one.
+        outcomes: `{variable: the texts of its categories, in the order of their numbers}`, of variables that have them.
 
     Raises:
         ValueError: a cycle (which is named), a parent that is no variable, tables that are missing or of the wrong
-            shape, or a row of a table that does not sum to one.
+            shape, a row of a table that does not sum to one, or other texts than there are categories.
 
     Koller and Friedman (2009), Probabilistic Graphical Models, chapters 9 and 19.
 
@@ -119,11 +127,15 @@ class BayesNet(Hidden):
     >>> model = jem.BayesNet(graph, tables)
     >>> model.posterior({"wet": 1})["rain"].round(4).tolist()
     [[0.6423, 0.3577]]
+    >>> named = jem.BayesNet(graph, tables, outcomes={"wet": ["no", "yes"]})
+    >>> named.posterior({"wet": ["yes", None]})["rain"].round(4).tolist()
+    [[0.6423, 0.3577], [0.8, 0.2]]
     """
 
     graph: Any = static()
     tables: Any
     tied: Any = static(default=())
+    outcomes: Any = static(default=())
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "graph", as_graph(self.graph))
@@ -136,6 +148,10 @@ class BayesNet(Hidden):
         for name, array in arrays.items():
             self._check_sums(name, array)
         object.__setattr__(self, "tables", tuple(Categorical(array) for array in arrays.values()))
+        named = self.outcomes.items() if isinstance(self.outcomes, Mapping) else self.outcomes
+        named = tuple((str(variable), tuple(str(text) for text in texts)) for variable, texts in named)
+        object.__setattr__(self, "outcomes", named)
+        self._check_outcomes()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -182,6 +198,34 @@ class BayesNet(Hidden):
         """A column for each variable."""
         return (len(self.graph),)
 
+    def in_use(self, used: Array) -> dict[str, Any]:
+        """Rows of tables whose parents can have these categories."""
+        some = [self.tables[table].probs > 0 for table in self.table_of]
+        rows = [used.reshape(*used.shape, *(1 for _ in p)) & self._occurs(p, some) for p in self.parents]
+        users = [[rows[v] for v, table in enumerate(self.table_of) if table == i] for i in range(len(self.tables))]
+        return {"tables": tuple(reduce(jnp.logical_or, of) for of in users)}
+
+    def _occurs(self, parents: tuple[int, ...], some: list[Array]) -> Bool[Array, "*batch_parents"]:
+        """Which categories some variables can have together, as far as they and their ancestors tell.
+
+        `some` is where the table of each variable is not zero. Of many ancestors only the next are looked at.
+        """
+        sizes, scope = self.categories, list(parents)
+        for v in scope:  # which grows on the way
+            for parent in self.parents[v]:
+                if parent not in scope and math.prod(sizes[u] for u in (*scope, parent)) <= ANCESTORS:
+                    scope.append(parent)
+        operands: list[Any] = []
+        for v in scope:
+            family = (*self.parents[v], v)
+            # What is not looked at may be anything.
+            away = tuple(i - len(family) for i, u in enumerate(family) if u not in scope)
+            seen = jnp.any(some[v], axis=away) if away else some[v]
+            operands += [seen.astype(jnp.float32), [..., *(u for u in family if u in scope)]]
+        if not operands:
+            return jnp.ones(self.batch_shape, bool)
+        return jnp.einsum(*operands, [..., *parents], precision=HIGHEST) > 0
+
     def table(self, name: str) -> Float[Array, "*batch_parents_c"]:
         """The table of a variable, `[*batch_shape, *categories of its parents, C]`."""
         if name not in self.names:
@@ -194,7 +238,7 @@ class BayesNet(Hidden):
         key: Array,
         graph: Any,
         x: Any,
-        categories: Mapping[str, int] | None = None,
+        categories: Mapping[str, Any] | None = None,
         *,
         weight: Any = None,
         restarts: int | None = None,
@@ -203,20 +247,24 @@ class BayesNet(Hidden):
         """A network to set out from: counts of the rows that show a variable with its parents, and a random row more.
 
         The random row of pseudo-counts is spread over the categories as they were seen, times noise: it tells hidden
-        categories apart, and no probability is zero.
+        categories apart, and no probability is zero but those of categories that do not occur: numbers below the
+        largest that were never seen, as zero is in a table that counts from one. What `categories` names has them all.
+
+        The texts of a column become its `outcomes` in the order of the alphabet.
 
         Args:
             key: a JAX random key.
             graph: as for the network.
-            x: `[n, V]` rows, or a dict; NaN where hidden.
+            x: `[n, V]` rows, a dict or a frame; NaN where hidden.
             categories: of variables that are never seen, or not seen in all their categories: one more than the
-                largest seen, if left out.
+                largest seen, if left out. A number, or the texts of all of them in their order.
             weight: `[n]` row weights.
             restarts: how many starts; the model then has a leading axis of this length.
             tied: as for the network.
 
         Raises:
-            ValueError: a variable that is never seen and not in `categories`, or a category out of range.
+            ValueError: a variable that is never seen and not in `categories`, a category out of range, or a number of
+                `categories` that is not that of the texts in a column.
 
         >>> import jax, jaxem as jem
         >>> x = [[float("nan"), 0, 0], [float("nan"), 1, 1]]
@@ -226,13 +274,14 @@ class BayesNet(Hidden):
         """
         graph = as_graph(graph)
         names = [name for name, _ in graph]
-        values = np.asarray(_columns(x, names))
+        promised, outcomes = _promised(categories or {}, _texts(x, names, dict(tied)))
+        values = np.asarray(_columns(x, names, outcomes))
         if restarts is not None and restarts < 1:
             raise ValueError(f"restarts is {restarts}; it must be at least one")
         check_weight(1 if weight is None else weight)
         rows = np.ones(len(values)) if weight is None else np.asarray(weight, float)
         using = dict(tied)
-        sizes = _sizes(names, values[rows > 0], dict(categories or {}), using)
+        sizes = _sizes(names, values[rows > 0], promised, using)
         Cells(jnp.asarray(values), tuple((name, sizes[name]) for name in names), ()).check(weight)
         values, rows = values[rows > 0], rows[rows > 0]
         tables = {}
@@ -241,12 +290,14 @@ class BayesNet(Hidden):
                 continue
             users = [name] + [other for other, owner in using.items() if owner == name]
             counts, seen = _counted(graph, names, sizes, values, rows, users)
+            if not promised.keys() & set(users):
+                seen = np.where(seen > UNSEEN * len(users), seen, 0)
             draws = (restarts or 1, *counts.shape)
             noise = np.asarray(jax.random.exponential(jax.random.fold_in(key, v), draws, values.dtype))
             row = seen * noise
             table = counts + row / row.sum(-1, keepdims=True)
             tables[name] = jnp.asarray(table / table.sum(-1, keepdims=True), values.dtype)
-        model = cls(graph, tables, tied)
+        model = cls(graph, tables, tied, outcomes)
         return model if restarts is not None else jax.tree.map(lambda leaf: leaf[0], model)
 
     def read(self, x: Any) -> Any:
@@ -259,7 +310,7 @@ class BayesNet(Hidden):
             return x
         if isinstance(x, Labelled):
             raise ValueError("BayesNet: it takes no labels; write what is known into the columns of x")
-        values = _columns(x, self.names)
+        values = _columns(x, self.names, dict(self.outcomes))
         hidden: Any = np.arange(len(self.names))
         if not isinstance(values, Tracer):
             seen = missing.at_hand(values)
@@ -348,7 +399,7 @@ class BayesNet(Hidden):
 
     def inside(self, x: Any) -> Bool[Array, "n"]:
         """`[n]` bool: does each cell that is not hidden hold a category of its variable?"""
-        values = _columns(x, self.names)
+        values = _columns(x, self.names, dict(self.outcomes))
         sizes = jnp.asarray(self.categories, values.dtype)[None]
         return jnp.all(jnp.isnan(values) | ((values == jnp.floor(values)) & (values >= 0) & (values < sizes)), axis=1)
 
@@ -378,11 +429,22 @@ class BayesNet(Hidden):
         if len(set(batches.values())) > 1:
             raise ValueError(f"BayesNet: the tables have different leading axes: {batches}")
 
+    def _check_outcomes(self) -> None:
+        sizes = dict(zip(self.names, self.categories, strict=True))
+        for name, texts in self.outcomes:
+            if name not in sizes:
+                raise ValueError(f"BayesNet: outcomes speaks of {name!r}, which is no variable")
+            if len(set(texts)) != sizes[name] or len(texts) != sizes[name]:
+                raise ValueError(
+                    f"BayesNet: {name!r} has {sizes[name]} categories; its outcomes are {list(texts)}, where each must "
+                    "have a text of its own"
+                )
+
     def _check_sums(self, name: str, array: Array) -> None:
         if isinstance(array, Tracer):
             return
         values = np.asarray(array)
-        rounding = float(np.finfo(values.dtype).eps) * max(8, values.shape[-1])
+        rounding = max(SOURCE, float(np.finfo(values.dtype).eps) * values.shape[-1])
         off = np.abs(values.sum(-1) - 1)
         bad = ~((off <= rounding) & (values >= 0).all(-1))
         if bad.any():
@@ -450,19 +512,20 @@ def _arrays(tables: Any, owners: tuple[str, ...]) -> dict[str, Array]:
     return {name: array.astype(dtype) for name, array in zip(owners, arrays, strict=True)}
 
 
-def _columns(x: Any, names: Any) -> Array:
-    """Rows `[n, V]` as floats, from an array or from a dict of columns.
+def _columns(x: Any, names: Any, outcomes: Mapping[str, Sequence[str]]) -> Array:
+    """Rows `[n, V]` as floats, from an array, a dict of columns or a frame.
 
     Raises:
-        ValueError: the wrong number of columns, or a name that is no variable.
+        TypeError: a cell that is neither a number nor a text.
+        ValueError: the wrong number of columns, a name that is no variable, or a text that is no category.
     """
     if isinstance(x, Cells):
         return x.values
-    if isinstance(x, Mapping):
-        for name in x:
+    if (named := _by_name(x)) is not None:
+        for name in named:
             if name not in names:
                 raise ValueError(f"BayesNet: {name!r} is no variable; they are {', '.join(names)}")
-        columns = {name: np.atleast_1d(np.asarray(column, float)) for name, column in x.items()}
+        columns = {name: _numbers(name, column, outcomes.get(name)) for name, column in named.items()}
         n = max((len(column) for column in columns.values()), default=1)
         if any(column.shape not in ((n,), (1,)) for column in columns.values()):
             shapes = {name: column.shape for name, column in columns.items()}
@@ -474,6 +537,73 @@ def _columns(x: Any, names: Any) -> Array:
     if x.ndim != 2 or x.shape[1] != len(names):
         raise ValueError(f"x has shape {x.shape}; this network reads rows of shape [n, {len(names)}]")
     return x
+
+
+def _by_name(x: Any) -> dict[str, np.ndarray] | None:
+    """The columns of a dict or of a frame; None if it is neither."""
+    if not isinstance(x, Mapping):
+        names = getattr(x, "column_names", getattr(x, "columns", None))  # of pyarrow; of pandas and polars
+        if names is None:
+            return None
+        x = {name: x[name] for name in names}
+    return {str(name): np.atleast_1d(np.asarray(column)) for name, column in x.items()}
+
+
+def _numbers(name: str, column: np.ndarray, texts: Sequence[str] | None) -> np.ndarray:
+    """The numbers of the categories in a column, NaN where a cell is hidden."""
+    if column.dtype.kind in "biuf":
+        return column.astype(float)
+    numbers = {text: float(i) for i, text in enumerate(texts or ())}
+    found = np.full(column.shape, np.nan)
+    for row, cell in enumerate(column.tolist()):
+        if isinstance(cell, str):
+            if cell not in numbers:
+                known = (
+                    f"they are {', '.join(numbers)}" if texts else "the network has no texts for it: give `outcomes`"
+                )
+                raise ValueError(f"x: {name} holds {cell!r} in row {row}, which is none of its categories; {known}")
+            found[row] = numbers[cell]
+        elif not _is_missing(cell):
+            if not isinstance(cell, numbers_of.Real):
+                raise TypeError(f"x: {name} holds a {type(cell).__name__} in row {row}; a cell is a number or a text")
+            found[row] = float(cell)
+    return found
+
+
+def _is_missing(cell: Any) -> bool:
+    """None, NaN, or the NA of pandas, which is equal to nothing and not even that for sure."""
+    return cell is None or type(cell).__name__ in ("NAType", "NaTType") or cell != cell
+
+
+def _texts(x: Any, names: Any, tied: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """The texts in columns that hold any, in the order of the alphabet; of those that share a table all together."""
+    columns, found = _by_name(x) or {}, dict[str, set[str]]()
+    for name, column in columns.items():
+        texts = (
+            {cell for cell in column.tolist() if isinstance(cell, str)} if column.dtype.kind not in "biuf" else set()
+        )
+        found.setdefault(tied.get(name, name), set()).update(texts)
+    each = {name: tuple(sorted(found.get(tied.get(name, name), ()))) for name in names}
+    return {name: texts for name, texts in each.items() if texts}
+
+
+def _promised(
+    categories: Mapping[str, Any], outcomes: dict[str, tuple[str, ...]]
+) -> tuple[dict[str, int], dict[str, tuple[str, ...]]]:
+    """How many categories some variables are said to have, and the texts of all that have any."""
+    sizes = {}
+    for name, said in categories.items():
+        if not isinstance(said, numbers_of.Integral):
+            outcomes = {**outcomes, name: tuple(str(text) for text in said)}
+            sizes[name] = len(outcomes[name])
+        elif len(outcomes.get(name, range(int(said)))) != said:
+            raise ValueError(
+                f"BayesNet: categories says that {name!r} has {said}, and its column holds the texts "
+                f"{list(outcomes[name])}; give all texts in place of the number"
+            )
+        else:
+            sizes[name] = int(said)
+    return sizes, outcomes
 
 
 def _sizes(names: list[str], values: np.ndarray, given: dict[str, int], tied: dict[str, str]) -> dict[str, int]:
@@ -505,8 +635,8 @@ def _counted(
         place = np.ravel_multi_index(columns[complete].astype(int).T, shape)  # type: ignore[arg-type]
         counts = counts + np.bincount(place, rows[complete], math.prod(shape)).reshape(shape)
         there = ~np.isnan(columns[:, -1])
-        # A tenth of a row for each category: one that was never seen may be there all the same.
-        seen = seen + 0.1 + np.bincount(columns[there, -1].astype(int), rows[there], shape[-1])
+        # A little for each category: one that was never seen may be there all the same.
+        seen = seen + UNSEEN + np.bincount(columns[there, -1].astype(int), rows[there], shape[-1])
     return np.asarray(counts), np.asarray(seen)
 
 
@@ -586,7 +716,7 @@ def _by_pieces(function: Any, model: BayesNet, x: Cells) -> Any:
 
 
 def _log_prob(model: BayesNet, x: Seen) -> Array:
-    return model.log_normalizer(model.potentials(), model.evidence_of(x), sums.log_sum, x)
+    return told(model, model.log_normalizer(model.potentials(), model.evidence_of(x), sums.log_sum, x))
 
 
 def _used(model: BayesNet, x: Seen, add: Any) -> tuple[Array, dict[int, Array]]:

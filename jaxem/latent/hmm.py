@@ -103,6 +103,16 @@ class HMM(Latent):
         """The emission."""
         return self.emission
 
+    def in_use(self, used: Array) -> dict[str, Any]:
+        """States that some path from the start reaches."""
+        size, dtype = self.initial.shape[-1], self.initial.dtype
+        ways = (self.transition > 0).astype(dtype) + lead(jnp.eye(size, dtype=dtype), self.transition.ndim)
+        for _ in range((size - 1).bit_length()):
+            ways = (matmul(ways, ways) > 0).astype(dtype)
+        first = (self.initial > 0).astype(dtype)[..., None, :]
+        reached = used[..., None] & (matmul(first, ways)[..., 0, :] > 0)
+        return {"transition": reached, "emission": reached}
+
     @classmethod
     def start(
         cls,

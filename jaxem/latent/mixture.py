@@ -65,6 +65,10 @@ class Mixture(Latent):
         """How many components have a weight."""
         return jnp.sum(self.weights > 0, axis=-1)
 
+    def in_use(self, used: Array) -> dict[str, Any]:
+        """Components that have a weight."""
+        return {"components": used[..., None] & (self.weights > 0)}
+
     @classmethod
     def start(
         cls,

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from jaxem import linalg
 from jaxem.chains import kalman
 from jaxem.chains.kalman import Observed, System
-from jaxem.constraints import check_parameters, matrix, parameter, parameters, positive_definite, vector
+from jaxem.constraints import check_parameters, matrix, parameter, parameters, positive_definite, told, vector
 from jaxem.data import ready
 from jaxem.distributions import quadratic
 from jaxem.distributions.base import Distribution, Labelled, Pullback, convert_parameters
@@ -466,7 +466,7 @@ def _sequences_first(values: Array, members: int) -> Array:
 
 @jax.jit
 def _log_prob(model: LinearGaussianSSM, x: Observed) -> Array:
-    return model._each(kalman.log_normalizer)(model._system(), x)
+    return told(model, model._each(kalman.log_normalizer)(model._system(), x))
 
 
 @partial(jax.jit, static_argnums=2)

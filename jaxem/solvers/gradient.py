@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxem.coordinates import Coordinates, coordinates, from_coordinates
+from jaxem.coordinates import Coordinates, from_coordinates, to_coordinates
 from jaxem.distributions.base import Statistics, add
 from jaxem.pytree import module, select, static
 from jaxem.solvers.base import Solver
@@ -73,7 +73,7 @@ class Gradient(Solver):
     def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Any:
         """The state of the transformation, how many steps were made, and what is left to gain."""
         with _ordinary_promotion():
-            return self.transformation.init(coordinates(model)), jnp.zeros((), jnp.int32), _unknown(weight)
+            return self.transformation.init(to_coordinates(model)), jnp.zeros((), jnp.int32), _unknown(weight)
 
     def left(self, state: Any) -> Array:
         """What an EM step would have gained: a schedule that stands still is not the top."""
@@ -98,7 +98,7 @@ class Gradient(Solver):
         return model, (inner, steps + 1, promised), log_likelihood
 
     def _updated(self, model: Any, inner: Any, gradient: Coordinates, rows: Array) -> tuple[Any, Any]:
-        free = coordinates(model)
+        free = to_coordinates(model)
         downhill = jax.tree.map(lambda leaf: -leaf / rows, gradient)
         with _ordinary_promotion():
             updates, inner = self.transformation.update(downhill, inner, free)
@@ -140,7 +140,7 @@ class LBFGS(Solver):
     def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Any:
         """Nothing remembered yet, nothing evaluated, nothing known of what is left to gain."""
         with _ordinary_promotion():
-            return self._transformation.init(coordinates(model)), jnp.zeros((), jnp.int32), _unknown(weight)
+            return self._transformation.init(to_coordinates(model)), jnp.zeros((), jnp.int32), _unknown(weight)
 
     def left(self, state: Any) -> Array:
         """What an EM step would have gained."""
@@ -152,7 +152,7 @@ class LBFGS(Solver):
 
     def step(self, model: Any, state: Any, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Any:
         """One E-step for the gradient, and those of the line search."""
-        free, rows = coordinates(model), _rows(weight)
+        free, rows = to_coordinates(model), _rows(weight)
         before, evaluations, _ = state
         log_likelihood, statistics = expectation(model, x, weight)
         height = (log_likelihood + model.expected_log_prob(prior)) / rows

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from jaxem.coordinates import Coordinates, coordinates, from_coordinates
+from jaxem.coordinates import Coordinates, from_coordinates, to_coordinates
 from jaxem.distributions.base import Statistics, add
 from jaxem.solvers.em import expectation
 from jaxem.sums import log_sum
@@ -33,7 +33,7 @@ def value_and_gradient(
 def gradient_of(model: Any, statistics: Statistics, prior: Statistics) -> Coordinates:
     """The gradient of Q, and at the statistics of that very model of the objective, in coordinates."""
     counted = add(statistics, prior)
-    return jax.grad(lambda free: from_coordinates(free, model).expected_log_prob(counted))(coordinates(model))
+    return jax.grad(lambda free: from_coordinates(free, model).expected_log_prob(counted))(to_coordinates(model))
 
 
 def left(model: Any, statistics: Statistics, prior: Statistics) -> Array:
@@ -65,8 +65,8 @@ objective.defvjp(_forward, _backward)
 
 
 def flat(model: Any, like: Any = None) -> tuple[Float[Array, "p"], Callable[[Array], Any]]:
-    """All coordinates of a model as one vector, and the way back to a model; `like` as in `coordinates`."""
-    vector, unravel = ravel_pytree(coordinates(model, like))
+    """All coordinates of a model as one vector, and the way back to a model; `like` as in `to_coordinates`."""
+    vector, unravel = ravel_pytree(to_coordinates(model, like))
     return vector, lambda free: from_coordinates(unravel(free), model if like is None else like)
 
 

@@ -15,7 +15,7 @@ from table import EVERY, Model, law
 
 import jaxem as jem
 from families import Example, coordinates, direction, e_step, m_step, move, some
-from jaxem import coordinates as charts
+from jaxem.coordinates import from_coordinates, to_coordinates
 from jaxem.distributions.base import add
 
 ROWS = 24
@@ -189,8 +189,8 @@ def test_it_can_be_saved_and_loaded(example: Model, tmp_path: Path) -> None:
 
 @jax.jit
 def there_and_back(model: Any) -> Any:
-    free = charts.coordinates(model)
-    return free, charts.from_coordinates(free, model)
+    free = to_coordinates(model)
+    return free, from_coordinates(free, model)
 
 
 @law(EVERY, essential=True)

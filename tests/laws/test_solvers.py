@@ -15,7 +15,7 @@ from table import law
 
 import jaxem as jem
 from families import MIXTURES, Example, mostly_slow
-from jaxem.coordinates import coordinates, from_coordinates
+from jaxem.coordinates import from_coordinates, to_coordinates
 from jaxem.pytree import replace
 from jaxem.solvers.em import expectation
 from jaxem.solvers.objective import objective, value_and_gradient
@@ -36,7 +36,7 @@ def test_what_is_fixed_stays_out() -> None:
     chain = jem.HMM(
         [1.0, 0.0, 0.0], [[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.3, 0.0, 0.7]], jem.Bernoulli([1.0, 0.3, 0.0])
     )
-    free = coordinates(chain)
+    free = to_coordinates(chain)
     assert [leaf.tolist() for leaf in free[:1]] == [[0.0, 0.0]]
     moved = from_coordinates([leaf + 1.0 for leaf in free], chain)
     np.testing.assert_array_equal(np.asarray(moved.transition) == 0, np.asarray(chain.transition) == 0)
@@ -55,7 +55,7 @@ def test_the_gradient_is_that_of_the_log_likelihood(example: Example) -> None:
 
     @jax.jit
     def both(model: Any) -> Any:
-        free = coordinates(model)
+        free = to_coordinates(model)
 
         def plain(free: Any) -> jax.Array:
             at = from_coordinates(free, model)

@@ -1,0 +1,154 @@
+"""Maps between the values of a parameter and real numbers that may be anything: array in, array out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from jaxem import linalg
+
+
+class Bijector(NamedTuple):
+    """`free(values, like)` are coordinates of values, and `values(free, like)` the way back.
+
+    `like` tells what is fixed: `moves(like)`, shaped as the coordinates, says which of them move anything (None if all
+    do). The others are zero. Where nothing is fixed, a value on the edge has the coordinate of the closest number
+    inside.
+    """
+
+    free: Callable[[Array, Array], Array]
+    values: Callable[[Array, Array], Array]
+    moves: Callable[[Array], Bool[Array, "..."] | None]
+
+
+def _all(values: Array) -> None:
+    return None
+
+
+def _undecided(probability: Array) -> Array:
+    return (probability > 0) & (probability < 1)
+
+
+def _log(values: Array, like: Array) -> Array:
+    values = jnp.maximum(values, jnp.finfo(values.dtype).tiny)
+    return jnp.where(like > 0, jnp.log(jnp.where(like > 0, values, 1)), 0)
+
+
+def _exp(free: Array, like: Array) -> Array:
+    return jnp.where(like > 0, jnp.exp(free), like)
+
+
+def _logit(values: Array, like: Array) -> Array:
+    type_ = jnp.finfo(values.dtype)
+    values = jnp.minimum(jnp.maximum(values, type_.tiny), 1 - type_.epsneg)
+    values = jnp.where(_undecided(like), values, 0.5)
+    return jnp.where(_undecided(like), jnp.log(values) - jnp.log1p(-values), 0)
+
+
+def _expit(free: Array, like: Array) -> Array:
+    return jnp.where(_undecided(like), jax.nn.sigmoid(free), like)
+
+
+def _reference(values: Array) -> tuple[Array, Array]:
+    """The last entry above zero, against which the others are measured; and where those stand, `[..., K - 1]`."""
+    places = linalg.lead(jnp.arange(values.shape[-1], dtype=jnp.int32), values.ndim)
+    last = jnp.max(jnp.where(values > 0, places, 0), axis=-1, keepdims=True)
+    others = places[..., :-1]
+    return last, others + (others >= last).astype(jnp.int32)
+
+
+def _log_ratios(values: Float[Array, "*batch k"], like: Float[Array, "*batch k"]) -> Array:
+    last, others = _reference(like)
+    logs = _log(values, like)
+    ratio = jnp.take_along_axis(logs, others, axis=-1) - jnp.take_along_axis(logs, last, axis=-1)
+    return jnp.where(_shared(like), ratio, 0)
+
+
+def _shares(free: Array, like: Float[Array, "*batch k"]) -> Array:
+    last, _ = _reference(like)
+    places = linalg.lead(jnp.arange(like.shape[-1], dtype=jnp.int32), like.ndim)
+    padded = jnp.concatenate([free, jnp.zeros_like(free[..., :1])], axis=-1)
+    index = jnp.broadcast_to(places - (places > last).astype(jnp.int32), like.shape)
+    logits = jnp.where(places == last, 0, jnp.take_along_axis(padded, index, axis=-1))
+    return jax.nn.softmax(jnp.where(like > 0, logits, -jnp.inf), axis=-1)
+
+
+def _shared(values: Float[Array, "*batch k"]) -> Bool[Array, "*batch k-1"]:
+    return jnp.take_along_axis(values, _reference(values)[1], axis=-1) > 0
+
+
+def _triangle(matrix: Float[Array, "*batch d d"], like: Array) -> Array:
+    factor = linalg.cholesky(matrix)
+    logs = jnp.log(linalg.diagonal(factor))
+    rows, columns = jnp.tril_indices(matrix.shape[-1], -1)
+    return jnp.where(_spread(like), jnp.concatenate([logs, factor[..., rows, columns]], axis=-1), 0)
+
+
+def _squared(free: Array, like: Float[Array, "*batch d d"]) -> Array:
+    size = like.shape[-1]
+    rows, columns = jnp.tril_indices(size, -1)
+    free = jnp.where(_spread(like), free, 0)
+    logs = jnp.where(linalg.diagonal(like) > 0, jnp.exp(free[..., :size]), 0)
+    factor = linalg.diagonal_matrix(logs).at[..., rows, columns].set(free[..., size:])
+    return linalg.matmul(factor, linalg.transpose(factor))
+
+
+def _spread(matrix: Float[Array, "*batch d d"]) -> Array:
+    """What has no variance has no covariance either."""
+    some = linalg.diagonal(matrix) > 0
+    rows, columns = jnp.tril_indices(matrix.shape[-1], -1)
+    return jnp.concatenate([some, some[..., rows] & some[..., columns]], axis=-1)
+
+
+def _turned(loadings: Float[Array, "*batch d k"]) -> tuple[Float[Array, "*batch d k"], Float[Array, "*batch k k"]]:
+    """T and Q of loadings = T Q^T: a rotation Q of the factors that leaves nothing of T above its diagonal."""
+    size, factors = loadings.shape[-2:]
+    identity = jnp.broadcast_to(jnp.eye(factors, dtype=loadings.dtype), (*loadings.shape[:-2], factors, factors))
+    both = jnp.concatenate([loadings, identity], axis=-2)
+    columns = [both[..., k] for k in range(factors)]
+    for i in range(min(factors, size)):
+        for j in range(i + 1, factors):
+            here, there = columns[i][..., i, None], columns[j][..., i, None]
+            squared = here**2 + there**2
+            some = squared > 0
+            length = jnp.sqrt(jnp.where(some, squared, 1))
+            cosine, sine = jnp.where(some, here / length, 1), jnp.where(some, there / length, 0)
+            columns[i], columns[j] = (
+                cosine * columns[i] + sine * columns[j],
+                cosine * columns[j] - sine * columns[i],
+            )
+    turned = jnp.stack(columns, axis=-1)
+    return turned[..., :size, :], turned[..., size:, :]
+
+
+def _below(loadings: Float[Array, "*batch d k"], like: Array) -> Array:
+    rows, columns = np.tril_indices(loadings.shape[-2], 0, loadings.shape[-1])
+    return _turned(loadings)[0][..., rows, columns]
+
+
+def _turned_back(free: Array, like: Float[Array, "*batch d k"]) -> Array:
+    """In the rotation of `like`."""
+    rows, columns = np.tril_indices(like.shape[-2], 0, like.shape[-1])
+    lower = jnp.zeros_like(like).at[..., rows, columns].set(free)
+    return linalg.matmul(lower, linalg.transpose(_turned(like)[1]))
+
+
+REAL = Bijector(lambda values, like: values, lambda free, like: free, _all)
+"""As it is."""
+POSITIVE = Bijector(_log, _exp, lambda values: values > 0)
+"""Logarithms. A zero stays."""
+UNIT_INTERVAL = Bijector(_logit, _expit, _undecided)
+"""Log-odds. Zero and one stay."""
+SIMPLEX = Bijector(_log_ratios, _shares, _shared)
+"""Log-ratios to the last entry above zero. Zeros stay."""
+POSITIVE_DEFINITE = Bijector(_triangle, _squared, _spread)
+"""The Cholesky factor: the logarithms of its diagonal, and what is below. A variance of zero stays."""
+LOADINGS = Bijector(_below, _turned_back, _all)
+"""The lower triangle after a rotation of the factors, which no data can tell."""
+HELD = Bijector(lambda values, like: jnp.zeros(0, values.dtype), lambda free, like: like, _all)
+"""Nothing moves."""
