@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from jaxem.constraints import normalized
 from jaxem.distributions.base import Statistics
 from jaxem.fitting.status import Status
+from jaxem.fitting.stopping import Answer, Look, Trend, Windows
 from jaxem.pytree import module, replace, select
 
 
@@ -50,8 +51,7 @@ class Progress:
         ahead: the model that the next step will evaluate: the proposal made from `model`.
         state: the solver's own.
         log_likelihood, objective: of `model`; -inf before the first step.
-        anchor: the objective when the stopping rule last looked.
-        gain, rate: the last gain of the objective between two looks, and its ratio to the gain before.
+        gains: what the stopping rule remembers of them.
         steps: M-steps taken to reach `model`.
         status: a `Status` code; anything but `running` freezes all of this.
         record: the best so far; None if the solver never falls.
@@ -62,9 +62,7 @@ class Progress:
     state: Any
     log_likelihood: Array
     objective: Array
-    anchor: Array
-    gain: Array
-    rate: Array
+    gains: Trend | Windows
     steps: Array
     status: Array
     record: Record | None
@@ -80,9 +78,7 @@ def begin(solver: Any, model: Any, x: Any, weight: Float[Array, "n"], prior: Sta
         state=solver.init(model, x, weight, prior),
         log_likelihood=never,
         objective=never,
-        anchor=never,
-        gain=-never,
-        rate=jnp.ones((), weight.dtype),
+        gains=Trend.begun(never) if solver.smooth else Windows.begun(never),
         steps=jnp.full((), -1, jnp.int32),
         status=jnp.full((), int(Status.running), jnp.int32),
         record=None if solver.monotone else Record(model, never, never, never),
@@ -100,29 +96,14 @@ def advance(
     proposal, state, log_likelihood = solver.step(now.ahead, now.state, x, weight, prior)
     objective = log_likelihood + now.ahead.expected_log_prob(prior)
     steps = now.steps + 1
-    # The rule looks at steps that end a window.
-    since = steps - solver.warmup
-    ends_window = since % solver.window == 0
-    gain = objective - now.anchor
-    ratio = jnp.abs(gain / jnp.where(now.gain == 0, 1, now.gain))  # rise and fall in turn are no progress
-    rate = jnp.where((since <= solver.window) | (now.gain == 0), 1, ratio)
     columns = max((1, *now.ahead.event_shape))
     rounding = float(jnp.finfo(objective.dtype).eps) * columns * (jnp.abs(objective) + rows)
-    fell = gain < -256 * rounding if solver.monotone else jnp.zeros((), bool)
-    size = gain if solver.monotone else jnp.abs(gain)
-    if solver.window > 1:
-        # Gains that come in bursts have ended when two windows in a row were quiet.
-        size = jnp.maximum(size, jnp.abs(now.gain))
-    looks = ends_window & (since > 0)
-    left = solver.left(state)
-    rate_seen = jnp.maximum(rate, now.rate)
-    seen = Evidence(log_likelihood, objective, size, fell, left, rate_seen, looks, steps, rows, rounding)
-    status = judge(seen, limits)
-    anchor, gain, rate = (
-        jnp.where(ends_window, new, old) for new, old in ((objective, now.anchor), (gain, now.gain), (rate, now.rate))
-    )
+    left, tolerance = solver.left(state), limits.tol * rows
+    look = Look(objective, now.objective, left, steps - solver.warmup, tolerance, rounding)
+    gains, answer = now.gains.after(look, solver)
+    status = judge(log_likelihood, objective, steps, answer, limits)
     record = recorded(now, log_likelihood, objective)
-    new = Progress(now.ahead, proposal, state, log_likelihood, objective, anchor, gain, rate, steps, status, record)
+    new = Progress(now.ahead, proposal, state, log_likelihood, objective, gains, steps, status, record)
     return replace(select(now.status == int(Status.running), new, now), ahead=proposal)
 
 
@@ -155,44 +136,15 @@ def settled(end: Progress, rows: Array) -> Progress:
     return select(keeps, replace(end, status=status), highest)
 
 
-class Evidence(NamedTuple):
-    """What the stopping rule looks at.
-
-    `looks` says that there is a gain to be judged, `fell` that it is a loss which should not be; `left` is what is
-    known to be left to gain; `rounding` is what the float type can resolve of the objective: a sum over rows of sums
-    over columns.
-    """
-
-    log_likelihood: Array
-    objective: Array
-    gain: Array
-    fell: Array
-    left: Array | float
-    rate: Array
-    looks: Array
-    steps: Array
-    rows: Array
-    rounding: Array
-
-
-def judge(now: Evidence, limits: Limits) -> Int[Array, ""]:
-    """The status after a step.
-
-    It has converged when Aitken's prediction of what is still to be gained, gain x rate / (1 - rate), with the larger
-    of the last two rates, is below `tol` a row; or when the last gain is below what the float type can resolve. But not
-    while more than that is known to be left.
-    """
-    log_likelihood, objective, gain, fell, left, rate, looks, steps, rows, rounding = now
-    shrinking = rate < 1
-    remaining = jnp.where(shrinking, gain * rate / jnp.where(shrinking, 1 - rate, 1), jnp.inf)
-    little = jnp.maximum(limits.tol * rows, 4 * rounding)
-    settled = looks & ((remaining <= limits.tol * rows) | (gain <= 4 * rounding)) & (left <= little)
+def judge(log_likelihood: Array, objective: Array, steps: Array, answer: Answer, limits: Limits) -> Int[Array, ""]:
+    """The status after a step."""
     cases = [
         (jnp.isnan(objective) | (objective == jnp.inf), Status.nonfinite),
         # A start with probabilities of zero is impossible under a prior, but only until its first M-step.
         ((log_likelihood == -jnp.inf) | ((steps > 0) & (objective == -jnp.inf)), Status.impossible_data),
-        (looks & fell, Status.log_likelihood_decreased),
-        (settled, Status.converged),
+        (answer.fell, Status.log_likelihood_decreased),
+        (answer.arrived, Status.converged),
+        (answer.exhausted, Status.precision_exhausted),
         (steps >= limits.max_steps, Status.max_steps_reached),
     ]
     conditions = [condition for condition, _ in cases]
@@ -200,9 +152,15 @@ def judge(now: Evidence, limits: Limits) -> Int[Array, ""]:
     return jnp.select(conditions, codes, jnp.full((), int(Status.running), jnp.int32))
 
 
+def ended_well(status: Array) -> Array:
+    """Is there a model to which nothing happened: it arrived, or was on its way?"""
+    good = Status.converged, Status.max_steps_reached, Status.precision_exhausted
+    return jnp.isin(status, jnp.asarray(good, status.dtype))
+
+
 def verdict(start: Any, model: Any, status: Array, floor: Statistics, rows: Array) -> Int[Array, ""]:
     """The status of a fit that has ended, told more exactly where the model has degenerated."""
-    usable = (status == int(Status.converged)) | (status == int(Status.max_steps_reached))
+    usable = ended_well(status)
     lost = jnp.any(model.vanished(rows)) | jnp.any(model.states < start.states)
     status = jnp.where(usable & lost, int(Status.component_vanished), status)
     # Beside a covariance that has shrunk to its floor, distances are known to 1 / floor roundings only: a fall is that.

@@ -26,6 +26,7 @@ class Status(enum.IntEnum):
     interrupted = 10
     diverged = 11
     not_a_maximum = 12
+    precision_exhausted = 13
 
     @property
     def sentence(self) -> str:
@@ -65,6 +66,10 @@ _SENTENCES = {
     Status.not_a_maximum: (
         "It has no derivative: where it ended the data do not determine all parameters. Use fewer components, or a "
         "prior."
+    ),
+    Status.precision_exhausted: (
+        "It climbed as far as the float type can tell, and more than the tolerance may be left; use float64, or loosen "
+        "tol."
     ),
 }
 _FAILED = {Status.nonfinite, Status.impossible_data, Status.too_few_rows, Status.no_variation, Status.interrupted}

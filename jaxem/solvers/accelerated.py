@@ -16,6 +16,7 @@ from jaxem.distributions.base import Statistics
 from jaxem.linalg import HIGHEST
 from jaxem.pytree import module, replace, select, static
 from jaxem.solvers.base import Solver
+from jaxem.solvers.em import EM
 from jaxem.solvers.objective import flat
 
 PASSING = 0
@@ -32,14 +33,21 @@ class Trial:
 
     Attributes:
         log_likelihood, objective: of the model that is carried; -inf before they are known.
+        gain: what a plain step from that model gains, to first order.
+        slowness: how many such steps the rest is worth: the most that was seen of late.
         ahead: `[p]` coordinates of the model on trial.
+        tried, move: `[p]` those of the last model that was on trial, and the plain step from there.
         claim: `PASSING`, `ON_TRIAL` or `PLAIN`.
         memory: what the scheme remembers.
     """
 
     log_likelihood: Float[Array, ""]
     objective: Float[Array, ""]
+    gain: Float[Array, ""]
+    slowness: Float[Array, ""]
     ahead: Float[Array, "p"]
+    tried: Float[Array, "p"]
+    move: Float[Array, "p"]
     claim: Int[Array, ""]
     memory: Any
 
@@ -57,7 +65,7 @@ class Accelerated(Solver):
     solver: Any
 
     def __post_init__(self) -> None:
-        if type(self.solver).init is not Solver.init or not self.solver.monotone:
+        if type(self.solver).init not in (Solver.init, EM.init) or not self.solver.monotone:
             raise ValueError(
                 f"{type(self).__name__}: it accelerates a solver that never falls and carries nothing from step to "
                 f"step, such as EM(), not {type(self.solver).__name__}"
@@ -76,10 +84,14 @@ class Accelerated(Solver):
     ) -> tuple[Array, Array, Any]:
         raise NotImplementedError
 
+    def left(self, state: Trial) -> Array:
+        """What a plain step gains, times what the rest is worth; and ten times that, as no two trials see the same."""
+        return WARY * state.gain * state.slowness
+
     def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Trial:
         """The model itself is on trial first."""
         at, never = flat(model)[0], jnp.full((), -jnp.inf, weight.dtype)
-        return Trial(never, never, at, _code(PLAIN), self.remember(at))
+        return Trial(never, never, -never, jnp.ones_like(never), at, at, at, _code(PLAIN), self.remember(at))
 
     def step(self, model: Any, state: Trial, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Any:
         """One plain step from the trial; the objective stands still while none is taken."""
@@ -87,15 +99,37 @@ class Accelerated(Solver):
         here, model_at = flat(model)
         tried = jnp.where(known, state.ahead, here)
         trial = select(known, model_at(tried), model)
-        stepped, _, log_likelihood = self.solver.step(trial, None, x, weight, prior)
+        plain = self.solver.init(model, x, weight, prior)
+        stepped, plain, log_likelihood = self.solver.step(trial, plain, x, weight, prior)
         objective = log_likelihood + trial.expected_log_prob(prior)
         # NaN is not at least anything; but if a plain step led there, that is for the stopping rule to see.
         taken = (state.claim == PLAIN) | ((state.claim == ON_TRIAL) & (objective >= state.objective))
-        ahead, claim, memory = self.propose(state.memory, taken, tried, flat(stepped, model)[0])
-        found = Trial(log_likelihood, objective, ahead, claim, memory)
-        kept = replace(found, log_likelihood=state.log_likelihood, objective=state.objective)
+        image = flat(stepped, model)[0]
+        ahead, claim, memory = self.propose(state.memory, taken, tried, image)
+        gain, move = jnp.asarray(self.solver.left(plain), objective.dtype), image - tried
+        slowness = jnp.where(known, _slowness(state, tried, move, jnp.where(taken, gain, state.gain)), 1)
+        found = Trial(log_likelihood, objective, gain, slowness, ahead, tried, move, claim, memory)
+        kept = replace(found, log_likelihood=state.log_likelihood, objective=state.objective, gain=state.gain)
         came_in = jnp.where(known, state.log_likelihood, log_likelihood)
         return select(taken, trial, model), select(taken, found, kept), came_in
+
+
+def _slowness(state: Trial, tried: Array, move: Array, gain: Array) -> Array:
+    """How many plain steps of the last size the rest is worth.
+
+    From one trial to the next plain steps shorten by the distance divided by that (they vanish at the maximum). Most
+    trials see what is fast only, so the slowest is remembered for as long as gains do not fall.
+    """
+    distance, shorter = jnp.sum((tried - state.tried) ** 2), jnp.sum((move - state.move) ** 2)
+    seen = jnp.sqrt(distance / jnp.where(shorter > 0, shorter, jnp.inf))
+    falls = (state.gain > 0) & (gain < state.gain)
+    kept = state.slowness * jnp.where(falls, gain / jnp.where(falls, state.gain, 1), 1) ** FORGETS
+    return jnp.maximum(jnp.where(jnp.isfinite(seen), seen, 1), jnp.maximum(kept, 1))
+
+
+WARY = 10.0
+FORGETS = 0.25
+"""Gains that fall by ten let the slowest be forgotten by this power of ten."""
 
 
 def _code(claim: int) -> Array:

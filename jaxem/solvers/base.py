@@ -23,7 +23,9 @@ class Solver:
 
     Attributes:
         monotone: does the objective never fall? If it need not, a fall is no failure.
-        window: steps between two looks of the stopping rule. One for a solver whose gains shrink smoothly.
+        smooth: do its gains shrink smoothly, step by step, and does `left` say what a step gains? Then the stopping
+            rule needs no differences of log-likelihoods, of which float32 has few digits.
+        window: steps between two looks of the stopping rule, if not.
         passes: over the data, of a step.
         over: the sum over what is hidden whose value it climbs.
         batches: does it take the rows in batches? Then x comes as it was passed, rows first.
@@ -40,6 +42,7 @@ class Solver:
     """
 
     monotone: ClassVar[bool] = True
+    smooth: ClassVar[bool] = False
     over: ClassVar[Any] = staticmethod(log_sum)
 
     @property
@@ -67,9 +70,10 @@ class Solver:
         return self.passes * calls
 
     def left(self, state: Any) -> Array | float:
-        """What the last step knows to be left to gain, in nats: a solver whose gains say nothing of it must know.
+        """What the last step knows to be left to gain from the model that came in, in nats.
 
-        As a rule what a plain EM step would have gained (`solvers.objective.left`); nothing if EM's steps are its own.
+        The fit goes on while that is above the tolerance. Of a smooth solver it is what the step itself gains, of
+        others as a rule what a plain EM step would (`solvers.em.gain`); zero if it does not know.
         """
         return 0.0
 

@@ -38,12 +38,25 @@ class EM(Solver):
     EM()
     """
 
+    smooth: ClassVar[bool] = True
+
+    def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Array:
+        """What a step is known to gain: nothing is, yet."""
+        return jnp.full((), jnp.inf, weight.dtype)
+
+    def left(self, state: Any) -> Array | float:
+        """What the step gained, to first order."""
+        return 0.0 if state is None else state
+
     def step(
-        self, model: Any, state: None, x: Any, weight: Float[Array, "n"], prior: Statistics
-    ) -> tuple[Any, None, Array]:
-        """One step: `(the next model, state, log-likelihood of the model that came in)`."""
-        new, log_likelihood = em_step(model, x, weight, prior, self.over)
-        return new, state, log_likelihood
+        self, model: Any, state: Any, x: Any, weight: Float[Array, "n"], prior: Statistics
+    ) -> tuple[Any, Any, Array]:
+        """One step: `(the next model, what it gains, log-likelihood of the model that came in)`.
+
+        Within a solver that has no use for it the state is None, and stays so.
+        """
+        new, log_likelihood, gain = em_step(model, x, weight, prior, self.over)
+        return new, None if state is None else gain, log_likelihood
 
 
 @module
@@ -81,6 +94,7 @@ class AnnealedEM(Solver):
     """
 
     temperatures: Array
+    smooth: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         temperatures = jnp.asarray(self.temperatures, jnp.result_type(float))
@@ -95,19 +109,24 @@ class AnnealedEM(Solver):
         """Steps that are not EM's yet."""
         return len(self.temperatures)
 
-    def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Array:
-        """How many steps were taken."""
-        return jnp.zeros((), jnp.int32)
+    def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> tuple[Array, Array]:
+        """How many steps were taken, and what the last gained."""
+        return jnp.zeros((), jnp.int32), jnp.full((), jnp.inf, weight.dtype)
+
+    def left(self, state: tuple[Array, Array]) -> Array:
+        """What the step gained, to first order."""
+        return state[1]
 
     def step(
-        self, model: Any, state: Array, x: Any, weight: Float[Array, "n"], prior: Statistics
-    ) -> tuple[Any, Array, Array]:
+        self, model: Any, state: tuple[Array, Array], x: Any, weight: Float[Array, "n"], prior: Statistics
+    ) -> tuple[Any, tuple[Array, Array], Array]:
         """As that of `EM`, at the temperature of the step."""
-        annealing = state < len(self.temperatures)
-        temperature = jnp.where(annealing, self.temperatures[jnp.minimum(state, len(self.temperatures) - 1)], 1)
+        steps, _ = state
+        annealing = steps < len(self.temperatures)
+        temperature = jnp.where(annealing, self.temperatures[jnp.minimum(steps, len(self.temperatures) - 1)], 1)
         sharpness = (1 / temperature).astype(weight.dtype)
-        new, log_likelihood = em_step(model, x, weight, prior, partial(tempered, sharpness))
-        return new, state + 1, log_likelihood
+        new, log_likelihood, gain = em_step(model, x, weight, prior, partial(tempered, sharpness))
+        return new, (steps + 1, gain), log_likelihood
 
 
 @module
@@ -148,14 +167,34 @@ class StochasticEM(Solver):
     ) -> tuple[Any, Array, Array]:
         """As that of `EM`, of one draw."""
         drawn = Sampled(jax.random.fold_in(self.key, state))
-        new, log_likelihood = em_step(model, x, weight, prior, drawn)
+        new, log_likelihood, _ = em_step(model, x, weight, prior, drawn)
         return new, state + 1, log_likelihood
 
 
-def em_step(model: Any, x: Any, weight: Array, prior: Statistics, over: Any = log_sum) -> tuple[Any, Array]:
-    """The model after an E- and an M-step, and the log-likelihood of the one before; `over` as in `expectation`."""
+def em_step(model: Any, x: Any, weight: Array, prior: Statistics, over: Any = log_sum) -> tuple[Any, Array, Array]:
+    """The model after an E- and an M-step, the log-likelihood of the one before, and what the step gains.
+
+    `over` is as in `expectation`.
+    """
     log_likelihood, statistics = expectation(model, x, weight, over)
-    return model.m_step(add(statistics, prior)), log_likelihood
+    counted = add(statistics, prior)
+    new = model.m_step(counted)
+    return new, log_likelihood, gain(model, new, counted)
+
+
+def gain(model: Any, new: Any, counted: Statistics) -> Array:
+    """What the step from a model to the maximum of Q gains, in nats, to first order: half of slope times step.
+
+    The slope of Q along the step is taken at both ends, and at the maximum it is nothing but rounding, which both have
+    in common. So this keeps its digits where a difference of two log-likelihoods, or of two Q, has none left: it is
+    good to far below the rounding of their sums.
+    """
+    step = jax.tree.map(jnp.subtract, new, model)
+
+    def slope(at: Any) -> Array:
+        return jax.jvp(lambda model: model.expected_log_prob(counted), (at,), (step,))[1]
+
+    return jnp.abs(slope(model) - slope(new)) / 2
 
 
 class Apart:

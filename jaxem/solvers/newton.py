@@ -42,11 +42,15 @@ class Newton(Solver):
         return 2
 
     def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Any:
-        """How much it is damped, and the passes that were made."""
+        """How much it is damped, the passes that were made, and what is left to gain."""
         size = flat(model)[0].size
         if size > MOST:
             raise ValueError(f"Newton: the model has {size} free numbers, more than {MOST}; use LBFGS()")
-        return jnp.full((), 1e-2, weight.dtype), jnp.zeros((), jnp.int32)
+        return jnp.full((), 1e-2, weight.dtype), jnp.zeros((), jnp.int32), jnp.full((), jnp.inf, weight.dtype)
+
+    def left(self, state: Any) -> Array:
+        """What the step gains, by gradient and information."""
+        return state[2]
 
     def spent(self, state: Any, calls: Array) -> Array:
         """A pass for each free number, and four."""
@@ -54,7 +58,7 @@ class Newton(Solver):
 
     def step(self, model: Any, state: Any, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Any:
         """The better of a damped Newton step and an EM step."""
-        damping, passes = state
+        damping, passes, _ = state
         free, model_at = flat(model)
         log_likelihood, statistics = expectation(model, x, weight)
         gradient = ravel_pytree(value_and_gradient(model, x, weight, prior)[2])[0]
@@ -70,4 +74,6 @@ class Newton(Solver):
         reached = height(ahead)
         rises = reached >= log_likelihood + model.expected_log_prob(prior)
         damping = jnp.where(rises, EASED * damping, jnp.minimum(RAISED * damping, 1e3))
-        return select(reached >= height(plain), ahead, plain), (damping, passes + free.size + 4), log_likelihood
+        promised = jnp.abs(jnp.sum(gradient * there)) / 2
+        ahead = select(reached >= height(plain), ahead, plain)
+        return ahead, (damping, passes + free.size + 4, promised), log_likelihood
