@@ -19,6 +19,7 @@ from jaxem.distributions.gaussian import SphericalGaussian
 from jaxem.distributions.moments import Moments, enough
 from jaxem.fitting.fit import fit
 from jaxem.fitting.result import Fit
+from jaxem.fitting.status import Status
 from jaxem.latent.mixture import Mixture
 from jaxem.pytree import module, replace
 from jaxem.solvers.base import Solver
@@ -141,7 +142,17 @@ def kmeans(
     found = _best_of(centres, x, weight, max_steps)
     centres = found.model.components.mean
     labels, inertia = _nearest(given, weight, centres)
-    return KMeans(centres, labels, inertia, found.steps, found.status)
+    return KMeans(centres, labels, inertia, found.steps, _judged(found.status, labels, weight, k))
+
+
+@partial(jax.jit, static_argnums=3)
+def _judged(status: Array, labels: Int[Array, "n"], weight: Array, k: int) -> Int[Array, ""]:
+    """The status of a fit of which the centres stand still, and may have no rows."""
+    # Rows that keep their centres are all there is to wait for.
+    status = jnp.where(status == int(Status.precision_exhausted), int(Status.converged), status)
+    rows = jnp.zeros(k, weight.dtype).at[labels].add(weight)
+    same = (status == int(Status.converged)) & jnp.any(rows <= 0)
+    return jnp.where(same, int(Status.components_coincide), status).astype(jnp.int32)
 
 
 @partial(jax.jit, static_argnums=3)

@@ -133,6 +133,10 @@ class Distribution:
         """`[...]` bool: has a hidden state lost (nearly) all of the `rows`? Without hidden states, no."""
         return jnp.zeros(self.batch_shape, bool)
 
+    def coincides(self) -> Array:
+        """`[...]` bool: are two hidden states, both in use, the same? Then EM never tells them apart."""
+        return jnp.zeros(self.batch_shape, bool)
+
     def inside(self, x: Any) -> Array:
         """`[n]` bool: is each row a value that this model can produce?"""
         raise NotImplementedError

@@ -29,12 +29,14 @@ class Ends:
         intervals: what the base makes of the ends; both are that number where the row was seen exactly.
         exact: `[n]`, was it?
         inside: `[n]`, is it possible?
+        ended: `[n]`, is it known to be below some number? The others say how long it lasted at least.
     """
 
     points: Any
     intervals: Any
     exact: Bool[Array, "n"]
     inside: Bool[Array, "n"]
+    ended: Bool[Array, "n"]
 
 
 @module
@@ -101,15 +103,23 @@ class Censored(Family):
         reach = jnp.maximum(lower, getattr(self.base, "infimum", -jnp.inf))
         points = self._points(jnp.where(exact, lower, representatives(reach, upper)))
         inside = jnp.where(exact, self.base.contains(points), reach < upper)
-        harmless = jnp.asarray(self.base.harmless(), x.dtype)
+        harmless, ended = jnp.asarray(self.base.harmless(), x.dtype), inside & (upper < jnp.inf)
         settled = exact | ~inside
         lower, upper = (
             jnp.where(inside, jnp.where(exact, own, end), harmless) for own, end in ((lower, reach), (upper, upper))
         )
-        return Ends(points, self._known.intervals(lower, upper), settled, inside)
+        return Ends(points, self._known.intervals(lower, upper), settled, inside, ended)
 
     def _points(self, values: Float[Array, "n"]) -> Any:
         return self.base.columns(values[:, None] if self.base.event_shape else values)
+
+    def observations(self, x: Any, weight: Array) -> Array:
+        """The weight of the rows that ended: what lasted longer than it was watched says little by itself.
+
+        So survival analysis counts (Volinsky and Raftery 2000). Without any the scale has no bound.
+        """
+        rows = self.observe(x)
+        return jnp.sum(jnp.where(rows.columns.ended, rows.counted(weight), 0))
 
     def contains(self, columns: Ends) -> Array:
         return columns.inside

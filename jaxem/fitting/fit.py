@@ -15,7 +15,7 @@ from jaxtyping import Array
 from jaxem.data import ready
 from jaxem.distributions.base import Labelled, Statistics, add
 from jaxem.fitting.implicit import differentiated
-from jaxem.fitting.loop import Limits, Progress, advance, begin, settled, verdict
+from jaxem.fitting.loop import Limits, Progress, advance, begin, has_converged, settled, verdict
 from jaxem.fitting.result import Fit
 from jaxem.fitting.sharded import Spread, dealt, layout_of
 from jaxem.fitting.status import Status
@@ -221,13 +221,14 @@ def conclude(solver: Any, start: Any, end: Progress, trace: Array | None, floor:
     """The result of a fit that has ended."""
     rows = jnp.sum(weight)
     end = settled(end, rows)
+    status = verdict(start, end.model, end.status, floor, rows)
     return Fit(
         model=end.model,
         log_likelihood=end.log_likelihood,
         objective=end.objective,
         steps=end.steps,
-        converged=end.status == int(Status.converged),
-        status=verdict(start, end.model, end.status, floor, rows),
+        converged=has_converged(end.status, status),
+        status=status,
         passes=solver.spent(end.state, end.steps + 1),
         trace=trace,
     )

@@ -70,7 +70,8 @@ def differentiated(fit: Fit, over: Any, pseudo: Callable[[Any, Array, Any], Stat
 
     way = _by_information if free.size <= DENSE else _by_em_map
     regular, change = way(model, over, pseudo, at, moved)
-    ended = (fit.status == int(Status.converged)) | (fit.status == int(Status.max_steps_reached))
+    sound = Status.converged, Status.max_steps_reached, Status.precision_exhausted
+    ended = jnp.isin(fit.status, jnp.asarray(sound, fit.status.dtype))
     # A factor, not a choice: in reverse mode a choice would be zero.
     change = change * jnp.where(regular & ended, 1, jnp.nan)
     _, (model, log_likelihood, objective) = jax.jvp(values, (free, *at), (change, *moved))

@@ -101,7 +101,7 @@ def advance(
     left, tolerance = solver.left(state), limits.tol * rows
     look = Look(objective, now.objective, left, steps - solver.warmup, tolerance, rounding)
     gains, answer = now.gains.after(look, solver)
-    status = judge(log_likelihood, objective, steps, answer, limits)
+    status = judge(log_likelihood, objective, rows, steps, answer, limits)
     record = recorded(now, log_likelihood, objective)
     new = Progress(now.ahead, proposal, state, log_likelihood, objective, gains, steps, status, record)
     return replace(select(now.status == int(Status.running), new, now), ahead=proposal)
@@ -136,9 +136,12 @@ def settled(end: Progress, rows: Array) -> Progress:
     return select(keeps, replace(end, status=status), highest)
 
 
-def judge(log_likelihood: Array, objective: Array, steps: Array, answer: Answer, limits: Limits) -> Int[Array, ""]:
+def judge(
+    log_likelihood: Array, objective: Array, rows: Array, steps: Array, answer: Answer, limits: Limits
+) -> Int[Array, ""]:
     """The status after a step."""
     cases = [
+        (rows <= 0, Status.no_events),
         (jnp.isnan(objective) | (objective == jnp.inf), Status.nonfinite),
         # A start with probabilities of zero is impossible under a prior, but only until its first M-step.
         ((log_likelihood == -jnp.inf) | ((steps > 0) & (objective == -jnp.inf)), Status.impossible_data),
@@ -158,9 +161,17 @@ def ended_well(status: Array) -> Array:
     return jnp.isin(status, jnp.asarray(good, status.dtype))
 
 
+def has_converged(ended: Array, told: Array) -> Array:
+    """Did the rule end it, and not on a saddle? `told` is the verdict on a fit that `ended` so."""
+    return (ended == int(Status.converged)) & (told != int(Status.components_coincide))
+
+
 def verdict(start: Any, model: Any, status: Array, floor: Statistics, rows: Array) -> Int[Array, ""]:
     """The status of a fit that has ended, told more exactly where the model has degenerated."""
+    status = jnp.where(rows > 0, status, int(Status.no_data))
     usable = ended_well(status)
+    still = (status == int(Status.converged)) | (status == int(Status.precision_exhausted))
+    status = jnp.where(still & jnp.any(model.coincides()), int(Status.components_coincide), status)
     lost = jnp.any(model.vanished(rows)) | jnp.any(model.states < start.states)
     status = jnp.where(usable & lost, int(Status.component_vanished), status)
     # Beside a covariance that has shrunk to its floor, distances are known to 1 / floor roundings only: a fall is that.

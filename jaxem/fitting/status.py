@@ -27,6 +27,9 @@ class Status(enum.IntEnum):
     diverged = 11
     not_a_maximum = 12
     precision_exhausted = 13
+    no_data = 14
+    no_events = 15
+    components_coincide = 16
 
     @property
     def sentence(self) -> str:
@@ -71,6 +74,25 @@ _SENTENCES = {
         "It climbed as far as the float type can tell, and more than the tolerance may be left; use float64, or loosen "
         "tol."
     ),
+    Status.no_data: "Nothing was observed: every row is missing or has weight zero.",
+    Status.no_events: "No row ended: all lasted longer than they were watched, so the scale has no upper bound.",
+    Status.components_coincide: (
+        "It stands still, but two components are the same: a start from which nothing tells them apart, or more of "
+        "them than distinct rows. Use another start, or fewer."
+    ),
 }
-_FAILED = {Status.nonfinite, Status.impossible_data, Status.too_few_rows, Status.no_variation, Status.interrupted}
-_DEGENERATE = {Status.component_vanished, Status.covariance_collapsed, Status.log_likelihood_decreased}
+_FAILED = {
+    Status.nonfinite,
+    Status.impossible_data,
+    Status.too_few_rows,
+    Status.no_variation,
+    Status.interrupted,
+    Status.no_data,
+    Status.no_events,
+}
+_DEGENERATE = {
+    Status.component_vanished,
+    Status.components_coincide,
+    Status.covariance_collapsed,
+    Status.log_likelihood_decreased,
+}

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from jaxem.distributions.base import Labelled, Statistics
 from jaxem.fitting.fit import best_restart, regulariser
-from jaxem.fitting.loop import Limits, Progress, advance, begin, settled, verdict
+from jaxem.fitting.loop import Limits, Progress, advance, begin, has_converged, settled, verdict
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
 from jaxem.pytree import module, replace, select
@@ -146,7 +146,7 @@ def choose(solver: Any, starts: Any, results: Progress, problems: Problems, floo
         log_likelihood=results.log_likelihood,
         objective=results.objective,
         steps=jnp.maximum(results.steps, 0),
-        converged=(results.status == int(Status.converged)) & ~stopped,
+        converged=has_converged(results.status, status) & ~stopped,
         status=jnp.where(stopped, int(Status.interrupted), status).astype(jnp.int32),
         passes=jax.vmap(solver.spent)(results.state, results.steps + 1),
         trace=None,

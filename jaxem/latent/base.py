@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxem import linalg, sums
 from jaxem.constraints import check_parameters, told
@@ -249,6 +249,20 @@ def _less_common(evidence: Float[Array, "*batch k n"]) -> Float[Array, "*batch k
     """Evidence without what all states have in common: that says nothing of them, and would cost digits."""
     common = jnp.max(evidence, axis=-2, keepdims=True)
     return evidence - jnp.where(jnp.isfinite(common), common, 0)
+
+
+def same_members(model: Any, used: Array) -> Bool[Array, "*batch k k"]:
+    """Which two members, both of them used, have the same parameters, within rounding? Shared ones say nothing."""
+    shape = used.shape
+    upper = jnp.triu(jnp.ones((shape[-1], shape[-1]), bool), 1)
+    same = used[..., :, None] & used[..., None, :] & linalg.lead(upper, len(shape) + 1)
+    for leaf in jax.tree.leaves(model):
+        if leaf.shape[: len(shape)] == shape:
+            values = leaf.reshape(*shape, -1)
+            a, b = values[..., :, None, :], values[..., None, :, :]
+            near = 64 * float(jnp.finfo(leaf.dtype).eps) * jnp.maximum(jnp.abs(a), jnp.abs(b))
+            same &= jnp.all(jnp.abs(a - b) <= near, axis=-1)
+    return same
 
 
 def _used(counts: Any, potentials: Any, members: int) -> Array:

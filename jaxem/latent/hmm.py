@@ -20,7 +20,7 @@ from jaxem.constraints import parameter, simplex
 from jaxem.data import ready
 from jaxem.distributions.base import Distribution, Labelled
 from jaxem.distributions.moments import shares
-from jaxem.latent.base import Latent, chosen, log_potential
+from jaxem.latent.base import Latent, chosen, log_potential, same_members
 from jaxem.latent.mixture import Mixture
 from jaxem.linalg import HIGHEST, lead, matmul
 from jaxem.missing import hot_deck
@@ -223,6 +223,11 @@ class HMM(Latent):
     def per_row(self, values: Array, x: Any) -> Array:
         """`[..., T x S]` as `[..., S, T]`."""
         return jnp.swapaxes(values.reshape(*values.shape[:-1], *x.seen.shape), -1, -2)
+
+    def coincides(self) -> Array:
+        """Have two states the same emission, and the same ways on?"""
+        members = self.transition, self.emission
+        return jnp.any(same_members(members, jnp.ones(self.initial.shape, bool)), axis=(-2, -1))
 
     def occupancy(self) -> Float[Array, "*batch k"]:
         """The share of steps spent in each state in the long run: the stationary distribution."""

@@ -15,7 +15,7 @@ from jaxem.data import as_floats, ready
 from jaxem.distributions.base import Distribution
 from jaxem.distributions.moments import shares
 from jaxem.distributions.product import sized
-from jaxem.latent.base import Latent, LatentStatistics, chosen, log_potential
+from jaxem.latent.base import Latent, LatentStatistics, chosen, log_potential, same_members
 from jaxem.missing import Incomplete, hot_deck
 from jaxem.pytree import module, replace
 
@@ -148,6 +148,10 @@ class Mixture(Latent):
     def vanished(self, rows: Array) -> Array:
         """Does any component that has a weight at all hold less than a hundredth of a row of `rows`?"""
         return jnp.any((self.weights > 0) & (self.weights * rows[..., None] < 0.01), axis=-1)
+
+    def coincides(self) -> Array:
+        """Have two components the same parameters?"""
+        return jnp.any(same_members(self.components, self.weights > 0), axis=(-2, -1))
 
     def occupancy(self) -> Float[Array, "*batch k"]:
         """The share of rows that each component takes: its weight."""

@@ -1,0 +1,141 @@
+"""Statuses mean what they say: each has its line in docs/debugging.md, and `converged` is said of a maximum only."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxem as jem
+from jaxem.fitting.stopping import NEGLIGIBLE, Look, Trend
+
+TABLE = Path(__file__).parents[1] / "docs" / "debugging.md"
+
+
+def test_the_table_and_the_enumeration_agree() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]*)\|", TABLE.read_text(), re.MULTILINE)
+    model = dict(rows)
+    assert len(rows) == len(model)
+    assert set(model) == {status.name for status in jem.Status}
+    for status in jem.Status:
+        assert status.sentence.endswith(".")
+        assert status is jem.Status.running or status.failed == (model[status.name].strip() == "no"), status.name
+
+
+OVERLAPPING = np.random.default_rng(0)
+OVERLAPPING = np.r_[OVERLAPPING.normal(-1, 1, 150), OVERLAPPING.normal(1.5, 1, 150)][:, None]
+
+
+def overlapping(dtype: Any) -> tuple[Any, Any]:
+    start = jem.Mixture(
+        jnp.asarray([0.5, 0.5], dtype), jem.Gaussian(jnp.asarray([[-1.0], [1.0]], dtype), jnp.ones((2, 1, 1), dtype))
+    )
+    return start, jnp.asarray(OVERLAPPING, dtype)
+
+
+def test_float32_goes_as_far_as_float64() -> None:
+    """Gains there are far below what float32 resolves of the log-likelihood, half way up."""
+    single, double = jem.fit(*overlapping(jnp.float32)), jem.fit(*overlapping(jnp.float64))
+    assert single.words == double.words == "converged"
+    assert abs(int(single.steps) - int(double.steps)) < 5
+    assert single.log_likelihood > -550.5802 - 300 * 1e-6
+    np.testing.assert_allclose(single.model.weights, [0.0807, 0.9193], atol=1e-3)
+
+
+def test_no_tolerance_is_too_fine_for_a_word() -> None:
+    """Without any tolerance it ends where float32 does, and says so."""
+    fit = jem.fit(*overlapping(jnp.float32), jem.SQUAREM(jem.EM()), tol=0.0, max_steps=5000)
+    assert fit.words in ("precision_exhausted", "max_steps_reached")
+    assert fit.log_likelihood > -550.5804
+
+
+def remaining(gains: np.ndarray, tolerance: float) -> tuple[int, float]:
+    """When the rule stops, and what is left to gain then."""
+    trend = Trend.begun(jnp.zeros(()))
+    step = jax.jit(
+        lambda trend, gain, since: trend.after(
+            Look(jnp.ones(()), jnp.ones(()), gain, since, jnp.asarray(tolerance), jnp.zeros(())), jem.EM()
+        )
+    )
+    for since, gain in enumerate(gains):
+        trend, answer = step(trend, jnp.asarray(gain), jnp.asarray(since, jnp.int32))
+        if answer.arrived:
+            return since, trend.remaining().item()
+    return len(gains), np.nan
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.9, 0.999])
+def test_what_is_left_is_a_geometric_series(rate: float) -> None:
+    """Gains of steps v rate^(2 t) leave v / (1 - rate)."""
+    left = rate ** (2 * np.arange(20_000.0)) / (1 - rate)
+    since, told = remaining(left * (1 - rate), 1e-6)
+    # Once to learn how fast they fall, and once to see that it stays so.
+    assert since <= max(np.argmax(left <= 1e-6), 4) + 2 * 0.35 / (1 - rate)
+    np.testing.assert_allclose(told, left[since], rtol=1e-3)
+
+
+@pytest.mark.parametrize("share", [1e-1, 1e-3, 1e-5])
+def test_something_slow_comes_to_light(share: float) -> None:
+    t = np.arange(20_000.0)
+    fast, slow = 0.5 ** (2 * t), share * 0.995 ** (2 * t)
+    left = fast / 0.5 + slow / 0.005
+    since, _ = remaining(fast + slow, 1e-6)
+    assert left[since] < 5e-6
+
+
+def test_a_gain_of_nothing_is_the_end() -> None:
+    assert remaining(np.array([1.0, NEGLIGIBLE * 1e-7]), 1e-6)[0] == 1
+
+
+SAME = {
+    "counts": (jem.Mixture([0.5, 0.5], jem.Poisson([3.0, 3.0])), jnp.array([0.0, 1.0, 7.0, 9.0])),
+    "shares": (jem.Mixture([0.3, 0.7], jem.Poisson([3.0, 3.0])), jnp.array([0.0, 1.0, 7.0, 9.0])),
+    "line": (jem.Mixture([0.5, 0.5], jem.Gaussian(jnp.zeros((2, 1)), jnp.ones((2, 1, 1)))), OVERLAPPING),
+    "chain": (
+        jem.HMM([0.5, 0.5], [[0.5, 0.5], [0.5, 0.5]], jem.Poisson([3.0, 3.0])),
+        jnp.array([[0.0, 1.0, 7.0, 9.0, 8.0, 0.0]]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_a_start_that_cannot_move_has_not_converged(name: str) -> None:
+    start, x = SAME[name]
+    fit = jem.fit(start, x)
+    assert fit.words == "components_coincide"
+    assert not fit.converged
+
+
+def test_one_of_many_stands_still() -> None:
+    starts = jax.tree.map(
+        lambda *leaf: jnp.stack(leaf), SAME["counts"][0], jem.Mixture([0.5, 0.5], jem.Poisson([1.0, 8.0]))
+    )
+    fits = jem.fit_many(starts, jnp.stack([SAME["counts"][1]] * 2))
+    assert fits.words.tolist() == ["components_coincide", "converged"]
+    assert fits.converged.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("base", [jem.Exponential(0.01), jem.Weibull(1.0, 900.0), jem.LogNormal(7.0, 1.0)], ids=repr)
+def test_nothing_ended(base: Any) -> None:
+    x = jnp.array([[900.0, jnp.inf], [1200.0, jnp.inf], [1500.0, jnp.inf]])
+    fit = jem.fit(jem.Censored(base), x)
+    assert fit.words == "no_events"
+    assert jem.fit(jem.Censored(base), x.at[0, 1].set(1000.0), max_steps=2).words != "no_events"
+
+
+def test_nothing_was_seen() -> None:
+    start = jem.Mixture([0.5, 0.5], jem.Poisson([1.0, 8.0]))
+    x = jnp.array([0.0, 1.0, 7.0, 9.0])
+    assert jem.fit(start, jnp.full(4, jnp.nan)).words == "no_data"
+    assert jem.fit(start, x, weight=jnp.zeros(4)).words == "no_data"
+
+
+def test_more_centres_than_points() -> None:
+    x = jnp.array([[0.0], [0.0], [1.0], [1.0]])
+    assert jem.Status(int(jem.kmeans(jax.random.key(0), x, 3).status)).name == "components_coincide"
+    assert jem.Status(int(jem.kmeans(jax.random.key(0), x, 2).status)).name == "converged"
