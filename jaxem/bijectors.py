@@ -34,13 +34,18 @@ def _undecided(probability: Array) -> Array:
     return (probability > 0) & (probability < 1)
 
 
+def _inside(values: Array) -> Array:
+    """What underflows is not on the edge: the closest number inside."""
+    return jnp.maximum(values, jnp.finfo(values.dtype).tiny)
+
+
 def _log(values: Array, like: Array) -> Array:
-    values = jnp.maximum(values, jnp.finfo(values.dtype).tiny)
+    values = _inside(values)
     return jnp.where(like > 0, jnp.log(jnp.where(like > 0, values, 1)), 0)
 
 
 def _exp(free: Array, like: Array) -> Array:
-    return jnp.where(like > 0, jnp.exp(free), like)
+    return jnp.where(like > 0, _inside(jnp.exp(free)), like)
 
 
 def _logit(values: Array, like: Array) -> Array:
@@ -51,7 +56,8 @@ def _logit(values: Array, like: Array) -> Array:
 
 
 def _expit(free: Array, like: Array) -> Array:
-    return jnp.where(_undecided(like), jax.nn.sigmoid(free), like)
+    values = jnp.minimum(_inside(jax.nn.sigmoid(free)), 1 - jnp.finfo(free.dtype).epsneg)
+    return jnp.where(_undecided(like), values, like)
 
 
 def _reference(values: Array) -> tuple[Array, Array]:
@@ -75,7 +81,7 @@ def _shares(free: Array, like: Float[Array, "*batch k"]) -> Array:
     padded = jnp.concatenate([free, jnp.zeros_like(free[..., :1])], axis=-1)
     index = jnp.broadcast_to(places - (places > last).astype(jnp.int32), like.shape)
     logits = jnp.where(places == last, 0, jnp.take_along_axis(padded, index, axis=-1))
-    return jax.nn.softmax(jnp.where(like > 0, logits, -jnp.inf), axis=-1)
+    return jnp.where(like > 0, _inside(jax.nn.softmax(jnp.where(like > 0, logits, -jnp.inf), axis=-1)), 0)
 
 
 def _shared(values: Float[Array, "*batch k"]) -> Bool[Array, "*batch k-1"]:

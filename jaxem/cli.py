@@ -130,7 +130,7 @@ Prior = Annotated[
     ),
 ]
 Restarts = Annotated[int, _option("Fitting", "Starts for each number of components or states.", min=1)]
-Method = Annotated[str, _option("Fitting", "Of starting: kmeans++ or random.")]
+Method = Annotated[str, _option("Fitting", "Of starting: kmeans++, random, or mixed, which is both in turn.")]
 Tol = Annotated[float, _option("Fitting", "Stop when the gain still to come is below this, in nats a row.")]
 MaxSteps = Annotated[int, _option("Fitting", "EM steps at most.", min=1)]
 Seed = Annotated[int, _option("Fitting", "Of all random draws.", min=0)]
@@ -237,7 +237,7 @@ def fit(
     select: Select = "bic",
     prior: Prior = "weak",
     restarts: Restarts = 4,
-    method: Method = "kmeans++",
+    method: Method = "mixed",
     tol: Tol = 1e-6,
     max_steps: MaxSteps = 1000,
     seed: Seed = 0,
@@ -280,7 +280,7 @@ def hmm(
     select: Select = "bic",
     prior: Prior = "weak",
     restarts: Restarts = 4,
-    method: Method = "kmeans++",
+    method: Method = "mixed",
     tol: Tol = 1e-6,
     max_steps: MaxSteps = 1000,
     seed: Seed = 0,

@@ -45,7 +45,7 @@ class Settings:
         dtype: `float64` or `float32`.
         tol: stop when the predicted remaining gain is below this many nats a row.
         max_steps: EM steps at most.
-        method: of starting, `kmeans++` or `random`.
+        method: of starting: `mixed` (k-means++ and random in turn), `kmeans++` or `random`.
         assign: find the component (the state) of every row.
         workers: slabs that are worked on at once, on each device.
         device: `cpu`, `gpu` or `tpu`; slabs are dealt out to all that this process has.
@@ -60,7 +60,7 @@ class Settings:
     dtype: str = "float64"
     tol: float = 1e-6
     max_steps: int = 1000
-    method: str = "kmeans++"
+    method: str = "mixed"
     assign: bool = False
     workers: int = 2
     device: str = "cpu"

@@ -176,7 +176,7 @@ def _best_of(centres: Float[Array, "r k d"], x: Array, weight: Array, max_steps:
 @partial(jax.jit, static_argnums=(3, 4))
 def _seeds(key: Array, x: Array, weight: Array, k: int, restarts: int) -> Float[Array, "r k d"]:
     keys = jax.random.split(key, restarts)
-    return jax.vmap(lambda key: x[start.seeds(key, x, weight, None, k, "kmeans++")])(keys)
+    return jax.vmap(lambda key: x[start.seeds(key, x, weight, None, k, apart=True)])(keys)
 
 
 @jax.jit

@@ -7,9 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-METHODS = ("kmeans++", "random")
+METHODS = ("mixed", "kmeans++", "random")
+"""How rows to start from are drawn. Of several starts, `mixed` draws the first by k-means++, the second at random, and
+so on in turn: where clusters overlap, or are of very different shapes, rows that are far apart may all be wrong."""
 
 
 def seeds(
@@ -18,14 +20,14 @@ def seeds(
     weight: Float[Array, "n"],
     labels: Int[Array, "n"] | None,
     k: int,
-    method: str,
+    apart: Any,
 ) -> Int[Array, "k"]:
     """Rows to start components from.
 
-    `kmeans++` draws each next row with probability proportional to weight times squared distance to the nearest row
-    drawn so far (Arthur and Vassilvitskii 2007), so the first j of the k are a start for j components. `random` draws
-    by weight alone. A component that some rows are known to belong to is seeded with one of those. Rows of weight
-    zero are never drawn.
+    If they are to be `apart`, each next row is drawn with probability proportional to weight times squared distance to
+    the nearest row drawn so far (k-means++: Arthur and Vassilvitskii 2007), so the first j of the k are a start for j
+    components; else by weight alone. A component that some rows are known to belong to is seeded with one of those.
+    Rows of weight zero are never drawn.
     """
 
     def draw(i: Array, mass: Array) -> Array:
@@ -42,8 +44,8 @@ def seeds(
     def add_seed(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         rows, nearest = carry
         row = draw(i, weight * jnp.where(jnp.isfinite(nearest), nearest, 1))
-        closer = jnp.minimum(nearest, squared_distance(row)) if method == "kmeans++" else nearest
-        return rows.at[i].set(row), closer
+        closer = jnp.minimum(nearest, squared_distance(row))
+        return rows.at[i].set(row), jnp.where(apart, closer, nearest)
 
     chance = jax.vmap(lambda key: jax.random.uniform(key, (), weight.dtype))(jax.random.split(key, k))
     return jax.lax.fori_loop(0, k, add_seed, (jnp.zeros(k, int), jnp.full_like(weight, jnp.inf)))[0]
@@ -62,6 +64,16 @@ def assignments(
     return (component == nearest[None]).astype(points.dtype)
 
 
+def apart(method: str, restarts: int) -> Bool[Array, "r"]:
+    """Which of several starts are to be drawn by k-means++.
+
+    >>> apart("mixed", 3).tolist()
+    [True, False, True]
+    """
+    place = jnp.arange(restarts, dtype=jnp.int32)
+    return {"mixed": place % 2 == 0, "kmeans++": place >= 0, "random": place < 0}[method]
+
+
 @partial(jax.jit, static_argnames=("family", "k", "restarts", "method"))
 def responsibilities(
     key: Array,
@@ -78,8 +90,8 @@ def responsibilities(
     """Components fitted to weighted hard assignments, `[restarts, k]` of them, and the weight that each holds."""
     points = family.points(x, weight)
 
-    def one(key: Array) -> Array:
-        return weight[None] * assignments(points, seeds(key, points, weight, labels, k, method), active, labels)
+    def one(key: Array, apart: Array) -> Array:
+        return weight[None] * assignments(points, seeds(key, points, weight, labels, k, apart), active, labels)
 
-    assigned = jax.vmap(one)(jax.random.split(key, restarts))
+    assigned = jax.vmap(one)(jax.random.split(key, restarts), apart(method, restarts))
     return family.start(x, assigned), assigned.sum(-1)

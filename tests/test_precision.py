@@ -195,7 +195,7 @@ def asked(rng: np.random.Generator) -> dict[str, tuple[Callable[..., Any], tuple
         "draws": (lambda model: model.sample(key, 5), (mixture,)),
         "k-means": (lambda c, x, w: _best_of(c, x, w, 5), (np.float32(rng.normal(size=(2, 3, 6))), x, one)),
         "nearest": (_nearest, (x, one, x[:3])),
-        "seeds": (lambda x, w: start.seeds(key, x, w, None, 3, "kmeans++"), (x, one)),
+        "seeds": (lambda x, w: start.seeds(key, x, w, None, 3, True), (x, one)),
         "start": (lambda x: jem.Mixture.start(key, jem.Gaussian, x, 2), (x,)),
         "start of factors": (lambda x: jem.Mixture.start(key, jem.sized(jem.FactorAnalysis, factors=2), x, 2), (x,)),
         "start of a chain": (lambda x: jem.HMM.start(key, jem.Gaussian, x, 2), (sequences(6),)),

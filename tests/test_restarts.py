@@ -9,6 +9,7 @@ import pytest
 
 import jaxem as jem
 from jaxem.fitting.fit import best_restart
+from jaxem.start import apart
 
 pytestmark = pytest.mark.slow
 
@@ -67,3 +68,65 @@ def test_if_all_have_collapsed_the_highest_is_returned_and_its_status_says_so() 
     fit = jem.fit(models, x)
     assert fit.words == "covariance_collapsed"
     np.testing.assert_allclose(fit.objective, max(one.objective for one in each), rtol=1e-9)
+
+
+def test_of_several_starts_every_second_is_of_rows_taken_at_random() -> None:
+    assert apart("mixed", 5).tolist() == [True, False, True, False, True]
+    key, x = jax.random.key(0), jnp.asarray(rows())
+    mixed, far, any_rows = (
+        jem.Mixture.start(key, jem.SphericalGaussian, x, 2, restarts=4, method=method).components.mean
+        for method in ("mixed", "kmeans++", "random")
+    )
+    np.testing.assert_array_equal(mixed[::2], far[::2])
+    np.testing.assert_array_equal(mixed[1::2], any_rows[1::2])
+    assert not np.array_equal(far[1::2], any_rows[1::2])
+    alone = (jem.Mixture.start(key, jem.SphericalGaussian, x, 2, method=method) for method in ("mixed", "kmeans++"))
+    np.testing.assert_array_equal(*(start.components.mean for start in alone))
+
+
+def blood(seed: int) -> np.ndarray:
+    """Five measurements of 215 people: a tight cluster of the healthy, and two wide, elongated ones beside it."""
+    rng = np.random.default_rng(seed)
+
+    def cluster(n: int, mean: list[float], spread: list[float], bend: float) -> np.ndarray:
+        turn = rng.normal(size=(5, 5)) * bend + np.eye(5)
+        return np.asarray(mean) + (rng.normal(size=(n, 5)) @ turn.T) * np.asarray(spread)
+
+    return np.concatenate(
+        [
+            cluster(150, [110, 9, 1.7, 1.3, 2.5], [8, 2, 0.4, 0.4, 2], 0.3),
+            cluster(35, [95, 17, 4, 1, -0.1], [15, 5, 2, 0.4, 0.4], 0.6),
+            cluster(30, [122, 3.6, 1, 13, 17], [9, 2, 0.5, 9, 14], 0.6),
+        ]
+    )
+
+
+@pytest.mark.slow
+def test_a_mixture_of_starts_finds_what_either_misses() -> None:
+    """Where clusters are of very different shapes, k-means++ misses; where there are many alike, random rows do."""
+    rng = np.random.default_rng(0)
+    corners = 12.0 * np.stack(np.meshgrid(*[range(3)] * 2), axis=-1).reshape(-1, 2)
+    alike = [np.repeat(corners, 20, axis=0) + rng.normal(size=(180, 2)) for _ in range(6)]
+    short = {}
+    for name, family, xs, k in (
+        ("blood", jem.Gaussian, [blood(seed) for seed in range(6)], 3),
+        ("alike", jem.SphericalGaussian, alike, 9),
+    ):
+        xs, best = jnp.asarray(np.stack(xs)), {}
+        for method in ("kmeans++", "random"):
+            starts = jem.start_many(jax.random.key(3), family, xs, k, restarts=24, method=method)
+            each = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), starts)
+            fits = jem.fit_many(each, jnp.repeat(xs, 24, axis=0), max_steps=2000)
+            sound = np.isin(np.asarray(fits.status), (GOOD, LATE))
+            best[method] = np.where(sound, np.asarray(fits.objective), -np.inf).reshape(len(xs), 24)
+        top = np.maximum(*(found.max(1) for found in best.values()))[:, None] - 0.5
+        # Of six groups of four starts, in how many none arrives.
+        groups = {method: found.reshape(-1, 6, 4) for method, found in best.items()}
+        groups["mixed"] = np.concatenate([groups["kmeans++"][..., ::2], groups["random"][..., 1::2]], axis=-1)
+        short[name] = {method: float((found.max(-1) < top).mean()) for method, found in groups.items()}
+    assert short["blood"]["mixed"] < 0.5 * short["blood"]["kmeans++"], short
+    assert short["alike"]["mixed"] <= short["alike"]["random"], short
+    assert (
+        sum(each["mixed"] for each in short.values())
+        < min(sum(each[method] for each in short.values()) for method in ("kmeans++", "random")) + 0.05
+    ), short

@@ -43,7 +43,7 @@ def fit_each(starts: jem.Mixture, x: jax.Array, temperatures: jax.Array) -> jem.
 def main(picture: str | None = None) -> None:
     """Three kinds of start, with and without annealing."""
     x = data()
-    spread = jem.Mixture.start(jax.random.key(0), jem.SphericalGaussian, x, 9, restarts=STARTS)
+    spread = jem.Mixture.start(jax.random.key(0), jem.SphericalGaussian, x, 9, restarts=STARTS, method="kmeans++")
     starts = {
         "random rows": balls(x[np.random.default_rng(1).integers(0, len(x), (STARTS, 9))], 1.0),
         "k-means++": spread,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -103,7 +103,7 @@ def fit(
         data, weight = layout.spread((data, weight))
         data = Spread(data, None, layout)
         solver, model, prior, limits = layout.everywhere((solver, model, prior, limits))
-    return _fit(solver, model, data, weight, prior, limits, trace=max_steps + 1)
+    return _fit(solver, model, data, weight, prior, limits, trace=Blank.of(max_steps))
 
 
 def hidden_states(model: Any) -> int | None:
@@ -150,13 +150,32 @@ def regulariser(floor: Statistics, prior: Any, model: Any, x: Any, weight: Array
     return add(floor, made)
 
 
+class Blank(NamedTuple):
+    """What a trace is before the first step.
+
+    Attributes:
+        length: one more than the steps.
+        refused: is NaN an error, whoever it comes from (`jax_debug_nans`)? Then -inf stands for what was not reached.
+    """
+
+    length: int
+    refused: bool
+
+    @classmethod
+    def of(cls, max_steps: Any) -> Blank:
+        return cls(int(max_steps) + 1, bool(jax.config.jax_debug_nans))  # type: ignore
+
+    def filled(self, dtype: Any) -> Array:
+        return jnp.full(self.length, -jnp.inf if self.refused else jnp.nan, dtype)
+
+
 @partial(jax.jit, static_argnames="trace")
-def _fit(solver: Any, models: Any, x: Any, weight: Array, prior: Any, limits: Limits, *, trace: int) -> Fit:
+def _fit(solver: Any, models: Any, x: Any, weight: Array, prior: Any, limits: Limits, *, trace: Blank) -> Fit:
     return _arrived(trace, solver, models, limits, x, weight, prior)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _arrived(trace: int, solver: Any, models: Any, limits: Limits, x: Any, weight: Array, prior: Any) -> Fit:
+def _arrived(trace: Blank, solver: Any, models: Any, limits: Limits, x: Any, weight: Array, prior: Any) -> Fit:
     def climbed(model: Any) -> Fit:
         return _climb(trace, solver, model, limits, x, weight, prior)
 
@@ -167,7 +186,7 @@ def _arrived(trace: int, solver: Any, models: Any, limits: Limits, x: Any, weigh
 
 
 @_arrived.defjvp
-def _arrived_jvp(trace: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Fit, Fit]:
+def _arrived_jvp(trace: Blank, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Fit, Fit]:
     solver, _, _, *data = primals
     fit = _arrived(trace, *primals)
 
@@ -177,7 +196,7 @@ def _arrived_jvp(trace: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]
     return differentiated(fit, solver.over, pseudo, tuple(data), tangents[3:])
 
 
-def _climb(trace: int, solver: Any, model: Any, limits: Limits, x: Any, weight: Array, prior: Any) -> Fit:
+def _climb(trace: Blank, solver: Any, model: Any, limits: Limits, x: Any, weight: Array, prior: Any) -> Fit:
     if isinstance(x, Spread):
         data, rows = x.prepared(model, weight)
     else:
@@ -193,8 +212,8 @@ def _climb(trace: int, solver: Any, model: Any, limits: Limits, x: Any, weight: 
         now = advance(solver, carry[0], data, weight, rows, pseudo, limits)
         return now, carry[1].at[now.steps].set(now.objective)
 
-    nothing = jnp.full(trace, jnp.nan, weight.dtype)
-    end, objectives = jax.lax.while_loop(running, step, (begin(solver, model, data, weight, pseudo), nothing))
+    begun = begin(solver, model, data, weight, pseudo), trace.filled(weight.dtype)
+    end, objectives = jax.lax.while_loop(running, step, begun)
     return conclude(solver, model, end, objectives, floor, weight)
 
 

@@ -23,7 +23,8 @@ class Fit:
         converged: did it end by the stopping rule?
         status: a `Status` code; see `words` and `reason`.
         passes: over the data that this took: one a step for EM, three for SQUAREM, as many as it needs for LBFGS.
-        trace: `[max_steps + 1]` the objective before each step, NaN beyond the last; None from `fit_many`.
+        trace: `[max_steps + 1]` the objective before each step, NaN beyond the last (-inf where
+            `jax_debug_nans` refuses NaN); None from `fit_many`.
     """
 
     model: Any

@@ -23,7 +23,7 @@ from jaxem.data import ready
 from jaxem.distributions.base import Statistics, add, scale
 from jaxem.fitting import together
 from jaxem.fitting.batches import read_ahead
-from jaxem.fitting.fit import best_restart, check_limits, check_rows, check_starts, conclude, regularisers
+from jaxem.fitting.fit import Blank, best_restart, check_limits, check_rows, check_starts, conclude, regularisers
 from jaxem.fitting.loop import Limits, Progress, advance, begin, verdict
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
@@ -120,7 +120,7 @@ def fit_starts(
     floor, pseudo = _regularised(model, *found.sampled(), found.prior)
     total, rows, least = (jnp.asarray(value, found.dtype) for value in (found.total, found.observations, tol))
     limits = Limits(least, jnp.asarray(max_steps, jnp.int32))
-    now, objectives = _begun(solver, model, total, pseudo, trace=int(max_steps) + 1)
+    now, objectives = _begun(solver, model, total, pseudo, trace=Blank.of(max_steps))
     while (np.asarray(now.status) == int(Status.running)).any():
         summed = _pass(solver, now, batches, found, pseudo)
         now, objectives = _advanced(solver, now, summed, total, rows, pseudo, limits, objectives)
@@ -289,12 +289,12 @@ def _regularised(models: Any, x: Any, weight: Array, prior: Any) -> tuple[Statis
 
 
 @partial(jax.jit, static_argnames="trace")
-def _begun(solver: Any, models: Any, total: Array, pseudo: Statistics, *, trace: int) -> tuple[Progress, Array]:
+def _begun(solver: Any, models: Any, total: Array, pseudo: Statistics, *, trace: Blank) -> tuple[Progress, Array]:
     """Before the first step, and a trace to be filled."""
 
     def one(model: Any, pseudo: Statistics) -> tuple[Progress, Array]:
         unread = Asked(solver, None, total[None], Note())
-        return begin(solver, model, unread, total[None], pseudo), jnp.full(trace, jnp.nan, total.dtype)
+        return begin(solver, model, unread, total[None], pseudo), trace.filled(total.dtype)
 
     return _over_starts(one, models)(models, pseudo)
 

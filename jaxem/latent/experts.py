@@ -194,7 +194,7 @@ class MixtureOfExperts(Latent):
         weight: Any = None,
         labels: Any = None,
         restarts: int | None = None,
-        method: str = "kmeans++",
+        method: str = "mixed",
     ) -> Self:
         """A model to set out from: a mixture of regressions, and a gate that does not look at the inputs yet.
 

@@ -124,7 +124,7 @@ class HMM(Latent):
         weight: Any = None,
         labels: Any = None,
         restarts: int | None = None,
-        method: str = "kmeans++",
+        method: str = "mixed",
     ) -> Self:
         """A model to set out from: a mixture of all steps, and how its components follow each other.
 
@@ -136,7 +136,7 @@ class HMM(Latent):
             weight: `[S]` weights of the sequences.
             labels: known states, `[S, T]` or a list of arrays; -1 where unknown.
             restarts: how many starts; the model then has a leading axis of this length.
-            method: `"kmeans++"` or `"random"`.
+            method: as in `Mixture.start`.
 
         Raises:
             ValueError: as `Mixture.start`.

@@ -80,7 +80,7 @@ class Mixture(Latent):
         weight: Any = None,
         labels: Any = None,
         restarts: int | None = None,
-        method: str = "kmeans++",
+        method: str = "mixed",
         active: Any = None,
     ) -> Self:
         """A mixture to set out from: seeds, each row given to the nearest, one M-step.
@@ -94,7 +94,8 @@ class Mixture(Latent):
             weight: `[n]` row weights; rows of weight zero are ignored, whatever they hold.
             labels: `[n]` known components, -1 where unknown.
             restarts: how many starts; the model then has a leading axis of this length.
-            method: `"kmeans++"` or `"random"`.
+            method: `"kmeans++"` (seeds far apart), `"random"` (any rows), or `"mixed"`: of several starts the first,
+                third, ... by k-means++, the others at random, because neither finds everything.
             active: use only the first so many of the K components; the others have weight zero for good. It may be
                 traced, so mixtures of different sizes can share one compiled shape.
 

@@ -26,7 +26,7 @@ def start_many(
     weight: Any = None,
     labels: Any = None,
     restarts: int | None = None,
-    method: str = "kmeans++",
+    method: str = "mixed",
     active: Any = None,
 ) -> Any:
     """`Mixture.start` for B problems, or `HMM.start` for B sets of sequences: leading axis B, or B, R with restarts.

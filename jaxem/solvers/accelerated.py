@@ -32,6 +32,8 @@ class Trial:
     """What an accelerated solver carries.
 
     Attributes:
+        like: where it began. What is fixed there is fixed for good, and all coordinates are relative to it: they mean
+            the same in every step, whatever becomes of a probability on the way.
         log_likelihood, objective: of the model that is carried; -inf before they are known.
         gain: what a plain step from that model gains, to first order.
         slowness: how many such steps the rest is worth: the most that was seen of late.
@@ -41,6 +43,7 @@ class Trial:
         memory: what the scheme remembers.
     """
 
+    like: Any
     log_likelihood: Float[Array, ""]
     objective: Float[Array, ""]
     gain: Float[Array, ""]
@@ -91,24 +94,25 @@ class Accelerated(Solver):
     def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Trial:
         """The model itself is on trial first."""
         at, never = flat(model)[0], jnp.full((), -jnp.inf, weight.dtype)
-        return Trial(never, never, -never, jnp.ones_like(never), at, at, at, _code(PLAIN), self.remember(at))
+        return Trial(model, never, never, -never, jnp.ones_like(never), at, at, at, _code(PLAIN), self.remember(at))
 
     def step(self, model: Any, state: Trial, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Any:
         """One plain step from the trial; the objective stands still while none is taken."""
         known = jnp.isfinite(state.objective)
-        here, model_at = flat(model)
-        tried = jnp.where(known, state.ahead, here)
-        trial = select(known, model_at(tried), model)
+        here, model_at = flat(model, state.like)
+        trial = select(known, model_at(state.ahead), model)
+        # Of what lies too far out to be a number the model holds the closest number inside.
+        tried = jnp.where(known, flat(trial, state.like)[0], here)
         plain = self.solver.init(model, x, weight, prior)
         stepped, plain, log_likelihood = self.solver.step(trial, plain, x, weight, prior)
         objective = log_likelihood + trial.expected_log_prob(prior)
         # NaN is not at least anything; but if a plain step led there, that is for the stopping rule to see.
         taken = (state.claim == PLAIN) | ((state.claim == ON_TRIAL) & (objective >= state.objective))
-        image = flat(stepped, model)[0]
+        image = flat(stepped, state.like)[0]
         ahead, claim, memory = self.propose(state.memory, taken, tried, image)
         gain, move = jnp.asarray(self.solver.left(plain), objective.dtype), image - tried
         slowness = jnp.where(known, _slowness(state, tried, move, jnp.where(taken, gain, state.gain)), 1)
-        found = Trial(log_likelihood, objective, gain, slowness, ahead, tried, move, claim, memory)
+        found = Trial(state.like, log_likelihood, objective, gain, slowness, ahead, tried, move, claim, memory)
         kept = replace(found, log_likelihood=state.log_likelihood, objective=state.objective, gain=state.gain)
         came_in = jnp.where(known, state.log_likelihood, log_likelihood)
         return select(taken, trial, model), select(taken, found, kept), came_in

@@ -24,14 +24,15 @@ class Gradient(Solver):
     """Any optax transformation, on the unconstrained coordinates of the model.
 
     It minimises minus the objective for each row, so a learning rate means the same for few rows and for many. It need
-    not climb at every step: the stopping rule looks at what 25 of them gain.
+    not climb at every step: the stopping rule looks at what 25 of them gain. What a transformation may ask for besides
+    the gradient it gets: `value`, `grad` and `value_fn`, as line searches and Polyak's step do.
 
     With `batch_size` a step is a look at all rows, which the stopping rule needs, and then a shuffled pass over them
     with one update for each batch.
 
     Args:
-        transformation: an optax `GradientTransformation`. Keep the object for further fits: another one, made by the
-            same call, is another program to compile.
+        transformation: an optax `GradientTransformation`, or what has its `init` and `update` (`MultiSteps`). Keep the
+            object for further fits: another one, made by the same call, is another program to compile.
         batch_size: rows (or sequences) of an update; all of them if left out.
         key: a JAX random key for the order of the rows.
 
@@ -65,15 +66,19 @@ class Gradient(Solver):
         """One to look and, in batches, one to learn."""
         return 2 if self.batches else 1
 
+    def spent(self, state: Any, calls: Array) -> Array:
+        """Those, and what line searches took."""
+        return super().spent(state, calls) + state[3]
+
     @property
     def batches(self) -> bool:
         """If a size was given."""
         return self.batch_size is not None
 
     def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Any:
-        """The state of the transformation, how many steps were made, and what is left to gain."""
-        with _ordinary_promotion():
-            return self.transformation.init(to_coordinates(model)), jnp.zeros((), jnp.int32), _unknown(weight)
+        """The state of the transformation, how many steps were made, what is left to gain, and passes of searches."""
+        none = jnp.zeros((), jnp.int32)
+        return _begun(self.transformation, to_coordinates(model)), none, _unknown(weight), none
 
     def left(self, state: Any) -> Array:
         """What an EM step would have gained: a schedule that stands still is not the top."""
@@ -81,28 +86,31 @@ class Gradient(Solver):
 
     def step(self, model: Any, state: Any, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Any:
         """One E-step, whose statistics give the gradient, and one update; in batches, one for each of them."""
-        inner, steps, _ = state
+        inner, steps, _, searched = state
         log_likelihood, statistics = expectation(model, x, weight)
         promised, rows = left(model, statistics, prior), _rows(weight)
-        if self.batch_size is None:
-            model, inner = self._updated(model, inner, gradient_of(model, statistics, prior), rows)
-            return model, (inner, steps + 1, promised), log_likelihood
+
+        def updated(carry: Any, x: Any, weight: Array, height: Array, gradient: Coordinates) -> Any:
+            model, inner, searched = carry
+            free = to_coordinates(model)
+            slope = jax.tree.map(lambda leaf: leaf / rows, gradient)
+            updates, inner = _update(
+                self.transformation, inner, free, height / rows, slope, (model, x, weight, prior), rows
+            )
+            return _moved(model, free, updates), inner, searched + _searched(inner)
 
         def learn(carry: Any, batch: Any, batch_weight: Array) -> Any:
-            model, inner = carry
-            gradient = value_and_gradient(model, batch, batch_weight, prior)[2]
-            return self._updated(model, inner, gradient, rows)
+            _, height, gradient = value_and_gradient(carry[0], batch, batch_weight, prior)
+            return updated(carry, batch, batch_weight, height, gradient)
 
-        key = jax.random.fold_in(self.key, steps)
-        model, inner = epoch(key, x, weight, self.batch_size, learn, (model, inner))
-        return model, (inner, steps + 1, promised), log_likelihood
-
-    def _updated(self, model: Any, inner: Any, gradient: Coordinates, rows: Array) -> tuple[Any, Any]:
-        free = to_coordinates(model)
-        downhill = jax.tree.map(lambda leaf: -leaf / rows, gradient)
-        with _ordinary_promotion():
-            updates, inner = self.transformation.update(downhill, inner, free)
-        return _moved(model, free, updates), inner
+        begun = model, inner, searched
+        if self.batch_size is None:
+            height = log_likelihood + model.expected_log_prob(prior)
+            model, inner, searched = updated(begun, x, weight, height, gradient_of(model, statistics, prior))
+        else:
+            key = jax.random.fold_in(self.key, steps)
+            model, inner, searched = epoch(key, x, weight, self.batch_size, learn, begun)
+        return model, (inner, steps + 1, promised, searched), log_likelihood
 
 
 @module
@@ -139,8 +147,7 @@ class LBFGS(Solver):
 
     def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Any:
         """Nothing remembered yet, nothing evaluated, nothing known of what is left to gain."""
-        with _ordinary_promotion():
-            return self._transformation.init(to_coordinates(model)), jnp.zeros((), jnp.int32), _unknown(weight)
+        return _begun(self._transformation, to_coordinates(model)), jnp.zeros((), jnp.int32), _unknown(weight)
 
     def left(self, state: Any) -> Array:
         """What an EM step would have gained."""
@@ -156,24 +163,46 @@ class LBFGS(Solver):
         before, evaluations, _ = state
         log_likelihood, statistics = expectation(model, x, weight)
         height = (log_likelihood + model.expected_log_prob(prior)) / rows
-
-        def cost(free: Any) -> Array:
-            # With 64-bit types on, the line search of optax makes float64 of float32.
-            free = jax.tree.map(lambda leaf: leaf.astype(rows.dtype), free)
-            return -objective(free, model, x, weight, prior) / rows
-
-        downhill = jax.tree.map(lambda leaf: -leaf / rows, gradient_of(model, statistics, prior))
-        with _ordinary_promotion():
-            updates, inner = self._transformation.update(
-                downhill, before, free, value=-height, grad=downhill, value_fn=cost
-            )
-            forgotten = self._transformation.init(free)
-        search = inner[-1]
-        evaluations = evaluations + 1 + search.info.num_linesearch_steps.astype(jnp.int32)
-        higher = -search.value > height + 4 * float(jnp.finfo(height.dtype).eps) * jnp.abs(height)
-        plain = model.m_step(add(statistics, prior))
+        slope = jax.tree.map(lambda leaf: leaf / rows, gradient_of(model, statistics, prior))
+        updates, inner = _update(self._transformation, before, free, height, slope, (model, x, weight, prior), rows)
+        higher = -inner[-1].value > height + 4 * float(jnp.finfo(height.dtype).eps) * jnp.abs(height)
+        evaluations = evaluations + 1 + _searched(inner)
+        plain, forgotten = model.m_step(add(statistics, prior)), _begun(self._transformation, free)
         ahead, inner = select(higher, (_moved(model, free, updates), inner), (plain, forgotten))
         return ahead, (inner, evaluations, left(model, statistics, prior)), log_likelihood
+
+
+def _begun(transformation: Any, free: Coordinates) -> Any:
+    """The state of a transformation, of arrays."""
+    with _ordinary_promotion():
+        return jax.tree.map(jnp.asarray, transformation.init(free))
+
+
+def _update(
+    transformation: Any, state: Any, free: Coordinates, height: Array, slope: Coordinates, data: Any, rows: Array
+) -> tuple[Coordinates, Any]:
+    """What a transformation makes of the slope of the objective of a row, whose height it is; and its state."""
+    import optax  # which takes its time, and who never asks for it need not wait
+
+    def cost(free: Any) -> Array:
+        free = jax.tree.map(lambda leaf: leaf.astype(rows.dtype), free)
+        return -objective(free, *data) / rows
+
+    downhill = jax.tree.map(jnp.negative, slope)
+    if isinstance(transformation, optax.GradientTransformation):
+        transformation = optax.with_extra_args_support(transformation)
+    with _ordinary_promotion():
+        found = transformation.update(downhill, state, free, value=-height, grad=downhill, value_fn=cost)
+    # With 64-bit types on, optax makes float64 of float32 in places.
+    return jax.tree.map(lambda new, old: new if new.dtype == old.dtype else new.astype(old.dtype), found, (free, state))
+
+
+def _searched(state: Any) -> Array:
+    """Evaluations of the line searches in the last update, if the transformation has any."""
+    import optax
+
+    found = optax.tree_utils.tree_get_all_with_path(state, "num_linesearch_steps")
+    return sum((count.astype(jnp.int32) for _, count in found), jnp.zeros((), jnp.int32))
 
 
 def _unknown(weight: Array) -> Array:

@@ -1,0 +1,73 @@
+"""Sparse counts: probabilities that go towards zero, and how solvers that look ahead keep away from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxem as jem
+from jaxem.solvers.objective import flat
+
+BINS, TOTAL = 14, 6
+FAMILY = jem.sized(jem.Multinomial, total_count=TOTAL)
+ACCELERATED = {"SQUAREM": jem.SQUAREM(jem.EM()), "Anderson": jem.Anderson(jem.EM())}
+LONG = {"tol": 1e-8, "max_steps": 3000}
+
+
+def counts(seed: int, components: int = 3, n: int = 400) -> np.ndarray:
+    """Rows of a mixture whose components never see most of the bins."""
+    rng = np.random.default_rng(seed)
+    probs = rng.dirichlet(np.full(BINS, rng.choice([0.05, 0.1, 0.3])), components)
+    return np.stack([rng.multinomial(TOTAL, probs[k]) for k in rng.integers(0, components, n)]).astype(float)
+
+
+def problems(number: int, components: int) -> tuple[Any, jax.Array]:
+    xs = jnp.asarray(np.stack([counts(seed, components) for seed in range(number)]))
+    return jem.start_many(jax.random.key(0), FAMILY, xs, components, method="random"), xs
+
+
+def test_what_underflows_is_not_on_the_edge() -> None:
+    """Coordinates of any size are those of a model that can come back; what is zero for good stays zero."""
+    model = jem.Mixture([0.5, 0.5, 0.0], jem.Multinomial(jnp.full((3, 4), 0.25), 2))
+    free, model_at = flat(model)
+    for far in (-1e4, 1e4):
+        moved = model_at(free + far)
+        assert (moved.components.probs > 0).all()
+        assert moved.weights.tolist()[2] == 0
+        assert (moved.weights[:2] > 0).all()
+        np.testing.assert_allclose(moved.components.probs.sum(-1), 1, rtol=1e-12)
+    for family in (jem.Poisson(3.0), jem.Bernoulli(0.5)):
+        free, model_at = flat(family)
+        assert 0 < float(jax.tree.leaves(model_at(free - 1e4))[0]) < 1e-300
+
+
+@pytest.mark.parametrize("name", ACCELERATED)
+def test_a_look_ahead_over_the_edge_is_taken_back_whole(name: str) -> None:
+    """Coordinates mean the same before and after: a fallback that was decoded otherwise was another model."""
+    x = jnp.asarray(counts(12))
+    start = jem.Mixture.start(jax.random.split(jax.random.key(0), 100)[12], FAMILY, x, 3, method="random")
+    fit = jem.fit(start, x, ACCELERATED[name], **LONG)
+    assert fit.converged, fit.reason
+    assert fit.objective > jem.fit(start, x, **LONG).objective - 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("components", [3, 4])
+@pytest.mark.parametrize("name", ACCELERATED)
+def test_acceleration_ends_no_lower_than_em(name: str, components: int) -> None:
+    models, xs = problems(100, components)
+    em = jem.fit_many(models, xs, **LONG)
+    fits = jem.fit_many(models, xs, ACCELERATED[name], **LONG)
+    assert fits.converged.all(), sorted(set(fits.words))
+    assert (np.asarray(fits.objective) > np.asarray(em.objective) - 400 * 1e-6).all()
+    alone = [
+        jem.fit(jax.tree.map(lambda leaf, i=i: leaf[i], models), xs[i], ACCELERATED[name], **LONG) for i in range(8)
+    ]
+    np.testing.assert_allclose(fits.objective[:8], [fit.objective for fit in alone], rtol=1e-7)
+    starts = jem.Mixture.start(jax.random.key(1), FAMILY, xs[0], components, restarts=8)
+    together = jax.vmap(lambda start: jem.fit(start, xs[0], ACCELERATED[name], **LONG))(starts)
+    assert together.converged.all()
