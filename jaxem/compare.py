@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxem.arguments import said_of
 from jaxem.constraints import free_parameters
 from jaxem.data import ready
-from jaxem.fitting.fit import check_limits, fit, hidden_states
+from jaxem.distributions.base import check_model
+from jaxem.fitting.fit import check_labelled, check_limits, check_prior, fit, hidden_states
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
 from jaxem.palette import PALETTE
@@ -22,6 +24,7 @@ from jaxem.rate import em_rate
 from jaxem.solvers.accelerated import SQUAREM
 from jaxem.solvers.base import Solver
 from jaxem.solvers.em import EM
+from jaxem.solvers.words import as_solver
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -162,7 +165,7 @@ class Race:
 def compare(
     model: Any,
     x: Any,
-    solvers: Mapping[str, Any],
+    solvers: Mapping[str, Any] | list[Any] | tuple[Any, ...],
     *,
     weight: Any = None,
     prior: Any = None,
@@ -179,7 +182,7 @@ def compare(
     Args:
         model: where all start.
         x, weight, prior, labels: as in `fit`.
-        solvers: by the names that table and picture are to show.
+        solvers: by the names that table and picture are to show; each as in `fit`. Or a list of them.
         tol, max_steps: as in `fit`, for each.
 
     Returns:
@@ -195,10 +198,11 @@ def compare(
     >>> [run.fit.words for run in race.runs]
     ['converged', 'converged']
     """
-    if not solvers:
-        raise ValueError("solvers is empty; name at least one, for example {'EM': jem.EM()}")
+    check_model(model, x)
+    solvers, max_steps = as_solvers(solvers), check_limits(tol, max_steps)
+    check_labelled(model, labels)
+    check_prior(prior)
     x = jax.tree.map(jnp.asarray, model.read(x))
-    check_limits(tol, max_steps)
     x, weight, labels = ready(x, weight, labels, hidden_states(model))
     given = {"weight": weight, "prior": prior, "labels": labels}
     raced = [_timed(solver, model, x, given, max_steps, tol) for solver in solvers.values()]
@@ -216,6 +220,24 @@ def compare(
         trace[: solver.warmup] = np.nan
         runs.append(Run(name, solver, found, *clock, (best - trace) / rows))
     return Race(tuple(runs), best, rows, rate, int(np.max(free_parameters(model))))
+
+
+def as_solvers(solvers: Any) -> dict[str, Any]:
+    """Solvers by the names that table and picture are to show; a list of them has the names that they have themselves.
+
+    >>> as_solvers(["em", "squarem"])
+    {'em': EM(), 'squarem': SQUAREM(solver=EM())}
+    """
+    if not isinstance(solvers, Mapping):
+        if not isinstance(solvers, (list, tuple)) or hasattr(solvers, "update"):
+            raise TypeError(f"solvers is {said_of(solvers)}; name each, for example {{'EM': jem.EM()}}")
+        names = [each if isinstance(each, str) else setting(as_solver(each)) for each in solvers]
+        if len(set(names)) < len(names):
+            raise ValueError(f"solvers has {max(names, key=names.count)} twice; name each: {{'EM': jem.EM(), ...}}")
+        solvers = dict(zip(names, solvers, strict=True))
+    if not solvers:
+        raise ValueError("solvers is empty; name at least one, for example {'EM': jem.EM()}")
+    return {str(name): as_solver(solver, f"solvers[{name!r}]") for name, solver in solvers.items()}
 
 
 class _Clock(NamedTuple):

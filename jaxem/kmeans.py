@@ -12,7 +12,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from jaxem import start
-from jaxem.data import as_floats, ready
+from jaxem.arguments import as_key, whole
+from jaxem.data import as_floats, as_table, as_weight, ready
 from jaxem.distributions import quadratic
 from jaxem.distributions.base import Statistics, as_rows
 from jaxem.distributions.gaussian import SphericalGaussian
@@ -88,7 +89,7 @@ def _refilled(model: Centres, x: Any, weight: Array, moments: Moments) -> Moment
 
 
 def kmeans(
-    key: Array,
+    key: Any,
     x: Any,
     k: int,
     *,
@@ -104,7 +105,7 @@ def kmeans(
     farthest from its own.
 
     Args:
-        key: a JAX random key.
+        key: a JAX random key, or a whole number as its seed.
         x: `[n]` or `[n, D]` rows.
         k: how many centres.
         weight: `[n]` weights of rows, zero or above.
@@ -123,20 +124,22 @@ def kmeans(
     >>> sorted(found.centres.ravel().tolist()), found.inertia.item()
     ([0.5, 8.5], 1.0)
     """
-    given = as_floats(x)
+    key = as_key(key) if centres is None else None
+    restarts, max_steps = whole(restarts, "restarts"), whole(max_steps, "max_steps", 0)
+    given = as_table(x)
     given = as_rows(given, given.shape[1:] or (1,), given.dtype)
+    if weight is not None:
+        weight = as_weight(weight, (len(given),), f"{len(given)} rows")
     counted = given if weight is None or isinstance(weight, Tracer) else given[np.asarray(weight) > 0]
     if not isinstance(counted, Tracer) and not jnp.isfinite(counted).all():
         raise ValueError("x holds values that are not finite; give their rows weight zero, or leave them out")
     x, weight, _ = ready(given, weight, None)
-    if not 1 <= k <= len(x):
+    if not 1 <= (k := whole(k, "k", 0)) <= len(x):
         raise ValueError(f"k is {k}; with {len(x)} rows it must be from 1 to {len(x)}")
-    if restarts < 1:
-        raise ValueError(f"restarts is {restarts}; it must be at least one")
     if centres is None:
         centres = _seeds(key, x, weight, k, restarts)
     else:
-        centres = as_floats(centres).astype(x.dtype)[None]
+        centres = as_floats(centres, x.dtype, "centres")[None]
         if centres.shape != (1, k, x.shape[1]):
             raise ValueError(f"centres has shape {centres.shape[1:]}; it must be {(k, x.shape[1])}")
     found = _best_of(centres, x, weight, max_steps)

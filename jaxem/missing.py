@@ -12,6 +12,7 @@ from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxem.arrays import numbers
 from jaxem.pytree import module, replace, static
 
 WORD = 31
@@ -47,7 +48,7 @@ class Incomplete(ByRow):
 
 
 def incomplete(x: Any) -> Any:
-    """`x` as `Incomplete` if it is an array of which cells are NaN, else `x` itself.
+    """`x` as `Incomplete` if it is an array of which cells are NaN (or masked, or None), else `x` itself.
 
     Models look for NaN by themselves, but not inside `jit`, where values are not known: make this outside.
 
@@ -60,15 +61,15 @@ def incomplete(x: Any) -> Any:
     >>> incomplete([1.0, 2.0])
     [1.0, 2.0]
     """
-    if isinstance(x, (Tracer, Incomplete)) or not has_nan(x):
+    if isinstance(x, (Tracer, Incomplete)):
         return x
-    x = x if isinstance(x, jax.Array) else np.asarray(x)
-    return Incomplete(jnp.asarray(x), _patterns(x))
+    read = numbers(x)
+    return Incomplete(jnp.asarray(read), _patterns(read)) if has_nan(read) else x
 
 
 def has_nan(x: Any) -> bool:
     """Is a cell of these rows NaN? Values that are not known yet, and what is no array, have none."""
-    if isinstance(x, Tracer) or not isinstance(x, (jax.Array, np.ndarray, list, tuple)):
+    if isinstance(x, Tracer) or not isinstance(x, (jax.Array, np.ndarray)):
         return False
     x = at_hand(x)
     if x.dtype.kind != "f":

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from jaxem.compare import GAPS, Race, Run, as_table, compare, line, plain, setting
+from jaxem.compare import GAPS, Race, Run, as_solvers, as_table, compare, line, plain, setting
+from jaxem.distributions.base import check_model
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -185,7 +186,7 @@ def _running_median(x: np.ndarray, y: np.ndarray, bins: int = 8) -> tuple[np.nda
 def compare_many(
     models: Any,
     xs: Any,
-    solvers: Mapping[str, Any],
+    solvers: Mapping[str, Any] | list[Any] | tuple[Any, ...],
     *,
     weight: Any = None,
     prior: Any = None,
@@ -199,7 +200,7 @@ def compare_many(
     Args:
         models: where all start, one for each problem: a list, or one model with a leading axis.
         xs: data of each problem, as long.
-        solvers: by the names that tables and pictures are to show.
+        solvers: as in `compare`.
         weight, labels: for each problem as in `fit`, or None.
         prior: as in `fit`, the same for all.
         tol, max_steps: as in `fit`, for each.
@@ -216,7 +217,9 @@ def compare_many(
     >>> races.table()["solved to 1e-05"].to_list()
     [1]
     """
+    solvers = as_solvers(solvers)
     if not isinstance(models, Sequence):
+        check_model(models, xs, "models")
         models = [jax.tree.map(lambda leaf, i=i: leaf[i], models) for i in range(len(xs))]
     if not models or len(models) != len(xs):
         raise ValueError(f"models holds {len(models)} and xs {len(xs)} problems; they must be as many, at least one")

@@ -9,9 +9,10 @@ import jax
 from jaxtyping import Array, Float
 
 from jaxem import linalg
+from jaxem.arguments import whole
 from jaxem.data import ready
-from jaxem.distributions.base import Labelled, Statistics
-from jaxem.fitting.fit import hidden_states, regularisers
+from jaxem.distributions.base import Labelled, Statistics, check_model
+from jaxem.fitting.fit import check_labelled, hidden_states, regularisers
 from jaxem.solvers.em import em_step
 from jaxem.solvers.objective import flat
 
@@ -39,8 +40,11 @@ def em_rate(
     >>> bool(0.05 < em_rate(fit.model, x) < 0.9)
     True
     """
+    check_model(model, x)
+    check_labelled(model, labels)
     x, weight, labels = ready(model.read(x), weight, labels, hidden_states(model))
-    return _em_rate(model, x if labels is None else Labelled(x, labels), weight, prior, iterations)
+    data = x if labels is None else Labelled(x, labels)
+    return _em_rate(model, data, weight, prior, whole(iterations, "iterations"))
 
 
 @partial(jax.jit, static_argnums=4)

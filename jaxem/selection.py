@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array
 
+from jaxem.distributions.base import check_model
+
 
 def aic(log_likelihood: Any, parameters: Any) -> Any:
     """Akaike's criterion, -2 log L + 2 p.
@@ -67,4 +69,5 @@ def entropy(model: Any, x: Any, weight: Any = None) -> Array:
     >>> entropy(model, [0.0, 1.0]).round(4).item()
     1.3863
     """
+    check_model(model, x)
     return model.entropy(x, weight)

@@ -11,8 +11,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Int
 
+from jaxem.arrays import float_type, numbers
 from jaxem.data import as_floats, presence, stack
-from jaxem.missing import Incomplete, incomplete, unseen_rows
+from jaxem.missing import Incomplete, at_hand, has_nan, incomplete
 from jaxem.pytree import module, replace, static
 
 
@@ -21,7 +22,8 @@ class Sequences:
     """S sequences of at most T steps. `Sequences.from_list` makes one from arrays of any lengths.
 
     Attributes:
-        values: `[S, T, ...]`; what stands beyond a length, or where the mask is False, is never looked at.
+        values: `[S, T, ...]`; what stands beyond a length, or where the mask is False, is never looked at. A cell that
+            is NaN (or masked, in a masked array) was not seen, and a step of nothing else not observed.
         length: `[S]` steps of each sequence, from 1 to T.
         mask: `[S, T]` bool, False where nothing was observed; None if everything was.
         patterns: not below the number of different sets of seen columns, if single cells are NaN; zero if none is.
@@ -43,23 +45,26 @@ class Sequences:
     axis: Any = static(default=None)
 
     def __post_init__(self) -> None:
-        values, length = as_floats(self.values), jnp.asarray(self.length, jnp.int32)
+        values, length = as_floats(self.values, name="Sequences: values"), jnp.asarray(self.length, jnp.int32)
         if values.ndim < 2:
             raise ValueError(f"Sequences: values has shape {values.shape}; it must be [sequences, steps, ...]")
         if length.shape != values.shape[:1]:
             raise ValueError(f"Sequences: length has shape {length.shape}; it must be ({len(values)},)")
         if not isinstance(length, Tracer) and length.size:
-            shortest, longest = int(jnp.min(length)), int(jnp.max(length))
+            shortest, longest = int(at_hand(length).min()), int(at_hand(length).max())
             if shortest < 1 or longest > values.shape[1]:
                 raise ValueError(
                     f"Sequences: length goes from {shortest} to {longest}; with {values.shape[1]} steps in values it "
                     f"must be from 1 to {values.shape[1]}"
                 )
-        if self.mask is not None and np.shape(self.mask) != values.shape[:2]:
-            raise ValueError(f"Sequences: mask has shape {np.shape(self.mask)}; it must be {values.shape[:2]}")
-        object.__setattr__(self, "values", values)
-        object.__setattr__(self, "length", length)
-        object.__setattr__(self, "mask", None if self.mask is None else jnp.asarray(self.mask, bool))
+        mask, patterns = None if self.mask is None else jnp.asarray(self.mask, bool), self.patterns
+        if mask is not None and mask.shape != values.shape[:2]:
+            raise ValueError(f"Sequences: mask has shape {mask.shape}; it must be {values.shape[:2]}")
+        known = not any(isinstance(array, Tracer) for array in (values, length, mask))
+        if known and not patterns and has_nan(values) and isinstance(at_hand(values), np.ndarray):
+            values, mask, patterns = _gaps(np.asarray(values), np.asarray(length), mask)
+        for name, value in {"values": values, "length": length, "mask": mask, "patterns": patterns}.items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def from_list(cls, sequences: Sequence[Any], mask: Sequence[Any] | None = None) -> Sequences:
@@ -75,10 +80,8 @@ class Sequences:
         """
         if not len(sequences):
             raise ValueError("sequences is empty; there must be at least one")
-        arrays = [np.asarray(sequence) for sequence in sequences]
+        arrays = [numbers(sequence, f"sequences[{i}]") for i, sequence in enumerate(sequences)]
         for index, array in enumerate(arrays):
-            if array.dtype.kind not in "biuf":
-                raise TypeError(f"sequences[{index}] holds values of type {array.dtype}; it must hold numbers")
             if array.ndim == 0 or not len(array):
                 raise ValueError(f"sequences[{index}] has no steps; leave it out")
             if array.shape[1:] != arrays[0].shape[1:]:
@@ -88,24 +91,8 @@ class Sequences:
             if mask is not None and np.shape(mask[index]) != array.shape[:1]:
                 raise ValueError(f"mask[{index}] has shape {np.shape(mask[index])}; it must be {array.shape[:1]}")
         lengths = [len(array) for array in arrays]
-        longest = max(lengths)
-        values = stack([array.astype(np.result_type(*arrays)) for array in arrays], longest)
-        there = presence(lengths, longest, bool)
-        seen = there.copy()
-        if mask is not None:
-            seen &= stack([np.asarray(m, bool) for m in mask], longest)
-        if values.dtype.kind == "f":
-            seen &= ~np.isnan(values).reshape(*values.shape[:2], -1).all(-1)
-        if seen.any():
-            # Harmless there, whatever the family: a step that was observed.
-            values = np.where(seen.reshape(*seen.shape, *(1 for _ in values.shape[2:])), values, values[seen][0])
-        gaps = incomplete(values.reshape(-1, *values.shape[2:]))
-        return cls(
-            jnp.asarray(values),
-            jnp.asarray(lengths, jnp.int32),
-            None if (seen == there).all() else jnp.asarray(seen),
-            gaps.patterns if isinstance(gaps, Incomplete) else 0,
-        )
+        seen = None if mask is None else stack([np.asarray(each, bool) for each in mask], max(lengths))
+        return cls(_together(arrays, max(lengths)), jnp.asarray(lengths, jnp.int32), seen)  # type: ignore[arg-type]
 
     @classmethod
     def batch(cls, values: Any, length: Any, mask: Any, patterns: int = 0) -> Sequences:
@@ -164,6 +151,29 @@ class Sequences:
         return [row[:length] for row, length in zip(array, np.asarray(self.length), strict=True)]
 
 
+def _together(arrays: Sequence[Any], longest: int) -> Any:
+    """Arrays of different lengths as one; those of which the values are not known yet, too."""
+    if not any(isinstance(array, Tracer) for array in arrays):
+        return stack(arrays, longest)
+    dtype = np.result_type(*(float_type(array.dtype) for array in arrays))
+    padding = [[(0, longest - len(array)), *[(0, 0)] * (array.ndim - 1)] for array in arrays]
+    padded = [jnp.pad(array, pad, mode="edge") for array, pad in zip(arrays, padding, strict=True)]
+    return jnp.stack([array.astype(dtype) for array in padded])
+
+
+def _gaps(values: np.ndarray, length: np.ndarray, mask: Any) -> tuple[Array, Array | None, int]:
+    """Values, mask and patterns, where some cells are NaN."""
+    there = presence(length, values.shape[1], bool)
+    seen = there & ~np.isnan(values).reshape(*there.shape, -1).all(-1)
+    seen = seen if mask is None else seen & np.asarray(mask)
+    if seen.any():
+        # Harmless there, whatever the family: a step that was observed.
+        values = np.where(seen.reshape(*seen.shape, *(1 for _ in values.shape[2:])), values, values[seen][0])
+    gaps = incomplete(values.reshape(-1, *values.shape[2:]))
+    patterns = gaps.patterns if isinstance(gaps, Incomplete) else 0
+    return jnp.asarray(values), None if (seen == there).all() else jnp.asarray(seen), patterns
+
+
 def stacked(
     xs: Sequence[Sequences], steps: int, weight: Sequence[Any] | None, labels: Sequence[Any] | None
 ) -> tuple[Sequences, np.ndarray, np.ndarray | None]:
@@ -189,30 +199,58 @@ def stacked(
     return jax.tree.map(lambda *leaves: np.stack(leaves), *padded), there, known
 
 
-def as_sequences(x: Any, event_shape: tuple[int, ...] | None = None) -> Sequences:
-    """What a person passes as sequences: `Sequences`, a list of arrays, or one array, which is one sequence.
+def as_sequences(x: Any, event_shape: tuple[int, ...] | None = None, dtype: Any = None) -> Sequences:
+    """What a person passes as sequences: `Sequences`, a list of arrays, or an array.
+
+    An array is one sequence `[T, ...]`, or with an axis more S of them, all of one length: `[S, T, ...]`.
 
     Args:
         x: as said.
         event_shape: that of a step, if it is known.
+        dtype: of the model's floats, if it is known.
 
     Raises:
-        ValueError: an array that cannot be one sequence.
+        TypeError: x does not hold numbers.
+        ValueError: an array that cannot be sequences.
     """
-    if isinstance(x, Sequences):
-        return x
-    if isinstance(x, (list, tuple)) and len(x) and np.ndim(x[0]):
+    found = x if isinstance(x, Sequences) else _read_sequences(x, event_shape)
+    if dtype is None or found.values.dtype == dtype:
+        return found
+    return replace(found, values=as_floats(found.values, dtype))
+
+
+def _read_sequences(x: Any, event_shape: tuple[int, ...] | None) -> Sequences:
+    if isinstance(x, Incomplete):
+        x = x.values
+    if isinstance(x, np.ndarray) and x.dtype.kind == "O" and x.ndim == 1:
+        x = x.tolist()
+    if isinstance(x, (list, tuple)) and len(x) and any(np.ndim(each) for each in x):
         return Sequences.from_list(x)
-    values = x if isinstance(x, jax.Array) else np.asarray(x)
+    values = numbers(x)
     if event_shape == (1,) and values.ndim == 1:
         values = values[:, None]
-    if values.ndim == 0 or (event_shape is not None and values.ndim != 1 + len(event_shape)):
-        raise ValueError(f"x has shape {values.shape}; pass one sequence [T, ...], a list of them, or jem.Sequences")
-    length = jnp.full(1, len(values), jnp.int32)
+    if event_shape == () and values.ndim > 1 and values.shape[-1] == 1 and values.size > 1:
+        if values.ndim == 2:
+            raise ValueError(
+                f"x has shape {values.shape}, which may be one sequence or {len(values)} of one step; pass x[:, 0] for "
+                "the former, and jem.Sequences.from_list(x) for the latter"
+            )
+        values = values[..., 0]
+    # Without a model to say what a step is, two axes are steps and columns.
+    step = min(values.ndim, 2) - 1 if event_shape is None else len(event_shape)
+    more = values.ndim - 1 - step
+    if values.ndim == 0 or more not in (0, 1):
+        raise ValueError(
+            f"x has shape {values.shape}; pass one sequence [T, ...], several of one length [S, T, ...], a list of "
+            "sequences of any lengths, or jem.Sequences"
+        )
+    several = values if more else values[None]
+    length = jnp.full(len(several), several.shape[1], jnp.int32)
     if isinstance(values, Tracer):
-        return Sequences(values[None], length)
+        return Sequences(several, length)
     if isinstance(values, jax.Array) and len(values.devices()) > 1:  # it stays where it is
-        gaps = incomplete(values)
-        known = (None, 0) if gaps is values else (~unseen_rows(values)[None], gaps.patterns)
-        return Sequences(values[None], length, *known)
-    return Sequences.from_list([values])
+        gaps = incomplete(values.reshape(-1, *several.shape[2:]) if more else values)
+        seen = ~jnp.isnan(several).reshape(*several.shape[:2], -1).all(axis=-1)
+        known = (seen, gaps.patterns) if isinstance(gaps, Incomplete) else (None, 0)
+        return Sequences(several, length, *known)
+    return Sequences.from_list(list(np.asarray(several)))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import jaxem as jem
-from jaxem.distributions.words import MOST, log_words
+from jaxem.distributions.double_double import MOST, log_words
 
 TOLERANCE = {"float32": 1e-6, "float64": 1e-14}
 MOSTS = {"few": 2.5, "some": 3.3, "many": 9.0}

@@ -15,6 +15,8 @@ PACKAGE = Path(jaxem.__file__).parent
 FLOORS = [
     {
         "_version",
+        "arguments",
+        "arrays",
         "bijectors",
         "chains",
         "constraints",
@@ -24,6 +26,7 @@ FLOORS = [
         "linalg",
         "missing",
         "palette",
+        "problems",
         "pytree",
         "roots",
         "sequences",

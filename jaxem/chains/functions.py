@@ -15,6 +15,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
+from jaxem.arguments import as_key, whole
+from jaxem.arrays import float_type, numbers
 from jaxem.chains import normalizer
 from jaxem.chains.best import best_path
 from jaxem.chains.chain import Chain
@@ -172,7 +174,7 @@ def viterbi(
 
 
 def sample_posterior(
-    key: Array,
+    key: Any,
     log_initial: Any,
     log_transition: Any,
     log_likelihood: Any,
@@ -185,7 +187,7 @@ def sample_posterior(
     """`n` paths drawn from their posterior: filtered forwards, drawn backwards (Carter and Kohn 1994).
 
     Args:
-        key: a JAX random key.
+        key: a JAX random key, or a whole number as its seed.
         log_initial, log_transition, log_likelihood, length, mask, reset: as in `log_normalizer`.
         n: how many paths.
 
@@ -201,7 +203,7 @@ def sample_posterior(
     [[0, 0, 0], [0, 0, 0]]
     """
     chain = _chain(log_initial, log_transition, log_likelihood, length, mask, reset)
-    paths = draws(key, chain, forward(chain), n)
+    paths = draws(as_key(key), chain, forward(chain), whole(n, "n"))
     return jax.vmap(lambda path: _within(path, chain))(paths[:, 0].T)
 
 
@@ -226,12 +228,15 @@ def _chain(
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
-    given = [value if isinstance(value, jax.Array) else np.asarray(value) for value in (log_initial, log_transition)]
-    seen = log_likelihood if isinstance(log_likelihood, jax.Array) else np.asarray(log_likelihood)
+    named = {"log_initial": log_initial, "log_transition": log_transition, "log_likelihood": log_likelihood}
+    for name, value in named.items():
+        if isinstance(value, np.ma.MaskedArray):
+            raise TypeError(f"{name} is a masked array; pass its data, and mask= to say which steps were observed")
+    *given, seen = (numbers(value, name) for name, value in named.items())
     if seen.ndim != 2 or 0 in seen.shape:
         raise ValueError(f"log_likelihood has shape {seen.shape}; it must be [steps, states]")
     steps, states = seen.shape
-    dtype = jnp.result_type(float) if not jnp.issubdtype(seen.dtype, jnp.floating) else seen.dtype
+    dtype = float_type(seen.dtype)
     if given[0].shape != (states,):
         raise ValueError(f"log_initial has shape {given[0].shape}; with {states} states it must be ({states},)")
     if given[1].shape not in ((states, states), (steps - 1, states, states)):

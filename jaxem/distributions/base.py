@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, Self
@@ -13,6 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxem import linalg
+from jaxem.arguments import as_key, said_of, whole
+from jaxem.arrays import float_type, numbers
 from jaxem.constraints import check_parameters, parameters, told
 from jaxem.data import as_floats
 from jaxem.distributions import quadratic
@@ -79,6 +82,12 @@ class Distribution:
     batch_shape: Any
     event_shape: Any
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Whatever draws takes a seed for a key."""
+        super().__init_subclass__(**options)
+        if "sample" in cls.__dict__:
+            cls.sample = _seeded(cls.__dict__["sample"])
+
     @property
     def states(self) -> Array | int:
         """How many hidden states are in use, where anything is hidden."""
@@ -93,8 +102,8 @@ class Distribution:
         return {}
 
     def read(self, x: Any) -> Any:
-        """Rows as floats, first of all."""
-        return as_floats(x)
+        """Rows as floats of the model's type, first of all."""
+        return as_floats(x, type_of(self))
 
     def observe(self, x: Any) -> Any:
         raise NotImplementedError
@@ -150,13 +159,13 @@ class Distribution:
             prior: what `fit` was given, None among it.
         """
 
-    def impute(self, x: Any, key: Array | None = None) -> Any:
+    def impute(self, x: Any, key: Any = None) -> Any:
         """Rows with their gaps (NaN) filled; what was seen stays as it is.
 
         Args:
             x: rows, as `log_prob` takes them.
-            key: a JAX random key, to fill gaps with draws from p(missing | seen); without one they are filled with the
-                mean of that, or with the most probable category.
+            key: a JAX random key or a seed, to fill gaps with draws from p(missing | seen); without one they are filled
+                with the mean of that, or with the most probable category.
 
         Raises:
             ValueError: the model is a batch of several.
@@ -168,7 +177,7 @@ class Distribution:
         """
         if self.batch_shape:
             raise ValueError(f"impute needs one model; this is a batch of shape {self.batch_shape}")
-        x = incomplete(self.read(x))
+        x, key = incomplete(self.read(x)), None if key is None else as_key(key)
         return _impute(self, x, key) if isinstance(x, Incomplete) else x
 
     def expected_rows(self, x: Any, weight: Array) -> Array:
@@ -178,6 +187,36 @@ class Distribution:
     def drawn_rows(self, key: Array, x: Any, n: int) -> Array:
         """`[..., n, *event_shape]`: of each row a draw from each member, given what was seen of it."""
         raise NotImplementedError(f"{type(self).__name__} cannot impute")
+
+
+def _seeded(sample: Callable[..., Any]) -> Callable[..., Any]:
+    """`sample(self, key, n, ...)` that takes a seed for the key, and says what is wrong with either."""
+
+    @functools.wraps(sample)
+    def seeded(self: Any, key: Any, n: Any, *given: Any, **named: Any) -> Any:
+        return sample(self, as_key(key), whole(n, "n", 0), *given, **named)
+
+    return seeded
+
+
+def check_model(model: Any, x: Any = None, name: str = "model") -> None:
+    """Raise TypeError unless `model` is a model, and the data x are not one."""
+    if isinstance(model, Distribution):
+        if isinstance(x, Distribution):
+            raise TypeError(f"x is a {type(x).__name__}, a model like the first argument; it must be the data")
+        return
+    if isinstance(x, Distribution):
+        raise TypeError(
+            f"{name} is {said_of(model)} and x a {type(x).__name__}; pass the model first, and then the data"
+        )
+    if isinstance(model, type) and issubclass(model, Distribution):
+        raise TypeError(
+            f"{name} is the class {model.__name__}; it must be a model, whose parameters say where to start: one that "
+            f"you make of the class, or of the data by jem.Mixture.start"
+        )
+    if hasattr(model, "model"):
+        raise TypeError(f"{name} is {said_of(model)}; pass the model in it, .model")
+    raise TypeError(f"{name} is {said_of(model)}; it must be a model such as a jem.Mixture")
 
 
 @jax.jit
@@ -250,8 +289,8 @@ class Family(Distribution):
         """`x` (`[n]` or `[n, D]`) with rows last, as floats, and what does not depend on parameters done."""
         if isinstance(x, Rows):
             return x
-        x = incomplete(x)
-        values = as_rows(cells(x), self.event_shape, jnp.result_type(*jax.tree.leaves(self)))
+        x = incomplete(self.read(x))
+        values = as_rows(cells(x), self.event_shape, type_of(self))
         return _observed(self, replace(x, values=values) if isinstance(x, Incomplete) else values)
 
     def gaps(self, x: Incomplete) -> Rows:
@@ -375,19 +414,46 @@ def _log_prob(family: Family, rows: Rows) -> Array:
     return told(family, family.e_step(rows)[0])
 
 
+def type_of(model: Any) -> np.dtype:
+    """The type of a model's floats: that of its parameters, all of which have one; JAX's default if it has none."""
+    types = _types_of(model)
+    return np.result_type(*types) if types else np.dtype(jnp.result_type(float))
+
+
+def _types_of(model: Any) -> set[np.dtype]:
+    return {leaf.dtype for leaf in jax.tree.leaves(model) if hasattr(leaf, "dtype") and is_float(leaf)}
+
+
 def convert_parameters(node: Any) -> None:
-    """Turn what a person passed (lists, numbers, integer arrays) into float arrays of one type."""
-    names = list(parameters(node))
-    given = [getattr(node, name) for name in names]
-    arrays = [jnp.asarray(value) for value in given]
-    # A list of Python floats takes the default float; an array keeps its own.
-    typed = [a.dtype for a, g in zip(arrays, given, strict=True) if hasattr(g, "dtype") and is_float(a)]
-    dtype = jnp.result_type(*typed) if typed else jnp.result_type(float)
-    for name, array in zip(names, arrays, strict=True):
+    """Turn what a person passed (lists, numbers, integer arrays) into float arrays of one type, and models into such.
+
+    A list takes the type of the arrays beside it, or the default float; of arrays of several types the widest counts,
+    so that no digit is lost.
+    """
+    given = {name: getattr(node, name) for name in parameters(node)}
+    arrays = {name: jnp.asarray(value) for name, value in given.items()}
+    others = [f.name for f in dataclasses.fields(node) if f.name not in given and not f.metadata.get("static")]
+    models = {name: getattr(node, name) for name in others if _holds_models(getattr(node, name))}
+    types = [
+        float_type(array.dtype) for name, array in arrays.items() if hasattr(given[name], "dtype") and is_float(array)
+    ]
+    types += [dtype for model in models.values() for dtype in _types_of(model)]
+    dtype = np.result_type(*types) if types else jnp.result_type(float)
+    for name, array in arrays.items():
         object.__setattr__(node, name, array.astype(dtype))
+    for name, model in models.items():
+        if _types_of(model) - {dtype}:
+            widened = jax.tree.map(lambda leaf: leaf.astype(dtype) if is_float(leaf) else leaf, model)
+            object.__setattr__(node, name, widened)
 
 
-def is_float(array: Array) -> bool:
+def _holds_models(value: Any) -> bool:
+    """Is it a model, or several?"""
+    parts = jax.tree.leaves(value, is_leaf=is_model)
+    return bool(parts) and all(is_model(part) for part in parts)
+
+
+def is_float(array: Any) -> bool:
     """Is this an array of floating-point numbers?"""
     return bool(jnp.issubdtype(array.dtype, jnp.floating))
 
@@ -399,10 +465,7 @@ def as_rows(x: Any, event_shape: tuple[int, ...], dtype: Any) -> Array:
         TypeError: x does not hold numbers.
         ValueError: x has the wrong number of axes or columns.
     """
-    if not isinstance(x, jax.Array):
-        x = np.asarray(x)
-        if x.dtype.kind not in "biuf":
-            raise TypeError(f"x holds {x.dtype} values; it must hold numbers")
+    x = numbers(x)
     if x.ndim == 1 and event_shape == (1,):
         x = x[:, None]
     if x.ndim == 2 and event_shape == () and x.shape[1] == 1:
@@ -410,6 +473,8 @@ def as_rows(x: Any, event_shape: tuple[int, ...], dtype: Any) -> Array:
     if x.ndim != 1 + len(event_shape) or x.shape[1:] != event_shape:
         wanted = "[n]" if not event_shape else f"[n, {event_shape[0]}]"
         hint = "; for several independent columns use Independent or Product" if event_shape == () else ""
+        if x.ndim > 2:
+            hint = ": join the rows of several problems into one table, or fit each problem with fit_many"
         raise ValueError(f"x has shape {x.shape}; this model reads rows of shape {wanted}{hint}")
     return jnp.asarray(x, dtype)
 

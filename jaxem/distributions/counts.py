@@ -22,10 +22,18 @@ from jaxem.distributions.discrete import (
     weighted,
     whole,
 )
+from jaxem.distributions.double_double import (
+    MOST,
+    anywhere,
+    factorial_rest,
+    log_parts,
+    orders,
+    quotient_words,
+    sum_words,
+)
 from jaxem.distributions.members import Numbers
 from jaxem.distributions.moments import enough
 from jaxem.distributions.special import behind_less, binet, gap, gap_by_square, untabled
-from jaxem.distributions.words import MOST, anywhere, factorial_rest, log_parts, orders, quotient_words, sum_words
 from jaxem.pytree import module, replace, static
 from jaxem.roots import root
 from jaxem.sums import totals, two_sum

@@ -13,9 +13,7 @@ from jaxtyping import Array, Float
 from jaxem import linalg
 from jaxem.constraints import non_negative, parameter, simplex, unit_interval
 from jaxem.distributions.base import Family, flat_members
-from jaxem.distributions.moments import enough, shares
-from jaxem.distributions.special import gap
-from jaxem.distributions.words import (
+from jaxem.distributions.double_double import (
     MOST,
     anywhere,
     factorial_rest,
@@ -28,6 +26,8 @@ from jaxem.distributions.words import (
     parts,
     product_words,
 )
+from jaxem.distributions.moments import enough, shares
+from jaxem.distributions.special import gap
 from jaxem.pytree import module, replace, static
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxem import linalg
-from jaxem.distributions.base import Family, Pullback, Rows, Statistics
+from jaxem.distributions.base import Family, Pullback, Rows, Statistics, convert_parameters
 from jaxem.distributions.product import Sized, sized
 from jaxem.missing import cells
 from jaxem.pytree import module, replace
@@ -52,6 +52,7 @@ class Either(Family):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", tuple(self.parts))
+        convert_parameters(self)
         if not self.parts or any(not part.batch_shape for part in self.parts):
             raise ValueError(
                 "Either: it needs parts with a member axis each: Poisson([1.0]) has one, Poisson(1.0) none"

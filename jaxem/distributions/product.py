@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxem.distributions.base import Family, Pullback, Rows, Statistics
+from jaxem.distributions.base import Family, Pullback, Rows, Statistics, convert_parameters
 from jaxem.missing import some_columns
 from jaxem.pytree import module, replace
 
@@ -49,6 +49,14 @@ def sized(family: Any, columns: int = 1, **sizes: int) -> Sized:
     >>> jem.sized(jem.Categorical, categories=3).sizes
     (('categories', 3),)
     """
+    if isinstance(family, (str, Family)):
+        # The words name families that are made of others, by what is in this file.
+        from jaxem.distributions.words import as_family
+
+        named = as_family(family)
+        if not isinstance(named, Sized) or (columns == 1 and not sizes):
+            return named
+        return Sized(named.family, columns, tuple(sorted((dict(named.sizes) | sizes).items())))
     if isinstance(family, Sized):
         return family
     return Sized(family, columns, tuple(sorted(sizes.items())))
@@ -78,6 +86,7 @@ class Product(Family):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", tuple(self.parts))
+        convert_parameters(self)
         shapes = {part.batch_shape for part in self.parts}
         if len(shapes) != 1:
             raise ValueError(f"Product: parts have batch shapes {sorted(shapes)}; they must be one and the same")

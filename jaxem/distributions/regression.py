@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxem import linalg
 from jaxem.constraints import parameter, positive, real, vector
+from jaxem.data import as_floats
 from jaxem.distributions import quadratic
 from jaxem.distributions.base import Family, Rows, Statistics
 from jaxem.distributions.design import Design, design
@@ -612,7 +613,7 @@ def lagged(x: Any, order: int = 1) -> Float[Array, "t d"]:
     >>> jem.lagged([1.0, 2.0, float("nan"), 8.0, 16.0]).tolist()
     [[1.0, 2.0], [2.0, nan], [nan, nan], [8.0, 16.0]]
     """
-    series = jnp.asarray(x, jnp.result_type(float)) if not hasattr(x, "dtype") else jnp.asarray(x)
+    series = as_floats(x)
     if series.ndim != 1 or not 1 <= order < len(series):
         raise ValueError(f"lagged: x has shape {series.shape} and order is {order}; it takes one longer series")
     last = len(series) - order

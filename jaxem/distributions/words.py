@@ -1,233 +1,136 @@
-"""Numbers as the sum of two floats, the words, for likelihoods whose large parts cancel.
-
-Of x log(rate) - rate - log x! nothing is left at x = rate = 1000 but the digits that rounding takes: the parts are
-thousands and the whole is four. So each part is a multiple of a grid, coarse enough that sums of products of it with
-counts are exact in whatever order they are taken, and a small rest. In a loop that costs as much as a second
-multiplication; it serves counts up to `MOST`.
-"""
+"""Families by the words that people type for them, on the command line and in place of a class."""
 
 from __future__ import annotations
 
-import math
-from decimal import Context, Decimal
+import difflib
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.scipy.special import digamma
-from jaxtyping import Array, Bool, Float
+from jaxem.arguments import said_of
+from jaxem.distributions.base import Distribution, Family
+from jaxem.distributions.censored import Censored
+from jaxem.distributions.circular import VonMises
+from jaxem.distributions.counts import Geometric, Multinomial, NegativeBinomial, PointMass
+from jaxem.distributions.discrete import Bernoulli, Binomial, Categorical, Poisson
+from jaxem.distributions.either import Either
+from jaxem.distributions.factors import PPCA, FactorAnalysis
+from jaxem.distributions.gaussian import DiagonalGaussian, Gaussian, SphericalGaussian, TiedGaussian
+from jaxem.distributions.positive import Exponential, Gamma, InverseGaussian, LogNormal
+from jaxem.distributions.product import Independent, Product, sized
+from jaxem.distributions.proportions import Beta, Dirichlet
+from jaxem.distributions.regression import (
+    Joint,
+    JointFamily,
+    LinearRegression,
+    LogisticRegression,
+    PoissonRegression,
+)
+from jaxem.distributions.robust import Laplace, StudentT
+from jaxem.distributions.weibull import Weibull
 
-from jaxem.distributions.special import binet
+FAMILIES: dict[str, Any] = {
+    "gaussian": Gaussian,
+    "diagonal": DiagonalGaussian,
+    "spherical": SphericalGaussian,
+    "tied": TiedGaussian,
+    "bernoulli": Bernoulli,
+    "binomial": Binomial,
+    "categorical": Categorical,
+    "poisson": Poisson,
+    "geometric": Geometric,
+    "negative_binomial": NegativeBinomial,
+    "zero_inflated_poisson": Either.of(PointMass, Poisson),
+    "zero_inflated_negative_binomial": Either.of(PointMass, NegativeBinomial),
+    "zero_inflated_gamma": Either.of(PointMass, Gamma),
+    "exponential": Exponential,
+    "gamma": Gamma,
+    "beta": Beta,
+    "lognormal": LogNormal,
+    "inverse_gaussian": InverseGaussian,
+    "weibull": Weibull,
+    "von_mises": VonMises,
+    "laplace": Laplace,
+    "student_t": StudentT,
+    "factor_analysis": FactorAnalysis,
+    "ppca": PPCA,
+    "multinomial": Multinomial,
+    "dirichlet": Dirichlet,
+    "censored_exponential": Censored.of(Exponential),
+    "censored_weibull": Censored.of(Weibull),
+    "censored_gaussian": Censored.of(Gaussian),
+    "linear_regression": LinearRegression,
+    "logistic_regression": LogisticRegression,
+    "poisson_regression": PoissonRegression,
+}
+"""What each word stands for, as `Mixture.start` takes it."""
 
-GRID = {4: 2.0**-10, 8: 2.0**-26}
-"""By bytes of a float."""
-
-MOST = {4: 2048, 8: 1 << 23}
-"""By bytes of a float: up to this count x, x log x is less than a float's digits times the grid."""
-
-HALF = {4: 11, 8: 25}
-"""By bytes of a float: of so many digits after the first, two numbers have a product without rounding."""
-
-_PLACES = 64
-"""Logarithms are taken from the nearest of so many parts of one."""
-
-
-def on_grid(value: Array) -> Array:
-    """The multiple of the grid that is nearest, of numbers that are not beyond what counts up to `MOST` have."""
-    grid = GRID[value.dtype.itemsize]
-    limit = grid / float(jnp.finfo(value.dtype).eps)
-    return jnp.round(jnp.clip(value, -limit, limit) / grid) * grid
-
-
-def kept(low: Any, x: Array) -> Array:
-    """`low`, so that it does not get lost: of (a - x) + low XLA makes (a + low) - x, where a and low are constants."""
-    return jnp.where(x == x, jnp.asarray(low, x.dtype), 0)
-
-
-def whole_sum(*terms: Array) -> Array:
-    """Their sum as if it were rounded once (Neumaier 1974)."""
-    high, low = terms[0], jnp.zeros_like(terms[0])
-    for term in terms[1:]:
-        new = high + term
-        back = new - high
-        low = low + ((high - (new - back)) + (term - back))
-        high = new
-    return high + low
-
-
-def products(a: Array, b: Array) -> list[Array]:
-    """Four numbers, none of them rounded, whose sum is a b."""
-    # Fused with a sum or not, a product that needs no rounding is the same.
-    (a_high, a_low), (b_high, b_low) = _halves(a), _halves(b)
-    return [a_high * b_high, a_high * b_low, a_low * b_high, a_low * b_low]
-
-
-def _halves(value: Array) -> tuple[Array, Array]:
-    info = jnp.finfo(value.dtype)
-    high = jax.lax.reduce_precision(value, exponent_bits=info.nexp, mantissa_bits=HALF[value.dtype.itemsize])
-    return high, value - high
+OF_PARTS = {Product: "jem.Product.of(...)", Independent: "jem.Independent.of(...)", Either: "jem.Either.of(...)",
+            Censored: "jem.Censored.of(...)"}  # fmt: skip
+SIZES = {
+    Categorical: lambda one: {"categories": one.probs.shape[-1]},
+    Binomial: lambda one: {"total_count": one.total_count},
+    Multinomial: lambda one: {"total_count": one.total_count},
+    FactorAnalysis: lambda one: {"factors": one.loadings.shape[-1]},
+    PPCA: lambda one: {"factors": one.loadings.shape[-1]},
+}
+"""Of a family that is given by a member of it."""
 
 
-def log_words(x: Float[Array, ...]) -> tuple[Float[Array, ...], Float[Array, ...]]:
-    """log x as two floats, for x > 0; their sum is right to some 2^-44 in float32, and 2^-74 in float64.
+def _plain(word: str) -> str:
+    return "".join(letter for letter in word.lower() if letter.isalnum())
 
-    >>> import jax.numpy as jnp
-    >>> high, low = log_words(jnp.asarray(3.0))
-    >>> bool(abs(low) < 1e-6)
-    True
+
+_BY_NAME = {_plain(family.__name__): family for family in FAMILIES.values() if isinstance(family, type)}
+_BY_NAME |= {_plain(word): family for word, family in FAMILIES.items()}
+
+
+def as_family(family: Any) -> Any:
+    """A family as something that can `start`.
+
+    Args:
+        family: a class, a member of it, a word, words with commas between (one for each column), or what `jem.sized`
+            and `Product.of` make.
+
+    Raises:
+        TypeError: something else.
+        ValueError: a word that is not there.
+
+    >>> as_family("negative-binomial").family.__name__, len(as_family("gaussian,poisson").parts)
+    ('NegativeBinomial', 2)
     """
-    mantissa, exponent = jnp.frexp(x)  # from a half to one
-    place = jnp.round(mantissa * _PLACES)
-    near = place / _PLACES
-    difference, total = mantissa - near, mantissa + near
-    lost = mantissa - (total - near)
-    z = difference / total
-    short = (whole_sum(difference, *(-each for each in products(z, total))) - z * lost) / total
-    # log(mantissa / near) = 2 artanh z, and |z| is less than 1/128.
-    w = z * z
-    tail = z * w * (2 / 3 + w * (2 / 5 + w * (2 / 7 + w * (2 / 9))))
-    coarse, fine, of_two = _logs(x.dtype)
-    index = place.astype(jnp.int32) - _PLACES // 2
-    power = exponent.astype(x.dtype)
-    start = power * of_two[0] + coarse[index]  # without rounding
-    high = start + 2 * z
-    back = high - start
-    low = (start - (high - back)) + (2 * z - back)
-    return high, low + (power * of_two[1] + fine[index] + 2 * short + tail)
+    if isinstance(family, str):
+        words = [_named(word) for word in family.split(",")]
+        return as_family(words[0]) if len(words) == 1 else Product.of(*words)
+    if isinstance(family, Family):
+        return _like(family)
+    if not isinstance(family, type) and hasattr(family, "start") and hasattr(family, "points"):
+        return family
+    if family in OF_PARTS:
+        raise TypeError(f"family is the class {family.__name__}, which needs its parts: {OF_PARTS[family]}")
+    if isinstance(family, type) and issubclass(family, Family):
+        return sized(family)
+    if isinstance(family, Distribution) or (isinstance(family, type) and issubclass(family, Distribution)):
+        raise TypeError(
+            f"family is {said_of(family)}, which has no start of its own; pass a family such as jem.Gaussian"
+        )
+    raise TypeError(f"family is {said_of(family)}; pass a family such as jem.Gaussian, or its name, 'gaussian'")
 
 
-def _logs(dtype: Any) -> tuple[Array, Array, np.ndarray]:
-    """The logarithms of the parts of one, and of two: multiples of a power of two, and the rest."""
-    digits = {4: 16, 8: 42}[jnp.dtype(dtype).itemsize]
-    context = Context(prec=50)
-    exact = [context.ln(Decimal(n) / _PLACES) for n in range(_PLACES // 2, _PLACES + 1)] + [context.ln(Decimal(2))]
-    nearest = [round(each * 2**digits) for each in exact]
-    rests = [context.subtract(each, Decimal(n) / 2**digits) for each, n in zip(exact, nearest, strict=True)]
-    high = np.array([n / 2**digits for n in nearest], dtype)
-    low = np.array([float(rest) for rest in rests], dtype)
-    return jnp.asarray(high[:-1]), jnp.asarray(low[:-1]), np.stack([high[-1], low[-1]])
+def _named(word: str) -> Any:
+    if (found := _BY_NAME.get(_plain(word))) is not None:
+        return found
+    near = difflib.get_close_matches(word.strip().lower(), FAMILIES, 1)
+    meant = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(FAMILIES)}"
+    raise ValueError(f"family: there is no {word.strip()!r}; {meant}")
 
 
-def log_parts(x: Float[Array, ...]) -> tuple[Float[Array, ...], Float[Array, ...]]:
-    """log x, x > 0, as a multiple of the grid and a rest."""
-    return parts(*log_words(x))
-
-
-def parts(high: Array, low: Array) -> tuple[Array, Array]:
-    """A sum of two floats as a multiple of the grid and a rest."""
-    coarse = on_grid(high)
-    return coarse, (high - coarse) + low
-
-
-@jax.custom_jvp
-def log_factorial_parts(x: Float[Array, ...]) -> tuple[Float[Array, ...], Float[Array, ...]]:
-    """log x! of whole numbers up to `MOST`, as a multiple of the grid and a rest (Stirling's series)."""
-    coarse, fine = _large_part(x)
-    return coarse, fine + factorial_rest(x)
-
-
-@log_factorial_parts.defjvp
-def _log_factorial_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
-    coarse, fine = log_factorial_parts(*primals)
-    return (coarse, fine), (jnp.zeros_like(coarse), digamma(primals[0] + 1) * tangents[0])
-
-
-def _large_part(x: Array) -> tuple[Array, Array]:
-    """x log x - x, as a multiple of the grid and a rest; nothing where x is zero."""
-    coarse, fine = log_parts(jnp.maximum(x, 1))
-    return x * coarse - x, x * fine
-
-
-def factorial_rest(x: Float[Array, ...]) -> Float[Array, ...]:
-    """log x! - x log x + x, about log(2 pi x) / 2; zero for zero."""
-    some = jnp.maximum(x, 1)
-    return jnp.where(x > 0, 0.5 * jnp.log(2 * math.pi * some) + binet(some), 0)
-
-
-@jax.custom_jvp
-def orders(
-    total: Float[Array, "n"], counts: Float[Array, "c n"], large: Bool[Array, "n"]
-) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
-    """log(total! / product of counts!), whose sum is the total, as a multiple of the grid and a rest.
-
-    Where they are `large` only the rest, and of that what is beside total log total - sum of count log count.
-    """
-    # The largest count may be nearly all: then its part and that of the total cancel.
-    most, largest = jnp.max(counts, axis=0), jnp.argmax(counts, axis=0)
-    others = jnp.arange(len(counts), dtype=largest.dtype)[:, None] != largest[None]
-    some = jnp.maximum(most, 1)
-    rest = 0.5 * jnp.log(jnp.maximum(total, 1) / some) + binet(jnp.maximum(total, 1)) - binet(some)
-    rest = rest - sum_words(jnp.where(others, factorial_rest(counts), 0).T)[0]
-    coarse, fine = _large_part(jnp.where(large, 0, total))
-    each_coarse, each_fine = _large_part(jnp.where(large[None], 0, counts))
-    return coarse - jnp.sum(each_coarse, axis=0), (fine - jnp.sum(each_fine, axis=0)) + rest
-
-
-@orders.defjvp
-def _orders_jvp(primals: tuple[Array, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
-    total, counts, _ = primals
-    value = orders(*primals)
-    slope = digamma(total + 1) * tangents[0] - jnp.sum(digamma(counts + 1) * tangents[1], axis=0)
-    return value, (jnp.zeros_like(slope), slope)
-
-
-@jax.custom_jvp
-def product_words(a: Array, b: Array) -> tuple[Array, Array]:
-    """a b as two floats."""
-    terms = products(a, b)
-    high = whole_sum(*terms)
-    return high, whole_sum(-high, *terms)
-
-
-@product_words.defjvp
-def _product_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Any, Any]:
-    high, low = product_words(*primals)
-    return (high, low), (primals[0] * tangents[1] + primals[1] * tangents[0], jnp.zeros_like(low))
-
-
-@jax.custom_jvp
-def quotient_words(a: Array, b: Array, b_low: Array) -> tuple[Array, Array]:
-    """a / (b + b_low) as two floats."""
-    high = a / b
-    return high, (whole_sum(a, *(-each for each in products(high, b))) - high * b_low) / b
-
-
-@quotient_words.defjvp
-def _quotient_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Any, Any]:
-    high, low = quotient_words(*primals)
-    slope = (tangents[0] - high * (tangents[1] + tangents[2])) / primals[1]
-    return (high, low), (slope, jnp.zeros_like(slope))
-
-
-@jax.custom_jvp
-def sum_words(values: Float[Array, "*batch c"]) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
-    """The sum over the last axis as two floats."""
-
-    def add(carry: tuple[Array, Array], term: Array) -> tuple[tuple[Array, Array], None]:
-        high, low = carry
-        new = high + term
-        back = new - high
-        return (new, low + ((high - (new - back)) + (term - back))), None
-
-    zero = jnp.zeros_like(values[..., 0])
-    (high, low), _ = jax.lax.scan(add, (zero, zero), jnp.moveaxis(values, -1, 0))
-    total = high + low
-    return total, low - (total - high)
-
-
-@sum_words.defjvp
-def _sum_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
-    high, low = sum_words(*primals)
-    return (high, low), (jnp.sum(tangents[0], axis=-1), jnp.zeros_like(low))
-
-
-@jax.custom_batching.custom_vmap
-def anywhere(flag: Bool[Array, ""]) -> Bool[Array, ""]:
-    """Whether it is so; under `vmap` whether it is so in any of the batch, so that `lax.cond` stays a choice."""
-    return flag
-
-
-@anywhere.def_vmap
-def _(size: int, batched: Any, flag: Array) -> tuple[Array, bool]:
-    return anywhere(jnp.any(flag, axis=0) if batched[0] else flag), False
+def _like(one: Family) -> Any:
+    """The family that a member is of."""
+    kind: Any = type(one)
+    if isinstance(one, Joint):
+        return JointFamily(*(_like(part) for part in one.parts))
+    if isinstance(one, (Product, Either)):
+        return (Product if isinstance(one, Product) else Either).of(*(_like(part) for part in one.parts))
+    if isinstance(one, (Independent, Censored)):
+        return kind.of(_like(one.base))
+    columns = one.event_shape[0] if one.event_shape else 1
+    return sized(kind, columns, **SIZES.get(kind, lambda one: {})(one))

@@ -12,6 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxem.arguments import said_of, whole
+from jaxem.arrays import numbers
+
 ROWS = 65_536
 PARQUET = (".parquet", ".pq")
 ARROW = (".arrow", ".ipc", ".feather")
@@ -35,8 +38,8 @@ def batches(source: Any, columns: Sequence[str] | None = None, *, weight: Any = 
     """Rows in batches that are read again for each pass: what `fit_stream` takes.
 
     Args:
-        source: an array `[n]` or `[n, D]` (a NumPy memmap stays on disk); or the path of a Parquet, Arrow IPC or `.npy`
-            file, or a list of such paths, which are read one after the other.
+        source: an array `[n]` or `[n, D]` (a NumPy memmap stays on disk), or a frame; or the path of a Parquet, Arrow
+            IPC or `.npy` file, or a list of such paths, which are read one after the other.
         columns: of Parquet and Arrow files, in the order of the model; all if left out. A null becomes NaN: not seen.
         weight: `[n]` weights of the rows of an array; the name of the column that holds them in Parquet and Arrow.
         rows: of a batch; the last may have fewer.
@@ -53,8 +56,7 @@ def batches(source: Any, columns: Sequence[str] | None = None, *, weight: Any = 
     >>> [batch.shape for batch in jem.batches(np.zeros((5, 2)), rows=2)]
     [(2, 2), (2, 2), (1, 2)]
     """
-    if int(rows) != rows or rows < 1:
-        raise ValueError(f"rows is {rows}; it must be a whole number above zero")
+    rows = whole(rows, "rows")
     paths = _paths(source)
     if paths and all(path.suffix in PARQUET + ARROW for path in paths):
         names = _columns(paths[0], columns, weight)
@@ -63,11 +65,15 @@ def batches(source: Any, columns: Sequence[str] | None = None, *, weight: Any = 
         known = ", ".join([*PARQUET, *ARROW, ".npy"])
         raise ValueError(f"source {', '.join(map(str, paths))}: files must all be of one kind, of {known}")
     arrays: list[Any] = [np.load(path, mmap_mode="r") for path in paths] or [source]
-    if not all(isinstance(array, (np.ndarray, jax.Array)) and array.ndim for array in arrays):
-        raise TypeError(f"source is a {type(source).__name__}; it must be an array of rows, a path, or a list of paths")
+    if not all(hasattr(array, "shape") and len(array.shape) for array in arrays):
+        raise TypeError(
+            f"source is {said_of(source)}; it must be an array of rows, a frame, a path, or a list of paths"
+        )
+    if not isinstance(arrays[0], (np.ndarray, jax.Array)):
+        arrays = [numbers(arrays[0], "source")]
     if columns is not None:
         raise ValueError("columns is for Parquet and Arrow files; cut the columns out of an array")
-    n = sum(len(array) for array in arrays)
+    n, weight = sum(len(array) for array in arrays), None if weight is None else numbers(weight, "weight")
     if weight is not None and np.shape(weight) != (n,):
         raise ValueError(f"weight has shape {np.shape(weight)}; with {n} rows it must be ({n},)")
     return Batches(lambda: _of_arrays(arrays, weight, rows))
@@ -84,7 +90,7 @@ def _of_arrays(arrays: Sequence[Any], weight: Any, rows: int) -> Iterator[Any]:
     at = 0
     for array in arrays:
         for start in range(0, len(array), rows):
-            x = np.asarray(array[start : start + rows])
+            x = np.asarray(numbers(array[start : start + rows], "source"))
             yield x if weight is None else (x, np.asarray(weight[at : at + len(x)]))
             at += len(x)
 

@@ -12,15 +12,19 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
+from jaxem.arguments import said_of, whole
+from jaxem.arrays import numbers
 from jaxem.data import ready
-from jaxem.distributions.base import Labelled, Statistics, add
+from jaxem.distributions.base import Family, Labelled, Statistics, add, check_model
 from jaxem.fitting.implicit import differentiated
 from jaxem.fitting.loop import Limits, Progress, advance, begin, has_converged, settled, verdict
 from jaxem.fitting.result import Fit
 from jaxem.fitting.sharded import Spread, dealt, layout_of
 from jaxem.fitting.status import Status
 from jaxem.solvers.em import EM, in_chunks
+from jaxem.solvers.words import as_solver
 
+NUMERIC = (bool, int, float, np.generic, np.ndarray, jax.Array)
 SCALE_ROWS = 65_536
 """At most this many rows, evenly spaced, say how wide the data are (see `spacing`)."""
 
@@ -56,9 +60,12 @@ def fit(
         model: where to start. With one leading axis of R starts, all are fitted and the best is returned: the highest
             objective among those that ended soundly; a degenerate fit (`covariance_collapsed`, `component_vanished`,
             `log_likelihood_decreased`) only if there is no sound one, and one that failed only if all did.
-        x: rows, `[n]` or `[n, D]`, or `Sequences`. Integers and booleans are read as floats. A cell that is NaN was
-            not seen: it is integrated out (under `jit`, where values are not known, pass `jem.incomplete(x)` for that).
-        solver: how to climb.
+        x: rows, `[n]` or `[n, D]`, or `Sequences`: an array, a masked array, a list, a frame of pandas, polars or
+            Arrow, of numbers of any type. They are read as floats of the model's type, with a warning where that costs
+            digits; without `jax_enable_x64`, where nothing is float64, float64 data become float32 without one. A cell
+            that is NaN, masked or None was not seen: it is integrated out (under `jit`, where values are not known,
+            pass `jem.incomplete(x)` for that).
+        solver: how to climb: a solver, its class or its name (`"squarem"`), or an optax transformation.
         weight: `[n]` weights of rows (of sequences), zero or above. What has weight zero is ignored.
         prior: pseudo-statistics, or something that makes them (see `jaxem.priors`).
         labels: `[n]` integers, the known component of a row or -1; for sequences the known state of each step.
@@ -71,9 +78,9 @@ def fit(
         A `Fit`. A failure is its `status`: infinity in x ends as `nonfinite`, never as converged.
 
     Raises:
-        TypeError: x does not hold numbers.
-        ValueError: shapes that do not fit each other, negative weights, labels or limits out of range; rows that are
-            spread, for a solver that takes them in batches.
+        TypeError: x does not hold numbers (column and row are named), or a model or solver that is none.
+        ValueError: shapes that do not fit each other, a prior of another kind of model, negative weights, labels or
+            limits out of range; rows that are spread, for a solver that takes them in batches.
 
     >>> import jax, jaxem as jem
     >>> x = jax.numpy.array([[-1.1], [-0.9], [-1.0], [1.9], [2.0], [2.1]])
@@ -82,11 +89,16 @@ def fit(
     >>> fit.model.components.mean.round(2).tolist(), fit.words
     ([[-1.0], [2.0]], 'converged')
     """
+    check_model(model, x)
+    solver, max_steps = as_solver(solver), check_limits(tol, max_steps)
+    if isinstance(x, Labelled):
+        x, labels = x.x, x.labels if labels is None else labels
     x = model.read(x)
+    check_labelled(model, labels)
     layout = layout_of(model, x)
     x, weight, labels = ready(x, weight, labels, hidden_states(model))
     check_starts(model)
-    check_limits(tol, max_steps)
+    check_prior(prior)
     check_rows(model, x)
     # What is with other processes cannot be looked at.
     if not isinstance(weight, Tracer) and weight.is_fully_addressable:
@@ -117,12 +129,32 @@ def check_starts(model: Any) -> None:
         raise ValueError(f"model has batch shape {model.batch_shape}; fit takes one model, or one axis of starts")
 
 
-def check_limits(tol: Any, max_steps: Any) -> None:
-    """Raise ValueError for limits that make no sense."""
-    if not isinstance(tol, Tracer) and not tol >= 0:
-        raise ValueError(f"tol is {tol}; it must be zero or above")
-    if int(max_steps) != max_steps or max_steps < 0:
-        raise ValueError(f"max_steps is {max_steps}; it must be a whole number, zero or above")
+def check_labelled(model: Any, labels: Any) -> None:
+    """Raise ValueError for labels of a family, which has nothing that they could name."""
+    if labels is not None and isinstance(model, Family):
+        raise ValueError(f"labels name hidden states, and a {type(model).__name__} has none; leave them out")
+
+
+def check_limits(tol: Any, max_steps: Any, shape: tuple[int, ...] = ()) -> int:
+    """The number of steps; ValueError for limits that make no sense, for a `tol` that is not one number, or `shape`."""
+    if isinstance(tol, float) and tol >= 0:
+        return whole(max_steps, "max_steps", 0)
+    if not isinstance(tol, Tracer):
+        if tol is None or isinstance(tol, str):
+            raise TypeError(f"tol is {tol!r}; it must be a number, zero or above")
+        given = numbers(tol, "tol")
+        if given.shape not in ((), shape):
+            wanted = f"one number, or {shape[0]}" if shape else "one number"
+            raise ValueError(f"tol has shape {given.shape}; it must be {wanted}")
+        if not (np.asarray(given) >= 0).all():
+            raise ValueError(f"tol is {tol}; it must be zero or above")
+    return whole(max_steps, "max_steps", 0)
+
+
+def check_prior(prior: Any) -> None:
+    """Raise TypeError for what cannot be a prior of any model."""
+    if isinstance(prior, type) or not all(isinstance(leaf, NUMERIC) for leaf in jax.tree.leaves(prior)):
+        raise TypeError(f"prior is {said_of(prior)}; pass one such as jem.priors.Weak(), or pseudo-statistics")
 
 
 def check_rows(model: Any, x: Any) -> None:
@@ -141,13 +173,24 @@ def regulariser(floor: Statistics, prior: Any, model: Any, x: Any, weight: Array
     if prior is None:
         return floor
     x = x.x if isinstance(x, Labelled) else x  # a prior scales itself to the rows, whatever their labels
-    made = prior.statistics(model, x, weight) if hasattr(prior, "statistics") else prior
-    if jax.tree.structure(made) != jax.tree.structure(floor):
-        raise ValueError(
-            f"prior has the structure {jax.tree.structure(made)}; the statistics of this model are "
-            f"{jax.tree.structure(floor)}"
-        )
-    return add(floor, made)
+    said = f"a {type(prior).__name__} is no prior of a {_kind(model)}; pass one that is made for it (see jaxem.priors)"
+    try:
+        made = prior.statistics(model, x, weight) if hasattr(prior, "statistics") else prior
+    except AttributeError as error:
+        raise ValueError(f"prior: {said}: {error}") from error
+    given, wanted = jax.tree.structure(made), jax.tree.structure(floor)
+    if given != wanted:
+        raise ValueError(f"prior has the structure {given}, and the statistics of this model are {wanted}: {said}")
+    for mine, its in zip(jax.tree.leaves(made), jax.tree.leaves(floor), strict=True):
+        if np.broadcast_shapes(np.shape(mine), its.shape) != its.shape:
+            raise ValueError(f"prior has pseudo-statistics of shape {np.shape(mine)}, and the model's are {its.shape}")
+    return add(floor, jax.tree.map(lambda mine, its: jnp.asarray(mine, its.dtype), made, floor))
+
+
+def _kind(model: Any) -> str:
+    """What a model is, in words."""
+    name = type(model).__name__
+    return f"{name} of {_kind(model.child)}" if hasattr(model, "child") else name
 
 
 class Blank(NamedTuple):

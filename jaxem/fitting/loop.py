@@ -19,11 +19,11 @@ class Limits:
     """When to stop. All are arrays, so changing one never compiles anew.
 
     Attributes:
-        tol: predicted remaining gain, in nats a row, that is small enough.
+        tol: predicted remaining gain, in nats a row, that is small enough; for `fit_many` of each problem.
         max_steps: M-steps at most.
     """
 
-    tol: Float[Array, ""]
+    tol: Float[Array, "*problems"]
     max_steps: Int[Array, ""]
 
 

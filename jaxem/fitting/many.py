@@ -17,9 +17,11 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxem._version import version
+from jaxem.arrays import numbers
+from jaxem.distributions.base import check_model
 from jaxem.fitting.checkpoint import Checkpoint, Shelf
 from jaxem.fitting.fingerprint import fingerprint
-from jaxem.fitting.fit import check_limits
+from jaxem.fitting.fit import check_labelled, check_limits, check_prior
 from jaxem.fitting.lanes import Pace, Queue, pace
 from jaxem.fitting.loop import Limits
 from jaxem.fitting.reporter import Reporter
@@ -27,7 +29,9 @@ from jaxem.fitting.result import Fit
 from jaxem.fitting.room import free, shared_out, sizes
 from jaxem.fitting.stacks import Batch, batched, some
 from jaxem.fitting.turn import member
+from jaxem.problems import as_problems
 from jaxem.solvers.em import EM
+from jaxem.solvers.words import as_solver
 
 IN_PIECES = 8
 """Of the free memory only this part is filled while data are made ready: copies are made on the way."""
@@ -43,7 +47,7 @@ def fit_many(
     weight: Any = None,
     prior: Any = None,
     labels: Any = None,
-    tol: float = 1e-6,
+    tol: float | Sequence[float] | Array | np.ndarray = 1e-6,
     max_steps: int = 1000,
     progress: bool | Callable[[int, int], None] = False,
     stop: Callable[[], bool] | None = None,
@@ -55,14 +59,14 @@ def fit_many(
 
     Args:
         models: where to start, `batch_shape` (B,), or (B, R) for R starts of each problem: the best is returned,
-            chosen as by `fit`.
+            chosen as by `fit`. Or a list of B models of one kind and size.
         xs: `[B, n, ...]`, an array or `Incomplete`, or a list of B arrays of any lengths; for models of sequences a
             list of B `Sequences`, or a batch of them (`Sequences.batch`).
-        solver: how to climb.
+        solver: how to climb, as in `fit`.
         weight: row weights, shaped like the rows of xs.
         prior: as in `fit`; the same for all problems, or scaled to each by itself (`jaxem.priors.Weak`).
-        labels: known components, shaped like the rows of xs; -1 where unknown.
-        tol: stop a problem when its predicted remaining gain is below this many nats a row.
+        labels: known components, shaped like the rows of xs; -1 where unknown, and None for a problem without any.
+        tol: stop a problem when its predicted remaining gain is below this many nats a row: one number, or `[B]`.
         max_steps: M-steps at most, for each.
         progress: True for a bar, or a function that is called with (problems done, problems in all).
         stop: called between compiled calls; once it returns True, unfinished problems end as `interrupted`.
@@ -93,21 +97,27 @@ def fit_many(
     >>> fits.model.components.mean.round(2).tolist()
     [[[0.25], [5.25]], [[1.25], [9.0]]]
     """
-    check_limits(tol, max_steps)
+    models, solver = _as_batch(models), as_solver(solver)
+    check_model(models, xs, "models")
     if lanes is not None and not (lanes >= 1 and int(lanes) == lanes):
         raise ValueError(f"lanes is {lanes}; it must be a whole number, one or above")
     problems, restarts = _batch_shape(models)
+    max_steps = check_limits(tol, max_steps, (problems,))
+    tols = np.broadcast_to(np.asarray(numbers(tol, "tol"), float), problems)
+    # On the host: what is cut out there is not a program to compile.
+    leading = len(models.batch_shape)
+    starts = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(problems * restarts, *leaf.shape[leading:]), models)
+    model = jax.tree.map(jnp.asarray, member(starts, 0))
+    check_labelled(model, labels)
+    check_prior(prior)
+    xs, weight, labels = as_problems(xs, weight, labels, problems, model.read)
     (home,) = jnp.zeros(()).devices()
     devices = _devices(devices, xs) or [home]
     given = {"models": models, "xs": xs, "solver": solver, "weight": weight, "prior": prior, "labels": labels}
     if len(devices) > 1 and not isinstance(xs, (list, tuple)):
         xs = jax.device_get(xs)
-    # On the host: what is cut out there is not a program to compile.
-    leading = len(models.batch_shape)
-    models = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(problems * restarts, *leaf.shape[leading:]), models)
-    model = jax.tree.map(jnp.asarray, member(models, 0))
     memory = free(home)
-    batches = batched(model, xs, weight, labels, problems, restarts, None if memory is None else memory // IN_PIECES)
+    batches = batched(model, xs, weight, labels, restarts, None if memory is None else memory // IN_PIECES)
     paces = [pace(model, batch.x, batch.weight, devices[0].platform) for batch in batches]
     deals = [
         _deal(how, len(batch.index), lanes, devices, partial(sizes, solver, model, batch, prior, restarts))
@@ -115,14 +125,18 @@ def fit_many(
     ]
     keep = None
     if checkpoint is not None:
-        keep = Checkpoint(checkpoint, _told(given, tol=tol, max_steps=max_steps, lanes=lanes), deals)
+        keep = Checkpoint(
+            checkpoint,
+            _told(given, tol=tol if np.ndim(tol) == 0 else tols.tolist(), max_steps=max_steps, lanes=lanes),
+            deals,
+        )
         deals = keep.deals
     parts = [
         _Part(batch, which, width)
         for batch, (count, width) in zip(batches, deals, strict=True)
         for which in np.array_split(np.arange(len(batch.index)), count)
     ]
-    call = _Call(models, restarts, solver, prior, tol, max_steps)
+    call = _Call(starts, restarts, solver, prior, tols, max_steps)
     queues = [partial(_run, call, part, None if keep is None else keep.shelf(i)) for i, part in enumerate(parts)]
     slots = devices * max(_threads(how, devices) for how in paces)
     with Reporter(progress, problems) as report:
@@ -144,7 +158,7 @@ class _Call(NamedTuple):
     restarts: int
     solver: Any
     prior: Any
-    tol: float
+    tols: np.ndarray
     max_steps: int
 
 
@@ -154,6 +168,20 @@ class _Part(NamedTuple):
     batch: Batch
     which: np.ndarray
     lanes: int
+
+
+def _as_batch(models: Any) -> Any:
+    """Models, of which a list may be given."""
+    if not isinstance(models, (list, tuple)) or not len(models):
+        return models
+    for i, model in enumerate(models):
+        check_model(model, name=f"models[{i}]")
+        if jax.tree.structure(model) != jax.tree.structure(models[0]):
+            raise ValueError(f"models[{i}] is of another kind than models[0]; all must be alike, for one fit_many each")
+        shapes = [[leaf.shape for leaf in jax.tree.leaves(one)] for one in (model, models[0])]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"models[{i}] has parameters of other shapes than models[0]; make a call for each size")
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *models)
 
 
 def _batch_shape(models: Any) -> tuple[int, int]:
@@ -218,13 +246,13 @@ def _run(
     report: Callable[[int], None],
     stop: Callable[[], bool],
 ) -> Fit:
-    models, restarts, solver, prior, tol, max_steps = call
+    models, restarts, solver, prior, tols, max_steps = call
     batch = part.batch
     if len(part.which) < len(batch.index):
         batch = some(jax.device_get(batch), part.which)
     jobs = (batch.index[:, None] * restarts + np.arange(restarts)).ravel()
     starts = jax.tree.map(lambda leaf: leaf[jobs], models)
-    limits = Limits(jnp.asarray(tol, batch.weight.dtype), jnp.asarray(max_steps, jnp.int32))
+    limits = Limits(jnp.asarray(tols[batch.index], batch.weight.dtype), jnp.asarray(max_steps, jnp.int32))
     queue = Queue(solver, starts, *batch[1:], prior, limits, restarts, part.lanes, device)
     return queue.run(report, stop, shelf)
 

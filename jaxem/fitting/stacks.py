@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxem.data import as_floats, check_labels, check_weight, ready, stacked
+from jaxem.data import as_floats, check_labels, ready, stacked
+from jaxem.distributions.base import type_of
 from jaxem.fitting.fit import hidden_states
 from jaxem.fitting.ragged import SHAPE, padded_lengths
 from jaxem.missing import Incomplete, cells, has_nan, incomplete
+from jaxem.pytree import replace
 from jaxem.sequences import Sequences
 from jaxem.sequences import stacked as stacked_sequences
 
@@ -28,38 +31,23 @@ class Batch(NamedTuple):
     labels: Any
 
 
-def batched(
-    model: Any, xs: Any, weight: Any, labels: Any, problems: int, restarts: int, room: int | None = None
-) -> list[Batch]:
-    """Problems of like length together, padded with rows of weight zero.
+def batched(model: Any, xs: Any, weight: Any, labels: Any, restarts: int, room: int | None = None) -> list[Batch]:
+    """Problems of like length together, padded with rows of weight zero; they come from `as_problems`.
 
     `room` is how many bytes the device takes at once: what is larger stays on the host, and so does its batch.
     """
-    if len(xs) != problems:
-        raise ValueError(f"xs holds {len(xs)} problems and models {problems}; they must be as many")
-    states = hidden_states(model)
-    if isinstance(xs, Sequences):
-        row_weight = np.ones(xs.length.shape) if weight is None else _shaped(weight, xs.length.shape, "weight")
-        return _padded(np.arange(problems), xs, row_weight, labels, states, room)
-    if not isinstance(xs, Incomplete) and isinstance(first := model.read(xs[0]), Sequences):
-        return _sequence_batches([first, *(model.read(x) for x in xs[1:])], weight, labels, states, restarts, room)
-    if not isinstance(xs, (list, tuple)):
-        x = xs if isinstance(xs, (jax.Array, Incomplete)) else np.asarray(xs)
-        shape = cells(x).shape
-        if len(shape) < 2:
-            raise ValueError(f"xs has shape {shape}; it must be [problems, rows, ...] or a list of arrays")
-        row_weight = np.ones(shape[:2]) if weight is None else _shaped(weight, shape[:2], "weight")
-        known = None if labels is None else _shaped(labels, shape[:2], "labels")
-        return _padded(np.arange(problems), x, row_weight, known, states, room)
-
-    arrays = [np.asarray(x) for x in xs]
-    lengths = np.array([len(array) for array in arrays])
-    if not lengths.all():
-        raise ValueError(f"xs[{int(np.argmin(lengths))}] has no rows; leave that problem out")
+    states, everything = hidden_states(model), np.arange(len(xs))
+    padded = partial(_padded, states=states, room=room, dtype=type_of(model))
+    if not isinstance(xs, list):
+        shape = xs.length.shape if isinstance(xs, Sequences) else cells(xs).shape[:2]
+        return padded(everything, xs, np.ones(shape) if weight is None else weight, labels)
+    of_sequences = isinstance(xs[0], Sequences)
+    # What a row stands for.
+    work = restarts * (states or 1) * (max(len(x) for x in xs) if of_sequences else 1)
     batches = []
-    for length, index in _by_length(lengths, restarts * (states or 1)):
-        x, row_weight, known = stacked(_of(index, arrays), length, _of(index, weight), _of(index, labels))
-        batches += _padded(index, x, row_weight, known, states, room)
+    for length, index in _by_length(np.array([x.steps if of_sequences else len(x) for x in xs]), work):
+        together = stacked_sequences if of_sequences else stacked
+        batches += padded(index, *together(_of(index, xs), length, _of(index, weight), _of(index, labels)))
     return batches
 
 
@@ -75,30 +63,19 @@ def _by_length(lengths: np.ndarray, work: int) -> Iterator[tuple[int, np.ndarray
         yield int(length), np.flatnonzero((lengths <= length) & (lengths > shorter))
 
 
-def _sequence_batches(
-    xs: list[Sequences], weight: Any, labels: Any, states: int | None, restarts: int, room: int | None
+def _padded(
+    index: np.ndarray, x: Any, weight: Any, labels: Any, *, states: int | None, room: int | None, dtype: Any
 ) -> list[Batch]:
-    """Problems whose longest sequences are of like length together, padded with steps and with sequences."""
-    batches = []
-    work = restarts * (states or 1) * max(len(x) for x in xs)
-    for steps, index in _by_length(np.array([x.steps for x in xs]), work):
-        padded = stacked_sequences(_of(index, xs), steps, _of(index, weight), _of(index, labels))
-        batches += _padded(index, *padded, states, room)
-    return batches
-
-
-def _padded(index: np.ndarray, x: Any, weight: Any, labels: Any, states: int | None, room: int | None) -> list[Batch]:
     """Problems of one shape; those with missing cells apart, because the others are done in a simpler way."""
-    check_weight(weight)
     if labels is not None:
         check_labels(labels, states)
     batch = Batch(index, x, np.asarray(weight), None if labels is None else np.asarray(labels))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(x))
     if room is None or size <= room:
-        batch = _made_ready(batch)
+        batch = _made_ready(batch, dtype)
     else:
         pieces = np.array_split(np.arange(len(index)), min(len(index), -(-size // room)))
-        ready = [jax.device_get(_made_ready(some(batch, piece))) for piece in pieces]
+        ready = [jax.device_get(_made_ready(some(batch, piece), dtype)) for piece in pieces]
         batch = jax.tree.map(lambda *leaves: np.concatenate(leaves), *ready)
     if not has_nan(batch.x):
         return [batch]
@@ -112,18 +89,13 @@ def some(batch: Batch, which: Any) -> Batch:
     return jax.tree.map(lambda leaf: leaf[which], batch)
 
 
-def _made_ready(batch: Batch) -> Batch:
-    x = batch.x if isinstance(batch.x, Sequences) else as_floats(batch.x)
-    weight = np.asarray(batch.weight, jax.tree.leaves(x)[0].dtype)
+def _made_ready(batch: Batch, dtype: Any) -> Batch:
+    values = as_floats(getattr(batch.x, "values", batch.x), dtype, "xs")
+    x = replace(batch.x, values=values) if isinstance(batch.x, (Sequences, Incomplete)) else values
+    weight = np.asarray(batch.weight, dtype)
     return Batch(batch.index, *_ready(x, weight, batch.labels))
 
 
 @jax.jit
 def _ready(x: Any, weight: Any, labels: Any) -> Any:
     return jax.vmap(ready, in_axes=(0, 0, None if labels is None else 0))(x, weight, labels)
-
-
-def _shaped(value: Any, shape: tuple[int, ...], name: str) -> Any:
-    if np.shape(value) != shape:
-        raise ValueError(f"{name} has shape {np.shape(value)}; with these xs it must be {shape}")
-    return value

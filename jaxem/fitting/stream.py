@@ -20,10 +20,19 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxem.data import ready
-from jaxem.distributions.base import Statistics, add, scale
+from jaxem.distributions.base import Statistics, add, check_model, scale
 from jaxem.fitting import together
 from jaxem.fitting.batches import read_ahead
-from jaxem.fitting.fit import Blank, best_restart, check_limits, check_rows, check_starts, conclude, regularisers
+from jaxem.fitting.fit import (
+    Blank,
+    best_restart,
+    check_limits,
+    check_prior,
+    check_rows,
+    check_starts,
+    conclude,
+    regularisers,
+)
 from jaxem.fitting.loop import Limits, Progress, advance, begin, verdict
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
@@ -32,6 +41,7 @@ from jaxem.pytree import module, static
 from jaxem.sequences import Sequences
 from jaxem.solvers.em import EM, Apart, expectation
 from jaxem.solvers.online import OnlineEM
+from jaxem.solvers.words import as_solver
 from jaxem.sums import two_sum
 
 
@@ -87,8 +97,10 @@ def fit_stream(
     >>> fit.model.components.mean.round(2).tolist(), fit.words
     ([[-1.0], [2.0]], 'converged')
     """
+    check_model(model, batches)
+    solver, max_steps = as_solver(solver), check_limits(tol, max_steps)
     check_starts(model)
-    check_limits(tol, max_steps)
+    check_prior(prior)
     once = _check_batches(batches)
     if isinstance(solver, OnlineEM):
         if processes or model.batch_shape:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxem.data import check_weight, ready
+from jaxem.data import as_weight, ready
 from jaxem.fitting.fit import SCALE_ROWS, check_rows
 from jaxem.missing import Incomplete, cells, incomplete, unseen_rows
 from jaxem.pytree import replace
@@ -183,10 +183,7 @@ def read(model: Any, batch: Any) -> tuple[Any, np.ndarray]:
     x = jax.tree.map(np.asarray, cells(model.read(x)))
     if weight is None:
         return x, np.ones(len(x), _values(x).dtype)
-    if np.shape(weight) != (len(x),):
-        raise ValueError(f"weight has shape {np.shape(weight)}; with {len(x)} rows it must be ({len(x)},)")
-    check_weight(weight)
-    return x, np.asarray(weight, _values(x).dtype)
+    return x, np.asarray(as_weight(weight, (len(x),), f"{len(x)} rows"), _values(x).dtype)
 
 
 def counting(x: Any, weight: np.ndarray) -> tuple[Any, np.ndarray]:

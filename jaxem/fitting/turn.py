@@ -84,12 +84,16 @@ def turn(
     one_by_one: bool,
     steps: int,
 ) -> tuple[Lanes, Progress, Array]:
-    """Bank the lanes marked `refill`, load `jobs` into them, and advance every lane by `steps`."""
+    """Bank the lanes marked `refill`, load `jobs` into them, and advance every lane by `steps`.
+
+    The `tol` of the limits is that of each problem.
+    """
     count = results.status.shape[0]
     banked = jnp.where(refill, lanes.job, count)
     results = jax.tree.map(lambda all, lane: all.at[banked].set(lane, mode="drop"), results, lanes.progress)
     job = jnp.where(refill, jobs, lanes.job)
     mine = jax.tree.map(lambda leaf: leaf[jnp.minimum(job, count - 1) // restarts], problems)
+    own_tol = limits.tol[jnp.minimum(job, count - 1) // restarts]
 
     def load(progress: Progress, problem: Problems, job: Array, refill: Array) -> Progress:
         model = jax.tree.map(lambda leaf: leaf[jnp.minimum(job, count - 1)], starts)
@@ -97,14 +101,15 @@ def turn(
         idle = jnp.full((), int(Status.interrupted), jnp.int32)
         return select(refill, replace(fresh, status=jnp.where(job < count, fresh.status, idle)), progress)
 
-    def climb(lane: tuple[Progress, Problems]) -> Progress:
-        progress, mine = lane
+    def climb(lane: tuple[Progress, Problems, Array]) -> Progress:
+        progress, mine, tol = lane
+        own_limits = replace(limits, tol=tol)
         model = progress.model
         data = mine.data if solver.batches else model.expand(mine.data)
         rows = model.observations(model.observe(mine.data), mine.weight)
 
         def step(now: Progress) -> Progress:
-            return advance(solver, now, data, mine.weight, rows, mine.prior, limits)
+            return advance(solver, now, data, mine.weight, rows, mine.prior, own_limits)
 
         if not one_by_one:
             return jax.lax.fori_loop(0, steps, lambda _, now: step(now), progress)
@@ -117,7 +122,8 @@ def turn(
         return jax.lax.while_loop(goes_on, step, progress)
 
     progress = jax.vmap(load)(lanes.progress, mine, job, refill)
-    progress = jax.lax.map(climb, (progress, mine)) if one_by_one else jax.vmap(climb)((progress, mine))
+    lane = progress, mine, own_tol
+    progress = jax.lax.map(climb, lane) if one_by_one else jax.vmap(climb)(lane)
     return Lanes(progress, job), results, progress.status + 0
 
 

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxem import linalg, sums
+from jaxem.arrays import numbers
 from jaxem.constraints import check_parameters, told
+from jaxem.data import check_weight
 from jaxem.distributions.base import Distribution, Labelled, Pullback, convert_parameters
 from jaxem.pytree import module
 
@@ -55,6 +57,8 @@ class Hidden(Distribution):
 
     def entropy(self, x: Any, weight: Any = None) -> Float[Array, "*batch"]:
         """sum_i w_i H(hidden | x_i), in nats: how undecided the model is. See `jaxem.entropy`."""
+        if weight is not None:
+            check_weight(weight := numbers(weight, "weight"))
         return _entropy(self, self.observe(x), weight)
 
 
@@ -240,6 +244,8 @@ def _entropy(model: Hidden, x: Any, weight: Array | None) -> Array:
     evidence = jax.tree.map(_less_common, model.evidence_of(x))
     own = model.potentials()
     log_prob, backward = jax.vjp(lambda own, e: model.log_normalizer(own, e, sums.log_sum, data), own, evidence)
+    if weight is not None and weight.shape != (n := log_prob.shape[-1],):
+        raise ValueError(f"weight has shape {weight.shape}; with {n} rows it must be ({n},)")
     counted = jnp.where(jnp.isfinite(log_prob), 1 if weight is None else weight, 0).astype(log_prob.dtype)
     expected = _used(backward(counted), (own, evidence), len(model.batch_shape))
     return jnp.sum(jnp.where(counted > 0, counted * log_prob, 0), axis=-1) - expected

@@ -16,6 +16,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxem import missing, sums
+from jaxem.arguments import as_key
 from jaxem.constraints import SOURCE, told
 from jaxem.data import as_floats, check_weight
 from jaxem.distributions.base import Labelled, Pullback
@@ -235,7 +236,7 @@ class BayesNet(Hidden):
     @classmethod
     def start(
         cls,
-        key: Array,
+        key: Any,
         graph: Any,
         x: Any,
         categories: Mapping[str, Any] | None = None,
@@ -253,7 +254,7 @@ class BayesNet(Hidden):
         The texts of a column become its `outcomes` in the order of the alphabet.
 
         Args:
-            key: a JAX random key.
+            key: a JAX random key, or a whole number as its seed.
             graph: as for the network.
             x: `[n, V]` rows, a dict or a frame; NaN where hidden.
             categories: of variables that are never seen, or not seen in all their categories: one more than the
@@ -272,7 +273,7 @@ class BayesNet(Hidden):
         >>> jem.BayesNet.start(jax.random.key(0), graph, x, {"class": 2}).table("A").shape
         (2, 2)
         """
-        graph = as_graph(graph)
+        key, graph = as_key(key), as_graph(graph)
         names = [name for name, _ in graph]
         promised, outcomes = _promised(categories or {}, _texts(x, names, dict(tied)))
         values = np.asarray(_columns(x, names, outcomes))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxem import linalg
+from jaxem.arguments import whole
 from jaxem.constraints import parameter, vector
 from jaxem.distributions import quadratic
 from jaxem.distributions.base import Family, Rows
@@ -186,7 +187,7 @@ class MixtureOfExperts(Latent):
     @classmethod
     def start(
         cls,
-        key: Array,
+        key: Any,
         family: Any,
         x: Any,
         experts: int,
@@ -199,7 +200,7 @@ class MixtureOfExperts(Latent):
         """A model to set out from: a mixture of regressions, and a gate that does not look at the inputs yet.
 
         Args:
-            key: a JAX random key.
+            key: a JAX random key, or a whole number as its seed.
             family: the kind of regression.
             x: `[n, P + 1]` rows, the response last.
             experts: K, two or more.
@@ -213,7 +214,7 @@ class MixtureOfExperts(Latent):
         >>> jem.MixtureOfExperts.start(jax.random.key(0), jem.LinearRegression, x, 2).gate.coefficients.shape
         (1, 1)
         """
-        if experts < 2:
+        if whole(experts, "experts") < 2:
             raise ValueError(f"MixtureOfExperts: experts is {experts}; a gate needs two at least")
         start = Mixture.start(key, family, x, experts, weight=weight, labels=labels, restarts=restarts, method=method)
         # A share of zero would be an intercept of minus infinity.
@@ -247,7 +248,7 @@ class MixtureOfExperts(Latent):
         Args:
             inputs: `[n, P]`, or `[n]` if there is one.
         """
-        inputs = as_inputs(inputs)
+        inputs = as_inputs(inputs, self)
         return predictive(self.gate.log_prob(inputs), self.experts, inputs)
 
     def sample(self, key: Array, n: int, inputs: Any = None) -> Float[Array, "*batch n d"]:

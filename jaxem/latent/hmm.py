@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxem import sums
+from jaxem.arguments import as_key, whole
 from jaxem.chains import across
 from jaxem.chains.best import best_score
 from jaxem.chains.chain import Chain
@@ -18,7 +19,7 @@ from jaxem.chains.normalizer import log_normalizer, plain
 from jaxem.chains.sampled import sampled_score
 from jaxem.constraints import parameter, simplex
 from jaxem.data import ready
-from jaxem.distributions.base import Distribution, Labelled
+from jaxem.distributions.base import Distribution, Labelled, type_of
 from jaxem.distributions.moments import shares
 from jaxem.latent.base import Latent, chosen, log_potential, same_members
 from jaxem.latent.mixture import Mixture
@@ -116,7 +117,7 @@ class HMM(Latent):
     @classmethod
     def start(
         cls,
-        key: Array,
+        key: Any,
         family: Any,
         x: Any,
         states: int,
@@ -129,9 +130,9 @@ class HMM(Latent):
         """A model to set out from: a mixture of all steps, and how its components follow each other.
 
         Args:
-            key: a JAX random key.
+            key: a JAX random key, or a whole number as its seed.
             family: the kind of emission, as in `Mixture.start`.
-            x: sequences.
+            x: sequences: a list of arrays, `Sequences`, one array `[T]` or `[T, D]`, or several `[S, T, D]`.
             states: K.
             weight: `[S]` weights of the sequences.
             labels: known states, `[S, T]` or a list of arrays; -1 where unknown.
@@ -146,6 +147,7 @@ class HMM(Latent):
         >>> jem.HMM.start(jax.random.key(0), jem.Poisson, x, 2).transition.shape
         (2, 2)
         """
+        key, states = as_key(key), whole(states, "states")
         x, weight, labels = ready(as_sequences(x), weight, labels, states)
         row_weight = jnp.where(x.seen, weight[:, None], 0)
         rows = x.values.reshape(len(x) * x.steps, *x.values.shape[2:])
@@ -171,11 +173,11 @@ class HMM(Latent):
             return Labelled(self.observe(x.x), labels)
         if isinstance(x, Steps):
             return x
-        x = as_sequences(x, self.event_shape)
+        x = self.read(x)
         return Steps(self.emission.observe(x.rows()), x.length, x.seen.T, x.axis)
 
     def read(self, x: Any) -> Sequences:
-        return as_sequences(x, self.event_shape)
+        return as_sequences(x, self.event_shape, type_of(self))
 
     def check(self, x: Sequences, weight: Array, prior: Any) -> None:
         self.emission.check(x.alone().rows(), jnp.where(x.seen, weight[:, None], 0).ravel(), prior)
@@ -255,13 +257,14 @@ class HMM(Latent):
         Raises:
             ValueError: the model is a batch of several.
         """
+        steps = whole(steps, "steps")
         if self.batch_shape:
             raise ValueError(f"HMM: forecast needs one model; this is a batch of shape {self.batch_shape}")
         states = _forecast(self, self.observe(x), steps)
         members = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*states.shape[:2], *leaf.shape)), self.emission)
         return states, Mixture(states, members)
 
-    def impute(self, x: Any, key: Array | None = None) -> Sequences:
+    def impute(self, x: Any, key: Any = None) -> Sequences:
         """Sequences with every gap filled, whole steps among them; what was seen stays as it is.
 
         Args:
@@ -273,7 +276,7 @@ class HMM(Latent):
         """
         if self.batch_shape:
             raise ValueError(f"impute needs one model; this is a batch of shape {self.batch_shape}")
-        return _impute(self, self.read(x), key)
+        return _impute(self, self.read(x), None if key is None else as_key(key))
 
     def drawn_rows(self, key: Array, x: Steps, n: int) -> Array:
         """A path by its posterior, and what its states draw: `[T x S, ...]`."""
@@ -292,7 +295,7 @@ class HMM(Latent):
             n: how many sequences.
             steps: how long each is.
         """
-        return _sample(self, key, n, steps)
+        return _sample(self, key, n, whole(steps, "steps"))
 
 
 @jax.jit

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxem import start
+from jaxem.arguments import as_key, optional, whole
 from jaxem.constraints import parameter, simplex
-from jaxem.data import as_floats, ready
+from jaxem.data import as_table, ready
 from jaxem.distributions.base import Distribution
 from jaxem.distributions.moments import shares
-from jaxem.distributions.product import sized
+from jaxem.distributions.words import as_family
 from jaxem.latent.base import Latent, LatentStatistics, chosen, log_potential, same_members
 from jaxem.missing import Incomplete, hot_deck
 from jaxem.pytree import module, replace
@@ -72,7 +73,7 @@ class Mixture(Latent):
     @classmethod
     def start(
         cls,
-        key: Array,
+        key: Any,
         family: Any,
         x: Any,
         components: int,
@@ -86,10 +87,11 @@ class Mixture(Latent):
         """A mixture to set out from: seeds, each row given to the nearest, one M-step.
 
         Args:
-            key: a JAX random key.
-            family: the kind of component: a family, `jem.sized(family, ...)`, or `jem.Product.of(...)`. A family of
-                numbers on several columns becomes `Independent` columns.
-            x: `[n]` or `[n, D]` rows. What is missing (NaN) is drawn from its column, for the start only.
+            key: a JAX random key, or a whole number as its seed.
+            family: the kind of component: a family, its name (`"gaussian"`), `jem.sized(family, ...)`, or
+                `jem.Product.of(...)`. A family of numbers on several columns becomes `Independent` columns.
+            x: `[n]` or `[n, D]` rows, of anything that `fit` reads; the model has their type of floats, or the default
+                if they are integers. What is missing is drawn from its column, for the start only.
             components: K.
             weight: `[n]` row weights; rows of weight zero are ignored, whatever they hold.
             labels: `[n]` known components, -1 where unknown.
@@ -100,6 +102,7 @@ class Mixture(Latent):
                 traced, so mixtures of different sizes can share one compiled shape.
 
         Raises:
+            TypeError: a key or a family that is none, or x that does not hold numbers.
             ValueError: components or restarts below one, an unknown method, a label out of range.
 
         >>> import jax, jaxem as jem
@@ -107,11 +110,11 @@ class Mixture(Latent):
         >>> jem.Mixture.start(jax.random.key(0), jem.SphericalGaussian, x, 2).weights.tolist()
         [0.5, 0.5]
         """
-        if components < 1 or (restarts is not None and restarts < 1):
-            raise ValueError(f"components is {components} and restarts {restarts}; both must be at least one")
+        key, family = as_key(key), as_family(family)
+        components, restarts = whole(components, "components"), optional(restarts, "restarts")
         if method not in start.METHODS:
             raise ValueError(f"method is {method!r}; it must be one of {', '.join(start.METHODS)}")
-        x, weight, labels = ready(as_floats(x), weight, labels, components)
+        x, weight, labels = ready(as_table(x), weight, labels, components)
         if isinstance(x, Incomplete):
             x = hot_deck(jax.random.fold_in(key, 1), x.values, weight)
         members, held = start.responsibilities(
@@ -120,7 +123,7 @@ class Mixture(Latent):
             weight,
             labels,
             jnp.asarray(components if active is None else active, jnp.int32),
-            family=family if hasattr(family, "sizes") or not isinstance(family, type) else sized(family),
+            family=family,
             k=components,
             restarts=restarts or 1,
             method=method,

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from jaxem import linalg
 from jaxem.data import as_floats
+from jaxem.distributions.base import check_model, type_of
 from jaxem.distributions.design import design
 from jaxem.distributions.gaussian import Gaussian
 from jaxem.distributions.product import Product
@@ -146,9 +147,11 @@ def _constant(gaussian: Any, n: int) -> tuple[Array, Array]:
     return tuple(jnp.broadcast_to(part[..., None], (*part.shape, n)) for part in (mean, variance))  # type: ignore
 
 
-def as_inputs(inputs: Any) -> Float[Array, "n p"]:
-    """Inputs as floats, `[n, P]`; a single column may be given as `[n]`."""
-    inputs = as_floats(inputs)
+def as_inputs(inputs: Any, model: Any = None) -> Float[Array, "n p"]:
+    """Inputs as floats of the model's type, `[n, P]`; a single column may be given as `[n]`."""
+    inputs = as_floats(inputs, None if model is None else type_of(model), "inputs")
+    if inputs.ndim not in (1, 2):
+        raise ValueError(f"inputs has shape {inputs.shape}; it must be [n, P], or [n] if there is one input")
     return inputs[:, None] if inputs.ndim == 1 else inputs
 
 
@@ -170,7 +173,8 @@ def predict(model: Any, inputs: Any) -> Prediction:
     >>> jem.predict(lines, [0.0, 2.0]).variance.tolist()
     [1.0, 5.0]
     """
-    inputs = as_inputs(inputs)
+    check_model(model, inputs)
+    inputs = as_inputs(inputs, model)
     if hasattr(model, "gate"):
         return predictive(model.gate.log_prob(inputs), model.experts, inputs)
     if not isinstance(model, Mixture):
@@ -212,7 +216,7 @@ def conditional(model: Mixture, given: Any, x: Any) -> Prediction:
     >>> prediction.mean.tolist(), prediction.variance.tolist()
     ([2.0], [0.75])
     """
-    known, size, x = [int(column) for column in given], model.event_shape[0], as_inputs(x)
+    known, size, x = [int(column) for column in given], model.event_shape[0], as_inputs(x, model)
     others = [column for column in range(size) if column not in known]
     if not others or not known or not set(known) <= set(range(size)) or len(set(known)) < len(known):
         raise ValueError(f"conditional: given is {known}; it must name some of the columns 0 to {size - 1}, not all")

@@ -7,10 +7,12 @@ from typing import Any, Self
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxem.arguments import whole
 from jaxem.data import as_floats
 from jaxem.distributions.gaussian import SphericalGaussian, TiedGaussian
 from jaxem.distributions.product import Product, sized
 from jaxem.distributions.regression import JointFamily, LinearRegression
+from jaxem.distributions.words import as_family
 from jaxem.latent.mixture import Mixture
 from jaxem.latent.prediction import Prediction, as_inputs, predict
 from jaxem.pytree import module
@@ -44,7 +46,7 @@ class RBFNetwork(Mixture):
     @classmethod
     def start(  # type: ignore[override]
         cls,
-        key: Array,
+        key: Any,
         inputs: Any,
         response: Any,
         units: int,
@@ -57,7 +59,7 @@ class RBFNetwork(Mixture):
         """A network to set out from; fit it to `rows(inputs, response)`.
 
         Args:
-            key: a JAX random key.
+            key: a JAX random key, or a whole number as its seed.
             inputs: `[n, P]`, or `[n]` if there is one.
             response: `[n]`.
             units: K.
@@ -77,10 +79,11 @@ class RBFNetwork(Mixture):
         True
         """
         x = cls.rows(inputs, response)
+        family = as_family(family)
         kind = JointFamily(family, LinearRegression)
         if not linear:
-            kind = Product.of(sized(family, columns=x.shape[1] - 1), TiedGaussian)
-        return super().start(key, kind, x, units, weight=weight, restarts=restarts)
+            kind = Product.of(sized(getattr(family, "family", family), columns=x.shape[1] - 1), TiedGaussian)
+        return super().start(key, kind, x, whole(units, "units"), weight=weight, restarts=restarts)
 
     @staticmethod
     def rows(inputs: Any, response: Any) -> Array:

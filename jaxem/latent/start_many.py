@@ -9,16 +9,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxem.arguments import as_key, optional, whole
 from jaxem.data import as_floats, stacked
+from jaxem.distributions.words import as_family
 from jaxem.latent.hmm import HMM
 from jaxem.latent.mixture import Mixture
 from jaxem.missing import incomplete
+from jaxem.problems import as_problems
 from jaxem.sequences import Sequences
 from jaxem.sequences import stacked as stacked_sequences
 
 
 def start_many(
-    key: Array,
+    key: Any,
     family: Any,
     xs: Any,
     components: int,
@@ -32,7 +35,7 @@ def start_many(
     """`Mixture.start` for B problems, or `HMM.start` for B sets of sequences: leading axis B, or B, R with restarts.
 
     Args:
-        key: a JAX random key; each problem takes one of its own from it.
+        key: a JAX random key or a seed; each problem takes one of its own from it.
         family, components, restarts, method: as in `Mixture.start`.
         xs: `[B, n, ...]`, an array or `Incomplete`, or a list of B arrays of any lengths, or a list of B `Sequences`.
         weight, labels: shaped like the rows of xs.
@@ -46,10 +49,13 @@ def start_many(
     >>> jem.start_many(jax.random.key(0), jem.SphericalGaussian, xs, 2).weights.tolist()
     [[0.5, 0.5], [0.5, 0.5]]
     """
-    chains = isinstance(xs, Sequences) or (isinstance(xs, (list, tuple)) and isinstance(xs[0], Sequences))
+    key, family = as_key(key), as_family(family)
+    components, restarts = whole(components, "components"), optional(restarts, "restarts")
+    xs, weight, labels = as_problems(xs, weight, labels)
+    chains = isinstance(xs, Sequences) or (isinstance(xs, list) and isinstance(xs[0], Sequences))
     if chains and active is not None:
         raise ValueError("active is for mixtures; a hidden Markov model uses all of its states")
-    if isinstance(xs, (list, tuple)):
+    if isinstance(xs, list):
         longest = max(x.steps if chains else len(x) for x in xs)
         xs, weight, labels = (stacked_sequences if chains else stacked)(xs, longest, weight, labels)
     given = tuple(None if value is None else jnp.asarray(value) for value in (weight, labels, active))

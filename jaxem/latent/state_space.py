@@ -11,12 +11,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxem import linalg
+from jaxem.arguments import as_key, whole
 from jaxem.chains import kalman
 from jaxem.chains.kalman import Observed, System
 from jaxem.constraints import check_parameters, matrix, parameter, parameters, positive_definite, told, vector
 from jaxem.data import ready
 from jaxem.distributions import quadratic
-from jaxem.distributions.base import Distribution, Labelled, Pullback, convert_parameters
+from jaxem.distributions.base import Distribution, Labelled, Pullback, convert_parameters, type_of
 from jaxem.distributions.gaussian import FLOOR, Gaussian
 from jaxem.distributions.moments import enough
 from jaxem.linalg import matmul, outer, transpose
@@ -183,7 +184,7 @@ class LinearGaussianSSM(Distribution):
         return self.emission_bias.shape[-1:]
 
     @classmethod
-    def start(cls, key: Array, x: Any, states: int, *, weight: Any = None, restarts: int | None = None) -> Self:
+    def start(cls, key: Any, x: Any, states: int, *, weight: Any = None, restarts: int | None = None) -> Self:
         """A model to set out from, scaled to the data: states that forget at random rates, seen in random mixtures.
 
         Args:
@@ -202,6 +203,7 @@ class LinearGaussianSSM(Distribution):
         """
         if states < 1 or (restarts is not None and restarts < 1):
             raise ValueError(f"states is {states} and restarts {restarts}; both must be at least one")
+        key, states = as_key(key), whole(states, "states")
         x, weight, _ = ready(as_sequences(x), weight, None)
         values = x.values if x.values.ndim == 3 else x.values[..., None]
         seen = kalman.observed(values, x.seen, x.length)
@@ -227,7 +229,7 @@ class LinearGaussianSSM(Distribution):
         return model if restarts is not None else jax.tree.map(lambda leaf: leaf[0], model)
 
     def read(self, x: Any) -> Sequences:
-        return as_sequences(x, self.event_shape)
+        return as_sequences(x, self.event_shape, type_of(self))
 
     def observe(self, x: Any) -> Observed:
         """Sequences (see `Sequences.from_list`), a list of arrays, or one array, which is one sequence.
@@ -239,7 +241,7 @@ class LinearGaussianSSM(Distribution):
             return x
         if isinstance(x, Labelled):
             raise ValueError("LinearGaussianSSM: its states are vectors; labels cannot name them")
-        x = as_sequences(x, self.event_shape)
+        x = self.read(x)
         values = x.values[..., None] if x.values.ndim == 2 and self.event_shape == (1,) else x.values
         if values.shape[2:] != self.event_shape:
             raise ValueError(f"x has steps of shape {values.shape[2:]}; this model reads steps of {self.event_shape}")
@@ -420,7 +422,7 @@ class LinearGaussianSSM(Distribution):
             n: how many sequences.
             steps: how long each is.
         """
-        return _sample(self, key, n, steps)
+        return _sample(self, key, n, whole(steps, "steps"))
 
     def _system(self) -> System:
         return System(*(getattr(self, name) for name in parameters(self)))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxem import linalg
+from jaxem.arguments import said_of
 from jaxem.distributions.base import Statistics
 from jaxem.linalg import HIGHEST
 from jaxem.pytree import module, replace, select, static
@@ -68,6 +69,10 @@ class Accelerated(Solver):
     solver: Any
 
     def __post_init__(self) -> None:
+        if isinstance(self.solver, type):
+            object.__setattr__(self, "solver", self.solver())
+        if not isinstance(self.solver, Solver):
+            raise TypeError(f"{type(self).__name__}: solver is {said_of(self.solver)}; pass one, such as jem.EM()")
         if type(self.solver).init not in (Solver.init, EM.init) or not self.solver.monotone:
             raise ValueError(
                 f"{type(self).__name__}: it accelerates a solver that never falls and carries nothing from step to "

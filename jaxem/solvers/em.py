@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from jaxem.arguments import as_key
 from jaxem.distributions.base import Labelled, Statistics, add, scale
 from jaxem.latent.base import Hidden, Latent
 from jaxem.missing import ByRow, Incomplete
@@ -148,6 +149,9 @@ class StochasticEM(Solver):
 
     key: Any
     monotone: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", as_key(self.key, "StochasticEM: key"))
 
     @property
     def window(self) -> int:

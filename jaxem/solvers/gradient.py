@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxem.arguments import as_key, said_of
 from jaxem.coordinates import Coordinates, from_coordinates, to_coordinates
 from jaxem.distributions.base import Statistics, add
 from jaxem.pytree import module, select, static
@@ -52,9 +53,13 @@ class Gradient(Solver):
     monotone: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        if not (hasattr(self.transformation, "init") and hasattr(self.transformation, "update")):
+            raise TypeError(
+                f"Gradient: transformation is {said_of(self.transformation)}; pass one of optax, as optax.adam(0.05)"
+            )
         if self.batch_size is not None:
             check_size("Gradient", self.batch_size, "no batch_size for all rows at once")
-            object.__setattr__(self, "key", jax.random.key(0) if self.key is None else self.key)
+            object.__setattr__(self, "key", as_key(0 if self.key is None else self.key, "Gradient: key"))
 
     @property
     def window(self) -> int:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from jaxem.arguments import as_key
 from jaxem.distributions.base import Statistics, add, scale
 from jaxem.pytree import module, static
 from jaxem.solvers.base import Solver
@@ -51,7 +52,7 @@ class OnlineEM(Solver):
         if not isinstance(self.decay, Tracer) and not 0.5 < self.decay <= 1:
             raise ValueError(f"OnlineEM: decay is {self.decay}; it must be above 0.5 and at most 1")
         object.__setattr__(self, "decay", jnp.asarray(self.decay, jnp.result_type(float)))
-        object.__setattr__(self, "key", jax.random.key(0) if self.key is None else self.key)
+        object.__setattr__(self, "key", as_key(0 if self.key is None else self.key, "OnlineEM: key"))
 
     @property
     def batches(self) -> bool:
