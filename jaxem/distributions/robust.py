@@ -404,7 +404,8 @@ class Laplace(Family):
 
     @classmethod
     def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
-        return cls(jnp.broadcast_to(row, members), jnp.ones(members, row.dtype))
+        # So small that rows in any units are away from it: at a scale of one, those near 1e-7 would all rest there.
+        return cls(jnp.broadcast_to(row, members), jnp.full(members, jnp.finfo(row.dtype).tiny, row.dtype))
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n"]:
         """`n` draws from each member, `[*batch_shape, n]`."""
