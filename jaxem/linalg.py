@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -243,6 +244,20 @@ def _cholesky_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array,
     return factor, matmul(factor, _half_lower(matmul(matmul(white, change), transpose(white))))
 
 
+def semidefinite_root(matrix: Float[Array, "*batch d d"]) -> Float[Array, "*batch d d"]:
+    """The lower triangular L with L L^T = matrix, which may be singular: where nothing is left, L is zero.
+
+    >>> import jax.numpy as jnp
+    >>> semidefinite_root(jnp.array([[4.0, 2.0], [2.0, 1.0]])).tolist()
+    [[2.0, 0.0], [1.0, 0.0]]
+    """
+    factor, size = cholesky(matrix), matrix.shape[-1]
+    pivot = diagonal(factor)
+    lifted = pivot**2 <= 9 * size * float(jnp.finfo(matrix.dtype).eps) * diagonal(matrix)
+    lifted = lifted | (diagonal(matrix) <= 0)
+    return factor - diagonal_matrix(jnp.where(lifted, pivot, 0))
+
+
 def half_log_det(white: Float[Array, "*batch d d"]) -> Float[Array, "*batch"]:
     """Half the log-determinant of the matrix that `white` whitens."""
     return -jnp.sum(jnp.log(diagonal(white)), axis=-1)
@@ -259,37 +274,51 @@ def product(a: Float[Array, "d k *s1"], b: Float[Array, "k e *s2"]) -> Float[Arr
     return sum((a[:, k, None] * b[k][None] for k in range(1, len(b))), a[:, 0, None] * b[0][None])
 
 
-def triangular_root(matrix: Float[Array, "d e *s"]) -> Float[Array, "d d *s"]:
+def triangular_root(
+    matrix: Float[Array, "d e *s"], pivots: int | None = None, least: Any = 0.0
+) -> Float[Array, "d p *s"]:
     """The lower triangular L with L L^T = M M^T, for wide matrices on the first two axes, their batch behind them.
 
     By modified Gram-Schmidt, without the product M M^T, which has half the digits. A row that the rows before it span
     has a zero on the diagonal.
 
+    Args:
+        matrix: M.
+        pivots: only so many first columns of L.
+        least: a row is taken to be spanned if no more than this part of it is left: one number, or one for each.
+
     >>> import jax.numpy as jnp
     >>> triangular_root(jnp.array([[3.0, 4.0], [0.0, 5.0]])).tolist()
     [[5.0, 0.0], [4.0, 3.0]]
     """
-    size = len(matrix)
-    if size > WRITTEN_OUT:
+    size, pivots = len(matrix), len(matrix) if pivots is None else pivots
+    squared = jnp.sum(matrix[:pivots] ** 2, axis=1)
+    spanned = squared * jnp.broadcast_to(jnp.asarray(least, matrix.dtype) ** 2, pivots).reshape(
+        pivots, *(1,) * (squared.ndim - 1)
+    )
+    if pivots > WRITTEN_OUT:
         index = jnp.arange(size).reshape(size, *(1,) * (matrix.ndim - 2))
 
-        def column(rest: Array, i: Array) -> tuple[Array, Array]:
-            along, rest = _without(rest, jax.lax.dynamic_index_in_dim(rest, i, keepdims=False))
+        def column(rest: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
+            i, spanned = now
+            along, rest = _without(rest, jax.lax.dynamic_index_in_dim(rest, i, keepdims=False), spanned)
             return rest, jnp.where(index >= i, along, 0)
 
-        return jnp.swapaxes(jax.lax.scan(column, matrix, jnp.arange(size))[1], 0, 1)
+        return jnp.swapaxes(jax.lax.scan(column, matrix, (jnp.arange(pivots), spanned))[1], 0, 1)
     rest, columns = matrix, []
-    for i in range(size):
-        along, rest = _without(rest, rest[0])
+    for i in range(pivots):
+        along, rest = _without(rest, rest[0], spanned[i])
         columns.append(jnp.concatenate([jnp.zeros((i, *along.shape[1:]), along.dtype), along]))
         rest = rest[1:]
     return jnp.stack(columns, axis=1)
 
 
-def _without(rows: Float[Array, "d e *s"], row: Float[Array, "e *s"]) -> tuple[Array, Array]:
-    """How far each row goes along another, and what is left of it."""
+def _without(
+    rows: Float[Array, "d e *s"], row: Float[Array, "e *s"], spanned: Float[Array, "*s1"]
+) -> tuple[Array, Array]:
+    """How far each row goes along another, and what is left of it; nothing, if that other is `spanned`."""
     squared = _added(row * row)
-    some = squared > 0
+    some = squared > spanned
     unit = row * jnp.where(some, 1 / jnp.sqrt(jnp.where(some, squared, 1)), 0)[None]
     along = _added(jnp.moveaxis(rows * unit[None], 1, 0))
     return along, rows - along[:, None] * unit[None]
@@ -300,6 +329,63 @@ def _added(terms: Array) -> Array:
     if len(terms) > 3 * WRITTEN_OUT:
         return jnp.sum(terms, axis=0)
     return sum((terms[k] for k in range(1, len(terms))), terms[0])
+
+
+def reflections(matrix: Float[Array, "d n *s"], pivots: int) -> tuple[Float[Array, "d n *s"], Float[Array, "p n *s"]]:
+    """Rows turned by Householder's reflections that make the first `pivots` of them lower triangular; and those.
+
+    The rows are the first axis, their batch is behind the second. Each row keeps its digits, however much larger others
+    are (Householder 1958; Cox and Higham 1998): a row may be zero, or be spanned by others.
+
+    Returns:
+        `(turned, mirrors)`: what is above the diagonal of the first rows is rounding, for the caller to leave out;
+        `reflected(rows, mirrors)` turns other rows likewise.
+
+    >>> import jax.numpy as jnp
+    >>> turned, mirrors = reflections(jnp.array([[3.0, 4.0], [0.0, 5.0]]), 1)
+    >>> abs(turned).round(5).tolist(), abs(reflected(jnp.array([[0.0, 5.0]]), mirrors)).round(5).tolist()
+    ([[5.0, 0.0], [4.0, 3.0]], [[4.0, 3.0]])
+    """
+    if pivots <= WRITTEN_OUT:
+        mirrors = []
+        for i in range(pivots):
+            mirrors.append(_mirror(matrix[i], i))
+            matrix = _reflected(matrix, mirrors[-1])
+        return matrix, jnp.stack(mirrors)
+
+    def turn(rows: Array, i: Array) -> tuple[Array, Array]:
+        mirror = _mirror(jax.lax.dynamic_index_in_dim(rows, i, keepdims=False), i)
+        return _reflected(rows, mirror), mirror
+
+    return jax.lax.scan(turn, matrix, jnp.arange(pivots, dtype=jnp.int32))
+
+
+def reflected(
+    rows: Float[Array, "d n *s"], mirrors: Float[Array, "p n *s1"], reverse: bool = False
+) -> Float[Array, "d n *s"]:
+    """Rows after all reflections of `reflections`; in `reverse` order they are undone."""
+    if len(mirrors) > WRITTEN_OUT:
+        return jax.lax.scan(lambda rows, mirror: (_reflected(rows, mirror), None), rows, mirrors, reverse=reverse)[0]
+    for i in reversed(range(len(mirrors))) if reverse else range(len(mirrors)):
+        rows = _reflected(rows, mirrors[i])
+    return rows
+
+
+def _mirror(row: Float[Array, "n *s"], i: Any) -> Float[Array, "n *s"]:
+    """v, of length root two, or zero: x - v v^T x has nothing of this row behind its entry i."""
+    index = jnp.arange(len(row), dtype=jnp.int32).reshape(-1, *(1,) * (row.ndim - 1))
+    pivot = jnp.where(index == i, row, 0)
+    ahead = jnp.where(index >= i, row, 0)
+    squared = _added(ahead * ahead)
+    some = squared > 0
+    length = jnp.sqrt(jnp.where(some, squared, 1))
+    mirror = ahead + jnp.where(index == i, jnp.where(pivot < 0, -length[None], length[None]), 0)
+    half = jnp.sqrt(length) * jnp.sqrt(length + _added(jnp.abs(pivot)))
+    return jnp.where(some[None], mirror / half[None], 0)
+
+
+def _reflected(rows: Float[Array, "d n *s"], mirror: Float[Array, "n *s1"]) -> Float[Array, "d n *s"]:
+    return rows - _added(jnp.moveaxis(rows * mirror[None], 1, 0))[:, None] * mirror[None]
 
 
 def root_inverse(factor: Float[Array, "d d *s"]) -> Float[Array, "d d *s"]:

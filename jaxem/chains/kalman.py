@@ -6,11 +6,16 @@ A state of H numbers moves, and D numbers are seen of it at each step:
     z_t = transition z_t-1 + N(0, transition_noise)
     x_t = emission z_t + emission_bias + N(0, emission_noise)
 
-Forwards, square roots of covariances are carried, made by orthogonal transformations (Kaminski, Bryson and Schmidt
-1971): in float32 they are what covariances are in float64. Backwards, what later steps say of a state is carried: a
-slope and a root of its information (de Jong 1989). Neither divides by a noise or by a covariance of the state, so both
-may be singular, and together they are the derivative of the log-likelihood: the expected complete-data score (Fisher's
-identity). A cell that was not seen is a row of zeros in the emission, with a unit noise of its own.
+Everything is a sum of independent unit noises, and is conditioned on what was seen by turning them: by orthogonal
+transformations, which lose no digits (Kaminski, Bryson and Schmidt 1971). Forwards they are turned into those that the
+data of a step tell and those that its next state is made of; backwards, what later steps tell of the latter is turned
+back. Covariances are sums of squares; none is ever a difference, or divided by, so noises and covariances may be
+singular. The derivative of the log-likelihood is the expected complete-data score (Fisher's identity), by the slope and
+a root of the information that later steps have of a state (de Jong 1989; Koopman 1993), which are sums, too.
+
+States of which nothing is known at the start, not even roughly, are `diffuse`: their first values are coefficients of a
+regression, over which the density is flat (Rosenberg 1973; de Jong 1991; Durbin and Koopman 2012, sections 5.2 and
+5.7). All is linear in them, so they are a few more paths beside those of the data.
 
 Time leads, sequences are the innermost axis. Covariances do not depend on what was seen, only on whether it was: where
 that is the same for all sequences they have an axis of one in its place.
@@ -31,8 +36,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxem import linalg
 from jaxem.chains.chain import LONG
-from jaxem.linalg import product, root_inverse, triangular_root
-from jaxem.pytree import module, replace
+from jaxem.linalg import product, reflected, reflections, root_inverse, semidefinite_root, triangular_root
+from jaxem.pytree import module, replace, static
 from jaxem.sums import two_sum
 
 
@@ -48,6 +53,8 @@ class System:
         emission: `[D, H]`.
         emission_bias: `[D]`.
         emission_noise: `[D, D]`, a covariance.
+        diffuse: for each state, is nothing known of it at the start? Its mean and covariance then play no part. `()` if
+            something is known of all.
     """
 
     initial_mean: Float[Array, "h"]
@@ -57,6 +64,7 @@ class System:
     emission: Float[Array, "d h"]
     emission_bias: Float[Array, "d"]
     emission_noise: Float[Array, "d d"]
+    diffuse: tuple[bool, ...] = static(default=())
 
 
 @module
@@ -81,7 +89,7 @@ class Smoothed:
     Attributes:
         log_likelihood: in nats.
         mean: `[T, H]`; zero beyond the length.
-        covariance: `[T, H, H]`; zero beyond the length.
+        covariance: `[T, H, H]`; zero beyond the length, infinite where a diffuse start is not told by the data.
     """
 
     log_likelihood: Float[Array, ""]
@@ -89,46 +97,75 @@ class Smoothed:
     covariance: Float[Array, "t h h"]
 
 
+Paths = tuple[Array, ...]
+"""What is linear in the data: `[H, 1, S]` of the data; and of a diffuse start `[H, Q, P]`, one for each direction."""
+
+
 class Filtered(NamedTuple):
-    """What the forward pass keeps of each step.
+    """What the forward pass keeps of each step. P is S, or 1 where the same is seen of all sequences.
+
+    The unit noises of a step are those of what is seen (D), of its state (H) and of the move to the next (H), and one
+    for each cell that was not seen (D). Turned, they are innovations (D), the noises of the next state (H), and others.
 
     Attributes:
-        mean: `[T, H, S]` of the state, given what was seen up to that step.
-        root: `[T, H, H, S]`: root root^T is its covariance.
-        white: `[T, D, D, S]`: turns an innovation into unit noise.
-        gain: `[T, H, D, S]`: what unit noise adds to the state.
-        innovation: `[T, D, S]`, as unit noise.
+        mean: `[T, H, ., .]` of the state given earlier steps.
+        root: `[T, H, H, P]`: root root^T is its covariance.
+        innovation: `[T, D, ., .]`, as unit noise.
+        white: `[T, D, D, P]`: turns what is not as expected into unit noise.
+        gain: `[T, H, D, P]`: what unit noise adds to the next state.
+        mirrors: `[T, D + H, 2 D + 2 H, P]`, the reflections that turn the noises.
+        volume: `[T, S]`, what else each step adds to the log-likelihood.
+    """
+
+    mean: Paths
+    root: Array
+    innovation: Paths
+    white: Array
+    gain: Array
+    mirrors: Array
+    volume: Array
+
+
+class States(NamedTuple):
+    """Each step given the whole sequence.
+
+    Attributes:
+        mean: `[T, H, S]` of the state.
+        covariance: `[T, H, H, P]` of the state.
+        noise: `[T, D, S]`, the mean of what the emission adds to the state's.
     """
 
     mean: Array
-    root: Array
-    white: Array
-    gain: Array
-    innovation: Array
+    covariance: Array
+    noise: Array
 
 
 class Expected(NamedTuple):
-    """Expectations of each sequence, given all of it.
+    """Expectations of each sequence, given all of it; e is the emission's noise of a step, w that of a move.
 
     Attributes:
-        score: a `System` whose leaves end with an axis of sequences: the derivative of the log-likelihood.
-        noise: `[T, D, S]`: minus its derivative by the values.
         first: `[H, H, S]` E (z_1 - initial_mean)(z_1 - initial_mean)^T.
-        left: `[H, H, S]` sum of E z z^T over the steps that another follows.
-        present: `[H, H, S]` the same over the steps of which something was seen.
-        level: `[H, S]` sum of E z over those.
+        shift: `[H, S]` E z_1 - initial_mean.
+        moved: `[2 H, 2 H, S]` sum of E (w, z)(w, z)^T over the moves, z being the state that moves.
+        seen: `[D + H + 1, D + H + 1, S]` sum of E (e, z, 1)(e, z, 1)^T over the steps of which something was seen.
     """
 
-    score: System
-    noise: Array
     first: Array
-    left: Array
-    present: Array
-    level: Array
+    shift: Array
+    moved: Array
+    seen: Array
 
 
-def _apply(matrix: Float[Array, "d k *s1"], vector: Float[Array, "k s"]) -> Float[Array, "d s"]:
-    return product(matrix, vector[:, None])[:, 0]
+class Score(NamedTuple):
+    """The derivative of the log-likelihood of each sequence.
+
+    Attributes:
+        system: a `System` whose leaves end with an axis of sequences.
+        values: `[T, D, S]`, by the values.
+    """
+
+    system: System
+    values: Array
 
 
 def _swap(matrix: Float[Array, "d e s"]) -> Float[Array, "e d s"]:
@@ -140,138 +177,363 @@ def _square(matrix: Float[Array, "d e s"]) -> Float[Array, "d d s"]:
     return product(matrix, _swap(matrix))
 
 
-def _outer(a: Float[Array, "d s"], b: Float[Array, "e s"]) -> Float[Array, "d e s"]:
-    return a[:, None] * b[None]
+def _apply(matrix: Float[Array, "d k s1"], vectors: Paths) -> Paths:
+    return tuple(product(matrix, vector) for vector in vectors)
+
+
+def _plus(*terms: Paths) -> Paths:
+    return jax.tree.map(lambda *each: sum(each[1:], each[0]), *terms)
+
+
+def _outer(a: Paths, b: Paths) -> Float[Array, "d e s"]:
+    """Sums of products over the paths: of the data, and of what is not known of a diffuse start."""
+    return sum(product(left, _swap(right)) for left, right in zip(a, b, strict=True))  # type: ignore[return-value]
+
+
+def _lower(matrix: Float[Array, "h h s"]) -> Float[Array, "h h s"]:
+    return jnp.where(jnp.tril(jnp.ones(matrix.shape[:2], bool))[..., None], matrix, 0)
 
 
 def _root(covariance: Float[Array, "h h"]) -> Float[Array, "h h 1"]:
-    return linalg.cholesky(covariance)[..., None]
+    return semidefinite_root(covariance)[..., None]
 
 
-def _root_last(covariance: Float[Array, "h h s"]) -> Float[Array, "h h s"]:
-    return jnp.moveaxis(linalg.cholesky(jnp.moveaxis(covariance, -1, 0)), 0, -1)
+def _diagonal(matrix: Float[Array, "d d s"]) -> Float[Array, "d s"]:
+    return jnp.stack([matrix[i, i] for i in range(len(matrix))])
 
 
-def forward(system: System, x: Observed) -> tuple[Float[Array, "s"], Filtered]:
-    """The Kalman filter: the log-likelihood of each sequence, and its filtered states."""
+def started(system: System) -> System:
+    """The same, with a spread of diffuse states to set out from.
+
+    The density over them being flat, any will do: that of what a few steps' noises add to the data.
+    """
+    if not any(system.diffuse):
+        return system
+    diffuse = jnp.array(system.diffuse)
+    known = ~(diffuse[:, None] | diffuse[None])
+    told = jax.lax.stop_gradient(_told_by_steps(system, jnp.eye(len(diffuse), dtype=system.transition.dtype)))
+    spread = jnp.diag(jnp.where(diffuse, 1 / jnp.where(told > 0, told, 1), 0))
+    return replace(system, initial_covariance=jnp.where(known, system.initial_covariance, 0) + spread)
+
+
+def _told_by_steps(system: System, columns: Float[Array, "h q"]) -> Float[Array, "q"]:
+    """How much larger than the noises what is seen of each of these first states is, squared, in as many steps as H."""
+
+    def look(carry: tuple[Array, Array, Array], _: None) -> tuple[tuple[Array, Array, Array], None]:
+        rows, noise, told = carry
+        noise = noise + jnp.sum(linalg.matmul(rows, system.transition_noise) * rows, axis=1)
+        now = linalg.matmul(rows, columns) ** 2 / jnp.where(noise > 0, noise, jnp.inf)[:, None]
+        return (linalg.matmul(rows, system.transition), noise, jnp.maximum(told, jnp.max(now, axis=0))), None
+
+    first = system.emission, linalg.diagonal(system.emission_noise), jnp.zeros_like(columns[0])
+    return jax.lax.scan(look, first, None, length=len(columns))[0][2]
+
+
+def _start(system: System) -> tuple[Float[Array, "h h"], Float[Array, "h q"], np.ndarray]:
+    """A root of the first state's covariance, the directions beside it, and of which of those nothing is known.
+
+    The others, whose noises are unit ones, are for float32: an initial covariance that is large beside the noises would
+    drown them there.
+    """
+    system, flat = started(system), np.array(system.diffuse or (False,) * len(system.transition))
+    root = semidefinite_root(system.initial_covariance)
+    if root.dtype.itemsize >= 8:
+        return root, jnp.eye(len(root), dtype=root.dtype)[:, np.flatnonzero(flat)], flat[flat]
+    part = 1 / (1 + jax.lax.stop_gradient(_told_by_steps(system, root)))
+    inside = jnp.where(flat, 1, jnp.sqrt(part))[None]
+    beside = jnp.where(flat[None], jnp.eye(len(root), dtype=root.dtype), root * jnp.sqrt(1 - part)[None])
+    return root * inside, beside, flat
+
+
+def _pass(system: System, x: Observed) -> Filtered:
+    """The Kalman filter; of a diffuse start, one path for each unit of it."""
     steps, size, sequences = x.values.shape
-    patterns = x.seen.shape[-1]
-    transition, emission, bias = system.transition[..., None], system.emission[..., None], system.emission_bias[:, None]
-    noise, moved = _root(system.emission_noise), _root(system.transition_noise)
-    moved = jnp.broadcast_to(moved, (*moved.shape[:2], patterns))
-    apart = jnp.eye(size, dtype=noise.dtype)[..., None]
+    hidden, patterns = len(system.transition), x.seen.shape[-1]
+    root, beside, flat = _start(system)
+    transition, emission, dtype = system.transition[..., None], system.emission[..., None], x.values.dtype
+    noise, moves = _root(system.emission_noise), _root(system.transition_noise)
+    resolved = 8 * (size + hidden) * float(jnp.finfo(dtype).eps)
 
-    def step(carry: Any, now: tuple[Array, Array, Array]) -> tuple[Any, Filtered]:
-        mean, root, (high, low) = carry
+    def wide(*blocks: Array) -> Array:
+        return jnp.concatenate([jnp.broadcast_to(block, (*block.shape[:2], patterns)) for block in blocks], axis=1)
+
+    def zeros(*shape: int) -> Array:
+        return jnp.zeros((*shape, 1), dtype)
+
+    def step(carry: tuple[Paths, Array], now: tuple[Array, Array, Array]) -> tuple[Any, Filtered]:
+        mean, root = carry
         t, values, seen = now
-        seen_row = seen[:, None]
-        # A root of the joint covariance of what is seen and the state: [noise, emission root; 0, root].
-        upper = [jnp.where(seen_row, noise, 0), jnp.where(seen_row, 0, apart)]
-        upper.append(jnp.where(seen_row, product(emission, root), 0))
-        lower = [jnp.zeros((len(mean), 2 * size, patterns), root.dtype), root]
-        joint = triangular_root(jnp.concatenate([jnp.concatenate(upper, 1), jnp.concatenate(lower, 1)]))
-        spread, gain, filtered = joint[:size, :size], joint[size:, :size], joint[size:, size:]
-        white = root_inverse(spread)
-        innovation = _apply(white, jnp.where(seen, values - bias - _apply(emission, mean), 0))
-        after = mean + _apply(gain, innovation)
-        log_volume = jnp.sum(jnp.log(jnp.diagonal(spread)), axis=-1)
-        count = jnp.sum(seen, axis=0).astype(values.dtype)
-        gained = -0.5 * jnp.sum(innovation**2, axis=0) - log_volume - 0.5 * math.log(2 * math.pi) * count
-        ahead = triangular_root(jnp.concatenate([product(transition, filtered), moved], 1))
+        row = seen[:, None]
+        told = product(emission, root)
+        upper = wide(
+            jnp.where(row, noise, 0), jnp.where(row, told, 0), zeros(size, hidden), jnp.where(row, 0, _eye(size, dtype))
+        )
+        lower = wide(zeros(hidden, size), product(transition, root), moves, zeros(hidden, size))
+        turned, mirrors = reflections(jnp.concatenate([upper, lower]), size + hidden)
+        spread, gain = _lower(turned[:size, :size]), turned[size:, :size]
+        # A cell that those before it tell without any noise has no density of its own.
+        pivot = _diagonal(spread)
+        certain = jnp.abs(pivot) <= resolved * jnp.sqrt(jnp.sum(spread**2, axis=1))
+        white = root_inverse(jnp.where(_eye(size, bool) & certain[:, None], 1, spread))
+        expected = _apply(emission, mean)
+        off = [jnp.where(row, value - e, 0) for value, e in zip((values, 0), expected, strict=False)]
+        off = _apply(white, tuple(off))
+        innovation = tuple(jnp.where(certain[:, None], 0, each) for each in off)
+        scale = jnp.sum(jnp.abs(values) + jnp.abs(expected[0]), axis=0, keepdims=True)
+        agrees = jnp.abs(off[0]) <= resolved * scale
+        cells = -jnp.log(jnp.abs(jnp.where(certain, 1, pivot))) - jnp.where(seen, 0.5 * math.log(2 * math.pi), 0)
+        cells = jnp.where(certain, jnp.where(agrees[:, 0], jnp.inf, -jnp.inf), cells)
+        kept = Filtered(mean, root, innovation, white, gain, mirrors, jnp.sum(cells, axis=0))
         # Beyond the length nothing moves, lest it overflow.
         over = t >= x.length
-        ahead, root = jnp.where(over, root, ahead), jnp.where(over, root, filtered)
-        total = two_sum(high, low, gained)
-        return (jnp.where(over, mean, _apply(transition, after)), ahead, total), Filtered(
-            jnp.where(over, mean, after), root, white, gain, innovation
-        )
+        after = _plus(_apply(transition, mean), _apply(gain, innovation))
+        mean = tuple(jnp.where(over, old, new) for old, new in zip(mean, after, strict=True))
+        return (mean, jnp.where(over, root, _lower(turned[size:, size : size + hidden]))), kept
 
-    mean = jnp.broadcast_to(system.initial_mean[:, None], (len(system.initial_mean), sequences))
-    root = jnp.broadcast_to(_root(system.initial_covariance), (len(mean), len(mean), patterns))
-    nothing = jnp.zeros(sequences, mean.dtype)
-    times = jnp.arange(steps, dtype=jnp.int32)
-    (_, _, (high, low)), filtered = jax.lax.scan(step, (mean, root, (nothing, nothing)), (times, x.values, x.seen))
-    return high + low, filtered
+    mean = (jnp.broadcast_to(system.initial_mean[:, None, None], (hidden, 1, sequences)),)
+    if len(flat):
+        mean = (*mean, jnp.broadcast_to(beside[..., None], (*beside.shape, patterns)))
+    root = jnp.broadcast_to(root[..., None], (hidden, hidden, patterns))
+    centred = jnp.where(x.seen, x.values - system.emission_bias[None, :, None], 0)[:, :, None]
+    return jax.lax.scan(step, (mean, root), (jnp.arange(steps, dtype=jnp.int32), centred, x.seen))[1]
 
 
-def backward(system: System, x: Observed, filtered: Filtered) -> tuple[Expected, Array, Array]:
-    """The smoother, as the derivative of the log-likelihood (de Jong 1989; Koopman 1993).
+def _eye(size: int, dtype: Any) -> Array:
+    return jnp.eye(size, dtype=dtype)[..., None]
+
+
+UNTOLD = 256
+"""The data tell nothing of a direction of a diffuse start if no more than so many units of rounding are left of it."""
+
+
+def _told(rows: Float[Array, "r n p"], flat: np.ndarray) -> tuple[Array, Array, Array, Array]:
+    """Least squares of rows on the first Q of them, by orthogonal transformation.
 
     Returns:
-        `(expected, mean [T, H, S], covariance [T, H, H, S])`, the latter of the states.
+        `(factor, directions, share, untold)`: in place of the rows others of the same products, as far as they go along
+        the first; `[Q, Q, P]`, the first rows times which are orthonormal, or zero where they are `untold [Q, P]`; and
+        `[Q, 1, S]`, minus how far the others go along them.
+    """
+    count = len(flat)
+    factor = triangular_root(rows, count, np.where(flat, UNTOLD * jnp.finfo(rows.dtype).eps, 0).astype(rows.dtype))
+    untold = _diagonal(factor[:count]) == 0
+    whole = jnp.where(_eye(count, bool) & untold[:, None], 1, factor[:count])
+    return factor, root_inverse(whole), -_swap(factor[count:]).reshape(count, 1, -1), untold
+
+
+def _prior(flat: np.ndarray, others: int, like: Array) -> Float[Array, "r q p"]:
+    """What is known of the directions of a start before any data, as rows: of those that are not flat, a unit noise."""
+    alone = jnp.diag(jnp.asarray(~flat, like.dtype))[..., None]
+    return jnp.broadcast_to(
+        jnp.pad(alone, ((0, others), (0, 0), (0, 0))), (len(flat) + others, len(flat), like.shape[-1])
+    )
+
+
+def _rows(paths: tuple[Array, ...], patterns: int) -> Float[Array, "r n p"]:
+    """Paths of several steps as rows, all that share covariances one under the other."""
+
+    def each(path: Float[Array, "t d q s"]) -> Array:
+        steps, size, count, sequences = path.shape
+        return _swap(path.reshape(steps * size, count * sequences // patterns, patterns))
+
+    return jnp.concatenate([each(path) for path in paths])
+
+
+def forward(system: System, x: Observed) -> tuple[Float[Array, "s"], Filtered, Array | None]:
+    """The Kalman filter: the log-likelihood of each sequence, and what it keeps.
+
+    The paths of a diffuse start are those of its mean given the whole sequence, and of the directions of a root of its
+    covariance; and the third, `[T, H, Q, P]`, those of which the data tell nothing.
+    """
+    return _settled(system, _pass(system, x))
+
+
+def _settled(system: System, kept: Filtered) -> tuple[Float[Array, "s"], Filtered, Array | None]:
+    start, lost = jnp.zeros((), kept.root.dtype), None
+    if len(kept.mean) > 1:
+        flat, rows = _start(system)[2], _rows(kept.innovation[::-1], kept.root.shape[-1])
+        prior = _prior(flat, len(rows) - len(flat), rows)
+        _, directions, share, untold = _told(jnp.concatenate([prior, rows], 1), flat)
+        by_step = jax.vmap(product, (0, None))
+        innovation, path = (by_step(each[1], _swap(directions)) for each in (kept.innovation, kept.mean))
+        lost = _visible(jnp.where(untold[None, None], path, 0), kept.mean[1])
+        innovation, path = (jnp.where(untold[None, None], 0, each) for each in (innovation, path))
+        kept = kept._replace(
+            innovation=(kept.innovation[0] + by_step(innovation, share), innovation),
+            mean=(kept.mean[0] + by_step(path, share), path),
+        )
+        cells = jnp.log(jnp.abs(_diagonal(directions))) + jnp.where(flat, 0.5 * math.log(2 * math.pi), 0)[:, None]
+        away = product(_swap(product(directions, prior[: len(flat)])), share)
+        start = jnp.sum(jnp.where(untold, 0, cells), axis=0) - 0.5 * jnp.sum(away**2, axis=(0, 1))
+    steps = kept.volume - 0.5 * jnp.sum(kept.innovation[0] ** 2, axis=(1, 2))
+    return _summed(steps) + start, kept, lost
+
+
+def _without_end(covariance: Float[Array, "t h h p"], lost: Array | None) -> Float[Array, "t h h p"]:
+    """Covariances, infinite along what the data tell nothing of."""
+    if lost is None:
+        return covariance
+    unknown = jax.vmap(_square)(lost)
+    return jnp.where(unknown == 0, covariance, jnp.sign(unknown) * jnp.inf)
+
+
+def _visible(paths: Float[Array, "t h q p"], among: Float[Array, "t h q p"]) -> Float[Array, "t h q p"]:
+    """Zero where a path is no more than rounding of all."""
+    scale = jnp.finfo(paths.dtype).eps * jnp.sum(among**2, axis=2, keepdims=True)
+    return jnp.where(paths**2 > scale, paths, 0)
+
+
+def _summed(terms: Float[Array, "t s"]) -> Float[Array, "s"]:
+    nothing = jnp.zeros_like(terms[0])
+    (high, low), _ = jax.lax.scan(lambda sums, term: (two_sum(*sums, term), None), (nothing, nothing), terms)
+    return high + low
+
+
+def _more(total: tuple[Array, Array], term: Array, steps: int) -> tuple[Array, Array]:
+    """A sum and what its rounding lost: over many steps that is needed."""
+    return two_sum(*total, term) if steps > LONG else (total[0] + term, total[1])
+
+
+def _added(sums: Any, terms: Any, steps: int) -> Any:
+    return jax.tree.map(lambda s, term: _more(s, term, steps), sums, terms, is_leaf=lambda s: isinstance(s, tuple))
+
+
+def backward(system: System, x: Observed, filtered: Filtered, lost: Array | None) -> tuple[Expected, States]:
+    """The smoother: what is known of the unit noises of each step, turned back (see `Filtered`).
+
+    Of a step's noises, turned, some are innovations, which are known; of some, those of the next state, later steps
+    tell a mean and a root of their covariance; and of the others nothing is known.
     """
     steps, size, sequences = x.values.shape
-    transition, emission = system.transition[..., None], system.emission[..., None]
-    hidden = len(transition)
-    apart = jnp.eye(hidden, dtype=transition.dtype)[..., None]
+    patterns, hidden = x.seen.shape[-1], len(system.transition)
+    noise, moves, dtype = _root(system.emission_noise), _root(system.transition_noise), x.values.dtype
+    others, flat = size + hidden, sum(path.shape[2] for path in filtered.mean[1:])
 
-    def step(carry: Any, now: Any) -> tuple[Any, tuple[Array, Array, Array]]:
-        # What the steps after t say of the state that t predicts for the next: slope, and a root of information.
-        slope, known, sums, _ = carry
-        t, seen, (mean, root, white, gain, innovation) = now
-        ends = t + 1 >= x.length
-        slope_now, known_now = _apply(_swap(transition), slope), product(_swap(transition), known)
-        narrowed = product(_swap(root), known_now)
-        later = product(root, narrowed)
-        mean = mean + _apply(root, _apply(_swap(root), slope_now))
-        # What is left of the filtered covariance; never below zero, whatever a diffuse start has cost in digits.
-        covariance = _square(product(root, _root_last(apart - _square(narrowed))))
-        second = _outer(mean, mean) + covariance
+    def zeros(*shape: int) -> Array:
+        return jnp.zeros((*shape, patterns), dtype)
+
+    alone = jnp.concatenate([zeros(others, others), zeros(others, others) + _eye(others, dtype)], 1)
+
+    def parts(rows: Array, root: Array) -> tuple[Array, Array, Array]:
+        """Of rows of unit noises: what the emission adds to the state, what the state is, what the move adds to it."""
+        return (
+            product(noise, _swap(rows[:, :size])),
+            product(root, _swap(rows[:, size:others])),
+            product(moves, _swap(rows[:, others : others + hidden])),
+        )
+
+    def step(carry: Any, now: Any) -> tuple[Any, States]:
+        known, loose, sums = carry
+        t, seen, kept = now
+        over, ends, some = t >= x.length, t + 1 >= x.length, jnp.any(seen, axis=0)
+        first = _swap(kept.innovation[0])
+        rows = jnp.concatenate([first, known, jnp.zeros((1, others, sequences), dtype)], 1)
+        rows = reflected(rows, kept.mirrors, reverse=True)
+        # One row for each direction in which the next state is not known; of those of a diffuse start, innovations.
+        after = jnp.concatenate([zeros(hidden, size), *(_swap(path) for path in kept.innovation[1:])])
+        spread = jnp.concatenate([after, loose, zeros(hidden + flat, others)], 1)
+        spread = reflected(jnp.concatenate([spread, alone]), kept.mirrors, reverse=True)
+        e, z, w = parts(rows, kept.root)
+        e_spread, z_spread, w_spread = parts(spread, kept.root)
+        z = z + kept.mean[0]
+        if flat:
+            z_spread = z_spread.at[:, hidden : hidden + flat].add(kept.mean[1])
+        terms = {
+            "moved": jnp.where(ends, 0, _square(jnp.concatenate([w, z]))),
+            "moved_spread": jnp.where(ends, 0, _square(jnp.concatenate([w_spread, z_spread]))),
+            "seen": jnp.where(some, _square(jnp.concatenate([e, z, jnp.ones_like(z[:1])])), 0),
+            "seen_spread": jnp.where(some, _square(jnp.concatenate([e_spread, z_spread])), 0),
+        }
+        own = spread[:, size:others]
+        root = triangular_root(_swap(jnp.concatenate([own[:hidden], own[hidden + flat :]])))
+        new = jnp.concatenate([_swap(root), own[hidden : hidden + flat]])
+        known = jnp.where(over, known, rows[:, size:others])
+        return (known, jnp.where(over, loose, new), _added(sums, terms, steps)), States(
+            z[:, 0], _square(z_spread), e[:, 0]
+        )
+
+    sums = {
+        "moved": jnp.zeros((2 * hidden, 2 * hidden, sequences), dtype),
+        "moved_spread": zeros(2 * hidden, 2 * hidden),
+        "seen": jnp.zeros((others + 1, others + 1, sequences), dtype),
+        "seen_spread": zeros(others, others),
+    }
+    nothing = (
+        jnp.zeros((1, hidden, sequences), dtype),
+        jnp.concatenate([zeros(hidden, hidden) + _eye(hidden, dtype), zeros(flat, hidden)]),
+    )
+    times = jnp.arange(steps, dtype=jnp.int32)
+    (known, loose, sums), states = jax.lax.scan(
+        step, (*nothing, jax.tree.map(lambda s: (s, s), sums)), (times, x.seen, filtered), reverse=True
+    )
+    sums = {name: high + low for name, (high, low) in sums.items()}
+    seen_spread = jnp.pad(sums["seen_spread"], ((0, 1), (0, 1), (0, 0)))
+    shift = product(filtered.root[0], _swap(known))
+    first = _square(shift) + _square(product(filtered.root[0], _swap(loose)))
+    expected = Expected(first, shift[:, 0], sums["moved"] + sums["moved_spread"], sums["seen"] + seen_spread)
+    there = (times[:, None] < x.length[None])[:, None]
+    covariance = _without_end(states.covariance, lost)
+    return expected, States(
+        jnp.where(there, states.mean, 0), jnp.where(there[:, None], covariance, 0), jnp.where(there, states.noise, 0)
+    )
+
+
+def score(system: System, x: Observed, filtered: Filtered) -> Score:
+    """The derivative of the log-likelihood: what later steps say of a state is a slope and a root of information."""
+    steps, size, sequences = x.values.shape
+    transition, emission = system.transition[..., None], system.emission[..., None]
+    hidden, patterns, dtype = len(transition), x.seen.shape[-1], x.values.dtype
+
+    def step(carry: Any, now: tuple[Array, Filtered]) -> tuple[Any, Array]:
+        slope, known, root, sums = carry
+        seen, kept = now
         # By the noise of what was seen, in units of its covariance.
-        weight = jnp.where(seen[:, None], _swap(white), 0)
-        surprise = innovation - _apply(_swap(gain), slope_now)
-        noise = _apply(weight, surprise)
-        shared = product(_swap(gain), known_now)
-        share = product(weight, shared)
-        some = jnp.any(seen, axis=0)
+        weight = jnp.where(seen[:, None], _swap(kept.white), 0)
+        by_gain = _apply(_swap(kept.gain), slope)
+        noise = _apply(weight, tuple(new - old for new, old in zip(kept.innovation, by_gain, strict=True)))
+        share = product(weight, product(_swap(kept.gain), known))
+        before = _plus(_apply(_swap(transition), slope), _apply(_swap(emission), noise))
+        mean = _plus(kept.mean, _apply(kept.root, _apply(_swap(kept.root), before)))
+        # What a state has in common with the innovations of its step, and with the next state.
+        blank = jnp.zeros((hidden, size + hidden, patterns), dtype)
+        own = reflected(jnp.concatenate([blank[:, :size], kept.root, blank], 1), kept.mirrors)
+        later = product(own[:, size : size + hidden], product(_swap(root), known))
         terms = {
             "transition": _outer(slope, mean) - product(known, _swap(later)),
             "transition_noise": (_outer(slope, slope) - _square(known)) / 2,
-            "emission": _outer(noise, mean) - product(weight, _swap(gain)) + product(share, _swap(later)),
-            "emission_bias": noise,
+            "emission": _outer(noise, mean) - product(weight, _swap(own[:, :size])) + product(share, _swap(later)),
+            "emission_bias": noise[0][:, 0],
             "emission_noise": (_outer(noise, noise) - _square(weight) - _square(share)) / 2,
-            "left": jnp.where(ends, 0, second),
-            "present": jnp.where(some, second, 0),
-            "level": jnp.where(some, mean, 0),
         }
-        sums = jax.tree.map(lambda s, term: _more(s, term, steps), sums, terms, is_leaf=lambda s: isinstance(s, tuple))
-        slope = slope_now + _apply(_swap(emission), noise)
-        by_seen = product(_swap(emission), weight)
-        known = triangular_root(jnp.concatenate([known_now - product(by_seen, shared), by_seen], 1))
-        return (slope, known, sums, covariance), (noise, mean, covariance)
+        left = product(_swap(transition), known) - product(_swap(emission), share)
+        known = triangular_root(jnp.concatenate([left, product(_swap(emission), weight)], 1))
+        return (before, known, kept.root, _added(sums, terms, steps)), noise[0][:, 0]
 
     def none(*shape: int) -> Array:
-        return jnp.zeros((*shape, sequences), x.values.dtype)
+        return jnp.zeros((*shape, sequences), dtype)
 
     square = none(hidden, hidden)
-    nothing = square[..., : x.seen.shape[-1]]
     sums = {
         "transition": square,
         "transition_noise": square,
         "emission": none(size, hidden),
         "emission_bias": none(size),
         "emission_noise": none(size, size),
-        "left": square,
-        "present": square,
-        "level": none(hidden),
     }
-    sums = jax.tree.map(lambda s: (s, s), sums)
-    times = jnp.arange(steps, dtype=jnp.int32)
-    (slope, known, sums, covariance), (noise, mean, covariances) = jax.lax.scan(
-        step, (none(hidden), nothing, sums, nothing), (times, x.seen, filtered), reverse=True
+    nothing = jax.tree.map(lambda path: jnp.zeros_like(path[0]), filtered.mean), jnp.zeros_like(filtered.root[0])
+    (slope, known, _, sums), noise = jax.lax.scan(
+        step, (*nothing, nothing[1], jax.tree.map(lambda s: (s, s), sums)), (x.seen, filtered), reverse=True
     )
     found = {name: high + low for name, (high, low) in sums.items()}
-    off = _apply(system.initial_covariance[..., None], slope)
-    left, present, level = (found.pop(name) for name in ("left", "present", "level"))
-    score = System(initial_mean=slope, initial_covariance=(_outer(slope, slope) - _square(known)) / 2, **found)
-    there = times[:, None] < x.length[None]
-    mean, covariances = jnp.where(there[:, None], mean, 0), jnp.where(there[:, None, None], covariances, 0)
-    return Expected(score, noise, covariance + _outer(off, off), left, present, level), mean, covariances
-
-
-def _more(total: tuple[Array, Array], term: Array, steps: int) -> tuple[Array, Array]:
-    """A sum and what its rounding lost: over many steps that is needed."""
-    return two_sum(*total, term) if steps > LONG else (total[0] + term, total[1])
+    by_mean = slope[0][:, 0]
+    known = _of_the_start(system, known)
+    by_covariance = (_square(slope[0]) - _square(known)) / 2
+    if any(system.diffuse):
+        given = ~jnp.array(system.diffuse)[:, None]
+        by_mean = jnp.where(given, by_mean, 0)
+        by_covariance = jnp.where(given[:, None] & given[None], by_covariance, 0)
+    own = replace(system, initial_mean=by_mean, initial_covariance=by_covariance, **found)
+    return Score(own, -noise)
 
 
 def _same(seen: Bool[Array, "t d s"], length: Int[Array, "s"]) -> Bool[Array, ""]:
@@ -302,12 +564,33 @@ def _by_patterns(function: Callable[[Observed], Any], x: Observed) -> Any:
     return jax.lax.cond(_alike(x.seen, x.length), shared, function, x)
 
 
+def _of_the_start(system: System, known: Float[Array, "h k p"]) -> Float[Array, "h k p"]:
+    """A root of the information on the first state, once the directions of the start are not given, but unknown."""
+    _, beside, flat = _start(system)
+    if not len(flat):
+        return known
+    # What tells of a flat direction tells of it alone.
+    along, count = product(beside.T[..., None], known), int(flat.sum())
+    if count:
+        rows = jnp.concatenate([along[np.flatnonzero(flat)], along[np.flatnonzero(~flat)], known])
+        turned, _ = reflections(rows, count)
+        pivot = _diagonal(turned[:count, :count]) ** 2
+        spent = pivot > (UNTOLD * jnp.finfo(rows.dtype).eps) ** 2 * jnp.sum(rows[:count] ** 2, axis=1)
+        rest = jnp.concatenate([jnp.where(spent[None], 0, turned[count:, :count]), turned[count:, count:]], 1)
+        along, known = rest[: len(flat) - count], rest[len(flat) - count :]
+    if count < len(flat):
+        unit = jnp.broadcast_to(_eye(known.shape[1], known.dtype), (known.shape[1], *known.shape[1:]))
+        factor = triangular_root(jnp.concatenate([unit, _swap(along)], 1))
+        known = _swap(product(root_inverse(factor), _swap(known)))
+    return known
+
+
 def expectations(system: System, x: Observed) -> tuple[Float[Array, "s"], Expected]:
-    """The log-likelihood of each sequence, and what its derivative is made of."""
+    """The log-likelihood of each sequence, and what the E-step needs."""
 
     def both(x: Observed) -> tuple[Array, Expected]:
-        value, states = forward(system, x)
-        return value, backward(system, x, states)[0]
+        value, kept, lost = forward(system, x)
+        return value, backward(system, x, kept, lost)[0]
 
     return _by_patterns(both, x)
 
@@ -316,22 +599,51 @@ def filtered(system: System, x: Observed) -> tuple[Float[Array, "s"], Float[Arra
     """The log-likelihoods, and mean and covariance of the states given what was seen up to each step."""
 
     def moments(x: Observed) -> tuple[Array, Array, Array]:
-        value, states = forward(system, x)
-        there = jnp.arange(len(x.values), dtype=jnp.int32)[:, None] < x.length[None]
-        covariance = jax.vmap(_square)(states.root)
-        return value, jnp.where(there[:, None], states.mean, 0), jnp.where(there[:, None, None], covariance, 0)
+        kept = _pass(system, x)
+        there = (jnp.arange(len(x.values), dtype=jnp.int32)[:, None] < x.length[None])[:, None]
+        mean, covariance = _up_to_now(system, kept)
+        return _settled(system, kept)[0], jnp.where(there, mean, 0), jnp.where(there[:, None], covariance, 0)
 
     return _by_patterns(moments, x)
 
 
-def smoothed(system: System, x: Observed) -> tuple[Float[Array, "s"], Float[Array, "t h s"], Float[Array, "t h h s1"]]:
-    """The log-likelihoods, and mean and covariance of the states given all of each sequence."""
+def _up_to_now(system: System, kept: Filtered) -> tuple[Float[Array, "t h s"], Float[Array, "t h h p"]]:
+    """Mean and covariance of each state given its own step, too."""
+    (_, hidden, _, patterns), size, flat = kept.root.shape, kept.gain.shape[2], _start(system)[2]
 
-    def moments(x: Observed) -> tuple[Array, Array, Array]:
-        value, states = forward(system, x)
-        return value, *backward(system, x, states)[1:]
+    def own(root: Array, mirrors: Array) -> Array:
+        blank = jnp.zeros((hidden, size + hidden, patterns), root.dtype)
+        return reflected(jnp.concatenate([blank[:, :size], root, blank], 1), mirrors)
 
-    return _by_patterns(moments, x)
+    rows = jax.vmap(own)(kept.root, kept.mirrors)
+    by_step = jax.vmap(product)
+    mean = tuple(m + by_step(rows[:, :, :size], i) for m, i in zip(kept.mean, kept.innovation, strict=True))
+    covariance = by_step(rows[:, :, size:], jnp.swapaxes(rows[:, :, size:], 1, 2))
+    if not len(flat):
+        return mean[0][:, :, 0], covariance
+
+    def told(factor: Array, now: Paths) -> tuple[Array, tuple[Array, Array, Array]]:
+        factor, directions, share, untold = _told(jnp.concatenate([factor, _rows(now, patterns)], 1), flat)
+        return factor, (directions, share, untold)
+
+    prior = _prior(flat, kept.innovation[0].shape[-1] // patterns, kept.root[0])
+    directions, share, untold = jax.lax.scan(told, prior, tuple(path[:, None] for path in kept.innovation[::-1]))[1]
+    path = by_step(mean[1], jnp.swapaxes(directions, 1, 2))
+    lost = _visible(jnp.where(untold[:, None], path, 0), mean[1])
+    path = jnp.where(untold[:, None], 0, path)
+    covariance = covariance + jax.vmap(_square)(path)
+    return (mean[0] + by_step(path, share))[:, :, 0], _without_end(covariance, lost)
+
+
+def smoothed(system: System, x: Observed) -> tuple[Float[Array, "s"], Array, Array, Array]:
+    """The log-likelihoods, and `States` given all of each sequence."""
+
+    def states(x: Observed) -> tuple[Array, Array, Array, Array]:
+        value, kept, lost = forward(system, x)
+        found = backward(system, x, kept, lost)[1]
+        return value, found.mean, found.covariance, found.noise
+
+    return _by_patterns(states, x)
 
 
 @jax.custom_jvp
@@ -342,14 +654,19 @@ def log_normalizer(system: System, x: Observed) -> Float[Array, "s"]:
 
 @log_normalizer.defjvp
 def _log_normalizer_jvp(primals: tuple[System, Observed], tangents: tuple[System, Observed]) -> tuple[Array, Array]:
-    value, expected = expectations(*primals)
-    system, x = tangents
+    system, x = primals
+
+    def both(x: Observed) -> tuple[Array, Score]:
+        value, kept, _ = forward(system, x)
+        return value, score(system, x, kept)
+
+    value, slope = _by_patterns(both, x)
 
     def along(score: Array, change: Array) -> Array:
         return jnp.sum(score * change[..., None], axis=tuple(range(change.ndim)))
 
-    own = sum(jax.tree.leaves(jax.tree.map(along, expected.score, system)))
-    return value, own - jnp.sum(expected.noise * x.values, axis=(0, 1))
+    own = sum(jax.tree.leaves(jax.tree.map(along, slope.system, tangents[0])))
+    return value, own + jnp.sum(slope.values * tangents[1].values, axis=(0, 1))
 
 
 def observed(values: Float[Array, "s t d"], seen: Bool[Array, "s t"], length: Int[Array, "s"]) -> Observed:
@@ -424,7 +741,7 @@ def smoother(system: System, x: Any, length: Any = None, *, mask: Any = None) ->
     >>> smoother(level, [0.0, 1.0]).mean.round(4).tolist()
     [[0.2], [0.6]]
     """
-    value, mean, covariance = smoothed(system, _one(system, x, length, mask))
+    value, mean, covariance, _ = smoothed(system, _one(system, x, length, mask))
     return Smoothed(value[0], mean[..., 0], covariance[..., 0])
 
 
@@ -452,17 +769,29 @@ def sample_posterior(
     >>> sample_posterior(jax.random.key(0), still, [1.0, jnp.nan]).round(4).tolist()
     [[[1.0], [1.0]]]
     """
-    seen = _one(system, x, length, mask)
+    seen, system = _one(system, x, length, mask), started(system)
     states, drawn = draws(key, system, n, len(seen.values))
-    # Of the means of the model only the difference is left.
-    centred = replace(
-        system,
-        initial_mean=jnp.zeros_like(system.initial_mean),
-        emission_bias=jnp.zeros_like(system.emission_bias),
-    )
-    moved = smoothed(centred, replace(seen, values=jnp.where(seen.seen, seen.values - drawn, 0)))[1]
+    moved = smoothed(centred(system), without(seen, drawn))[1]
     there = jnp.arange(len(moved), dtype=jnp.int32) < seen.length
     return jnp.moveaxis(jnp.where(there[:, None, None], states + moved, 0), -1, 0)
+
+
+def centred(system: System) -> System:
+    """The same about zero: what is left of the means in the difference of two of its sequences."""
+    nothing = jnp.zeros_like(system.initial_mean), jnp.zeros_like(system.emission_bias)
+    return replace(system, initial_mean=nothing[0], emission_bias=nothing[1])
+
+
+def without(x: Observed, drawn: Float[Array, "t d s"]) -> Observed:
+    """What was seen, less a draw of it."""
+    return replace(x, values=jnp.where(x.seen, x.values - drawn, 0))
+
+
+def completed(system: System, x: Observed) -> Float[Array, "t d s"]:
+    """The mean of every cell given all that was seen; at one that was seen, its value."""
+    _, mean, _, noise = smoothed(system, x)
+    by_state = jax.vmap(product, (None, 0))(system.emission[..., None], mean[:, :, None])[:, :, 0]
+    return jnp.where(x.seen, x.values, by_state + noise + system.emission_bias[None, :, None])
 
 
 def draws(key: Array, system: System, n: int, steps: int) -> tuple[Float[Array, "t h n"], Float[Array, "t d n"]]:
@@ -472,7 +801,7 @@ def draws(key: Array, system: System, n: int, steps: int) -> tuple[Float[Array, 
 
     def noise(key: Array, covariance: Array, *shape: int) -> Array:
         unit = jax.random.normal(key, (*shape[:-1], len(covariance), shape[-1]), dtype)
-        return linalg.matmul(linalg.cholesky(covariance), unit)
+        return linalg.matmul(semidefinite_root(covariance), unit)
 
     state = system.initial_mean[:, None] + noise(first, system.initial_covariance, n)
 

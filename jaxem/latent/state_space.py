@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxem import linalg
@@ -117,6 +118,17 @@ class LinearGaussianSSM(Distribution):
     A single sequence tells nothing of how much first states differ: `initial_covariance` then shrinks towards zero,
     slowly, unless it is held, together with something that fixes the scale of the states (`transition_noise`).
 
+    Where nothing at all is known of first states, as of a level or of seasons, they are `diffuse`, and need no large
+    number for a variance. The density over their first values is then flat, and
+
+    log p(x) = log of the integral of p(x | first values) over all of them
+             = limit for k to infinity of log p(x | variance k) + q / 2 log(2 pi k)
+
+    with q diffuse values that the data tell (Durbin and Koopman 2012, section 7.2, whose constant is less by
+    q / 2 log(2 pi)): of a level, log p(x_2 .. x_T | x_1). Of what the data do not tell nothing is counted; smoothed
+    covariances are infinite there, and expected squares leave it out. A diffuse start has nothing to fit:
+    `initial_mean` and `initial_covariance` are held. Only draws of `sample` set out from them.
+
     Args:
         initial_mean: `[..., H]`.
         initial_covariance: `[..., H, H]`, symmetric positive definite, as are the other two; they may be singular.
@@ -126,15 +138,20 @@ class LinearGaussianSSM(Distribution):
         emission_bias: `[..., D]`, in the units of x.
         emission_noise: `[..., D, D]`, in squared units of x.
         held: names of parameters that no fit changes.
+        diffuse: of which states is nothing known at the start: one bool for each, or True for all.
 
     Raises:
-        ValueError: shapes that do not match, covariances that are none, or names in `held` that are no parameters.
+        ValueError: shapes that do not match, covariances that are none, names in `held` that are no parameters, or
+            another number of bools in `diffuse` than of states.
 
     >>> import jaxem as jem
     >>> one = [[1.0]]
     >>> level = jem.LinearGaussianSSM([0.0], one, one, one, one, [0.0], one, held=("transition", "emission"))
     >>> level.log_prob([[0.0, 1.0], [2.0]]).round(2).tolist(), level.smooth([0.0, 1.0]).mean.round(4).tolist()
     ([-2.84, -2.27], [[[0.2], [0.6]]])
+    >>> from_nothing = jem.LinearGaussianSSM([0.0], one, one, one, one, [0.0], one, diffuse=(True,))
+    >>> from_nothing.log_prob([0.0, 1.0]).round(4).tolist(), from_nothing.smooth([0.0, 1.0]).mean.round(4).tolist()
+    ([-1.6349], [[[0.3333], [0.6667]]])
     """
 
     initial_mean: Float[Array, "*batch h"] = parameter(vector)
@@ -145,11 +162,16 @@ class LinearGaussianSSM(Distribution):
     emission_bias: Float[Array, "*batch d"] = parameter(vector)
     emission_noise: Float[Array, "*batch d d"] = parameter(positive_definite)
     held: tuple[str, ...] = static(default=())
+    diffuse: tuple[bool, ...] = static(default=())
 
     def __post_init__(self) -> None:
         convert_parameters(self)
         check_parameters(self)
-        object.__setattr__(self, "held", tuple(self.held))
+        object.__setattr__(self, "diffuse", _mask(self.diffuse, self.emission.shape[-1]))
+        held = tuple(self.held)
+        if any(self.diffuse):
+            held += tuple(name for name in ("initial_mean", "initial_covariance") if name not in held)
+        object.__setattr__(self, "held", held)
         unknown = [name for name in self.held if name not in parameters(self)]
         if unknown:
             raise ValueError(
@@ -268,29 +290,21 @@ class LinearGaussianSSM(Distribution):
             def counted(steps: Array) -> Array:
                 return jnp.sum(linalg.lead(steps.astype(weight.dtype), weight.ndim) * weight, axis=-1)
 
-            # The slope by a noise S is S^-1 (E sum r r^T - rows S) S^-1 / 2, and by coefficients S^-1 E sum r f^T.
-            slope, level = jax.tree.map(total, expected.score), total(expected.level)
-            moves, steps = counted(x.length - 1), counted(_steps(x))
-            present = _bordered(total(expected.present), level, steps)
-            by_emission = jnp.concatenate([slope.emission, slope.emission_bias[..., None]], axis=-1)
-            rows = jnp.sum(weight, axis=-1)
-            shift = matmul(self.initial_covariance, slope.initial_mean[..., None])
+            hidden, size = self.emission.shape[-1], self.emission.shape[-2]
+            moved, seen, rows = total(expected.moved), total(expected.seen), jnp.sum(weight, axis=-1)
+            initial = Regression(
+                rows,
+                total(expected.first),
+                total(expected.shift)[..., None],
+                rows[..., None, None],
+                self.initial_mean[..., None],
+            )
+            if any(self.diffuse):
+                initial = initial * 0
             return StateSpaceStatistics(
-                Regression(rows, total(expected.first), shift, rows[..., None, None], self.initial_mean[..., None]),
-                Regression(
-                    moves,
-                    _residual(self.transition_noise, slope.transition_noise, moves),
-                    matmul(self.transition_noise, slope.transition),
-                    total(expected.left),
-                    self.transition,
-                ),
-                Regression(
-                    steps,
-                    _residual(self.emission_noise, slope.emission_noise, steps),
-                    matmul(self.emission_noise, by_emission),
-                    present,
-                    self._emission(),
-                ),
+                initial,
+                _sums(counted(x.length - 1), moved, hidden, self.transition),
+                _sums(counted(_steps(x)), seen, size, self._emission()),
             )
 
         return log_prob, pullback
@@ -414,6 +428,32 @@ class LinearGaussianSSM(Distribution):
         """
         return _forecast(self, self.observe(x), steps)
 
+    def impute(self, x: Any, key: Array | None = None) -> Sequences:
+        """Sequences with every gap filled, cells and whole steps; what was seen stays as it is.
+
+        With the mean of what was not seen given all that was, or, with a key, with a draw of all of it together.
+
+        Args:
+            x: sequences.
+            key: a JAX random key, for draws.
+
+        Raises:
+            ValueError: the model is a batch of several.
+
+        >>> import jax.numpy as jnp, jaxem as jem
+        >>> one = [[1.0]]
+        >>> level = jem.LinearGaussianSSM([0.0], one, one, one, one, [0.0], one, diffuse=(True,))
+        >>> level.impute([1.0, jnp.nan, 2.0]).values.round(4).tolist()
+        [[[1.0], [1.5], [2.0]]]
+        """
+        if self.batch_shape:
+            raise ValueError(f"impute needs one model; this is a batch of shape {self.batch_shape}")
+        x = self.read(x)
+        data = self.observe(x)
+        filled = jnp.moveaxis(_complete(self, data, key), -1, 0).reshape(x.values.shape)
+        seen = jnp.moveaxis(data.seen, -1, 0).reshape(x.values.shape)
+        return replace(x, values=jnp.where(seen, x.values, filled.astype(x.values.dtype)), mask=None, patterns=0)
+
     def sample(self, key: Array, n: int, steps: int = 100) -> Float[Array, "*batch n t d"]:
         """`n` sequences from each member, `[*batch_shape, n, steps, D]`.
 
@@ -425,7 +465,7 @@ class LinearGaussianSSM(Distribution):
         return _sample(self, key, n, whole(steps, "steps"))
 
     def _system(self) -> System:
-        return System(*(getattr(self, name) for name in parameters(self)))
+        return System(*(getattr(self, name) for name in parameters(self)), diffuse=self.diffuse)
 
     def _emission(self) -> Float[Array, "*batch d f"]:
         """The coefficients of the state and of a one."""
@@ -436,6 +476,23 @@ class LinearGaussianSSM(Distribution):
         for _ in self.batch_shape:
             function = jax.vmap(function, in_axes=(0, None))
         return function
+
+
+def _mask(diffuse: Any, states: int) -> tuple[bool, ...]:
+    """One bool for each state; `()` if none is diffuse.
+
+    Raises:
+        ValueError: another number of them, or no bools.
+    """
+    if isinstance(diffuse, (bool, np.bool_)):
+        diffuse = (diffuse,) * states
+    mask = tuple(np.asarray(diffuse).tolist()) if len(diffuse) else ()
+    if not all(isinstance(each, bool) for each in mask) or len(mask) not in (0, states):
+        raise ValueError(
+            f"LinearGaussianSSM: diffuse is {diffuse}; it must be True or False, or one of them for each of "
+            f"{states} states"
+        )
+    return mask if any(mask) else ()
 
 
 def _steps(x: Observed) -> Array:
@@ -449,9 +506,11 @@ def _bordered(second: Array, first: Array, rows: Array) -> Array:
     return jnp.concatenate([jnp.concatenate([second, first[..., None, :]], axis=-2), right], axis=-1)
 
 
-def _residual(noise: Array, slope: Array, rows: Array) -> Array:
-    """The expected squares of so many draws of a noise, from the slope of the log-likelihood by it."""
-    return rows[..., None, None] * noise + 2 * matmul(matmul(noise, slope), noise)
+def _sums(rows: Array, second: Array, size: int, coefficients: Array) -> Regression:
+    """A regression from the sums of products of `size` residuals and the features."""
+    return Regression(
+        rows, second[..., :size, :size], second[..., :size, size:], second[..., size:, size:], coefficients
+    )
 
 
 def _spread(x: Observed, weight: Float[Array, "s"]) -> Float[Array, "d"]:
@@ -473,39 +532,39 @@ def _log_prob(model: LinearGaussianSSM, x: Observed) -> Array:
 
 @partial(jax.jit, static_argnums=2)
 def _states(model: LinearGaussianSSM, x: Observed, function: Callable[..., Any]) -> Gaussian:
-    moments = model._each(function)(model._system(), x)[1:]
+    moments = model._each(function)(model._system(), x)[1:3]
     return Gaussian(*(_sequences_first(moment, len(model.batch_shape)) for moment in moments))
 
 
 @partial(jax.jit, static_argnums=2)
 def _forecast(model: LinearGaussianSSM, x: Observed, steps: int) -> tuple[Gaussian, Gaussian]:
-    members = len(model.batch_shape)
-    filtered = _states(model, x, kalman.filtered)
-    last = (x.length - 1).reshape((1,) * members + (-1, 1, 1))
-    mean = jnp.take_along_axis(filtered.mean, last, axis=-2)[..., 0, :]
-    covariance = jnp.take_along_axis(filtered.covariance, last[..., None], axis=-3)[..., 0, :, :]
-    move, noise, emission, bias, blur = (
-        jnp.expand_dims(part, members)
-        for part in (
-            model.transition,
-            model.transition_noise,
-            model.emission,
-            model.emission_bias,
-            model.emission_noise,
-        )
+    # What comes is steps that were not seen.
+    more = ((0, steps), (0, 0), (0, 0))
+    longer = Observed(jnp.pad(x.values, more), jnp.pad(x.seen, more), x.length + steps)
+    states, members = _states(model, longer, kalman.filtered), len(model.batch_shape)
+    ahead = x.length[:, None] + jnp.arange(steps, dtype=jnp.int32)
+    ahead = ahead.reshape((1,) * members + ahead.shape + (1,))
+    mean = jnp.take_along_axis(states.mean, ahead, axis=-2)
+    covariance = jnp.take_along_axis(states.covariance, ahead[..., None], axis=-3)
+    emission, bias, noise = (
+        jnp.expand_dims(part, (members, members + 1))
+        for part in (model.emission, model.emission_bias, model.emission_noise)
     )
+    seen = linalg.symmetrize(matmul(matmul(emission, covariance), transpose(emission)) + noise)
+    level = matmul(emission, mean[..., None])[..., 0] + bias
+    # Nothing is known of a part of a state, so nothing of what it adds to.
+    return Gaussian(mean, covariance), Gaussian(level, jnp.where(jnp.isnan(seen), jnp.inf, seen))
 
-    def through(matrix: Array, mean: Array, covariance: Array, noise: Array) -> tuple[Array, Array]:
-        spread = matmul(matmul(matrix, covariance), transpose(matrix)) + noise
-        return matmul(matrix, mean[..., None])[..., 0], linalg.symmetrize(spread)
 
-    def ahead(now: tuple[Array, Array], _: None) -> tuple[Any, Any]:
-        state = through(move, *now, noise)
-        seen = through(emission, *state, blur)
-        return state, (Gaussian(*state), Gaussian(seen[0] + bias, seen[1]))
-
-    _, found = jax.lax.scan(ahead, (mean, covariance), None, length=steps)
-    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, members + 1), found)
+@jax.jit
+def _complete(model: LinearGaussianSSM, x: Observed, key: Array | None) -> Float[Array, "t d s"]:
+    """What would have been seen, had all been: its mean, or a draw (Durbin and Koopman 2002)."""
+    system = model._system()
+    if key is None:
+        return kalman.completed(system, x)
+    system = kalman.started(system)
+    drawn = kalman.draws(key, system, x.values.shape[-1], len(x.values))[1]
+    return drawn + kalman.completed(kalman.centred(system), kalman.without(x, drawn))
 
 
 @partial(jax.jit, static_argnums=(2, 3))
