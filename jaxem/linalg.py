@@ -100,18 +100,21 @@ def lifted(matrix: Float[Array, "*batch d d"], least: Float[Array, "*batch d"]) 
 
 
 def _lack(matrix: Array, least: Array) -> Float[Array, "*batch d"]:
-    """What the diagonal lacks, column after column: the modified Cholesky factorization of Gill, Murray and Wright."""
+    """What the diagonal lacks, column after column: after the Cholesky method of Gill, Murray and Wright."""
     size = matrix.shape[-1]
     share = 32 * size * float(jnp.finfo(matrix.dtype).eps)
     rest = [[matrix[..., i, j] for j in range(i + 1)] for i in range(size)]
-    lack = []
+    lack = [jnp.zeros_like(least[..., 0])] * size
     for j in range(size):
         # Of an entry what earlier columns explain is known to rounding, and so is its pivot.
-        explained = matrix[..., j, j] - rest[j][j]
-        pivot = jnp.maximum(rest[j][j], least[..., j] + share * explained)
-        lack.append(pivot - rest[j][j])
+        lowest = least[..., j] + share * (matrix[..., j, j] + lack[j] - rest[j][j])
+        low = rest[j][j] < lowest
+        lack[j] = lack[j] + jnp.where(low, lowest - rest[j][j], 0)
         for i in range(j + 1, size):
-            slope = rest[i][j] / pivot
+            # Below a pivot that says nothing stands what both diagonals have to outweigh, not what explains.
+            spilled = jnp.where(low, jnp.abs(rest[i][j]), 0)
+            lack[i], lack[j] = lack[i] + spilled, lack[j] + spilled
+            slope = jnp.where(low, 0, rest[i][j] / jnp.where(low, 1, rest[j][j]))
             for k in range(j + 1, i + 1):
                 rest[i][k] = rest[i][k] - slope * rest[k][j]
     return jnp.stack(lack, axis=-1)
