@@ -15,6 +15,8 @@ import pytest
 import jaxem as jem
 from jaxem.distributions.double_double import MOST, log_words
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = {"float32": 1e-6, "float64": 1e-14}
 MOSTS = {"few": 2.5, "some": 3.3, "many": 9.0}
 """Powers of ten of the largest counts: read by words in both types, in one of them, in none."""

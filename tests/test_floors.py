@@ -13,6 +13,8 @@ from scipy.special import digamma
 import jaxem as jem
 from jaxem import linalg
 
+pytestmark = pytest.mark.slow
+
 fitted = jax.jit(jem.fit)
 
 

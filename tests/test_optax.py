@@ -15,6 +15,8 @@ import pytest
 
 import jaxem as jem
 
+pytestmark = pytest.mark.slow
+
 START = jem.Mixture([0.5, 0.5], jem.Poisson([2.0, 4.0]))
 X = jnp.array([0.0, 1, 2, 1, 0, 3, 8, 7, 10, 6, 9, 1])
 BEST = float(jem.fit(START, X, tol=1e-10).objective)

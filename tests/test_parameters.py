@@ -23,6 +23,8 @@ from jaxem.constraints import (
 from jaxem.pytree import module, replace, static
 from jaxem.solvers.objective import flat
 
+pytestmark = pytest.mark.slow
+
 LEFT_RIGHT = jem.HMM([1.0, 0.0, 0.0], [[0.5, 0.5, 0.0], [0.0, 0.7, 0.3], [0.0, 0.0, 1.0]], jem.Poisson([1.0, 2.0, 3.0]))
 """A way forward, and no way back."""
 ISLAND = jem.HMM([0.5, 0.5, 0.0], [[0.9, 0.1, 0.0], [0.2, 0.8, 0.0], [0.3, 0.3, 0.4]], jem.Poisson([1.0, 2.0, 3.0]))

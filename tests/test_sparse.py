@@ -12,6 +12,8 @@ import pytest
 import jaxem as jem
 from jaxem.solvers.objective import flat
 
+pytestmark = pytest.mark.slow
+
 BINS, TOTAL = 14, 6
 FAMILY = jem.sized(jem.Multinomial, total_count=TOTAL)
 ACCELERATED = {"SQUAREM": jem.SQUAREM(jem.EM()), "Anderson": jem.Anderson(jem.EM())}

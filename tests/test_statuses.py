@@ -48,9 +48,9 @@ def test_float32_goes_as_far_as_float64() -> None:
 
 
 def test_no_tolerance_is_too_fine_for_a_word() -> None:
-    """Without any tolerance it ends where float32 does, and says so."""
+    """Without any tolerance it ends where float32 does: at a fixed point, or where nothing more is resolved."""
     fit = jem.fit(*overlapping(jnp.float32), jem.SQUAREM(jem.EM()), tol=0.0, max_steps=5000)
-    assert fit.words in ("precision_exhausted", "max_steps_reached")
+    assert fit.words in ("converged", "precision_exhausted", "max_steps_reached")
     assert fit.log_likelihood > -550.5804
 
 
@@ -98,7 +98,7 @@ SAME = {
     "line": (jem.Mixture([0.5, 0.5], jem.Gaussian(jnp.zeros((2, 1)), jnp.ones((2, 1, 1)))), OVERLAPPING),
     "chain": (
         jem.HMM([0.5, 0.5], [[0.5, 0.5], [0.5, 0.5]], jem.Poisson([3.0, 3.0])),
-        jnp.array([[0.0, 1.0, 7.0, 9.0, 8.0, 0.0]]),
+        jem.Sequences.from_list([np.array([0.0, 1.0, 7.0, 9.0, 8.0, 0.0])]),
     ),
 }
 

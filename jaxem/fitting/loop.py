@@ -139,9 +139,11 @@ def settled(end: Progress, rows: Array) -> Progress:
 def judge(
     log_likelihood: Array, objective: Array, rows: Array, steps: Array, answer: Answer, limits: Limits
 ) -> Int[Array, ""]:
-    """The status after a step."""
+    """The status after a step.
+
+    Where no row says how large anything is (`rows` is zero), however it ends it has arrived nowhere.
+    """
     cases = [
-        (rows <= 0, Status.no_events),
         (jnp.isnan(objective) | (objective == jnp.inf), Status.nonfinite),
         # A start with probabilities of zero is impossible under a prior, but only until its first M-step.
         ((log_likelihood == -jnp.inf) | ((steps > 0) & (objective == -jnp.inf)), Status.impossible_data),
@@ -152,7 +154,8 @@ def judge(
     ]
     conditions = [condition for condition, _ in cases]
     codes = [jnp.full((), int(status), jnp.int32) for _, status in cases]
-    return jnp.select(conditions, codes, jnp.full((), int(Status.running), jnp.int32))
+    status = jnp.select(conditions, codes, jnp.full((), int(Status.running), jnp.int32))
+    return jnp.where((rows <= 0) & ended_well(status), int(Status.no_events), status).astype(jnp.int32)
 
 
 def ended_well(status: Array) -> Array:

@@ -13,6 +13,8 @@ import pytest
 import jaxem as jem
 from jaxem.pytree import replace
 
+pytestmark = pytest.mark.slow
+
 BITS = jem.Mixture([0.4, 0.6], jem.Independent(jem.Bernoulli([[0.7, 0.6, 0.4, 0.7], [0.4, 0.3, 0.7, 0.3]])))
 ALWAYS = np.array([[1.0, 0.9, 0.1, 0.9], [0.3, 0.2, 0.8, 0.1]])
 PROBS = dict(zip("abcd", BITS.components.base.probs.T, strict=True))

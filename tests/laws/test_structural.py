@@ -15,6 +15,8 @@ from jaxem.chains import kalman
 from jaxem.pytree import replace
 from structural import data, seasons, several
 
+pytestmark = pytest.mark.slow
+
 KINDS: dict[str, Any] = {
     "quarters": (lambda rng, turned: seasons(rng, 4, turned), 20),
     "months": (lambda rng, turned: seasons(rng, 12, turned), 30),
