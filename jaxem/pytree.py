@@ -68,3 +68,15 @@ def replace(node: T, **changes: Any) -> T:
 def select(condition: jax.Array, yes: T, no: T) -> T:
     """`yes` where the scalar `condition` holds, else `no`, leaf by leaf."""
     return jax.tree.map(lambda a, b: jax.lax.select(jax.numpy.broadcast_to(condition, a.shape), a, b), yes, no)
+
+
+def apart_as(like: jax.Array, values: T) -> T:
+    """The same values, as each device's own if `like` is (in `jax.shard_map`).
+
+    The derivative by what all devices have in common is summed over them, and a loop that goes on with what is a
+    device's own must begin with such. Elsewhere there is nothing to do.
+    """
+    if not jax.sharding.get_abstract_mesh().manual_axes or not like.size:
+        return values
+    either = like.ravel()[0] == 0
+    return jax.tree.map(lambda leaf: jax.numpy.where(either, leaf, leaf), values)

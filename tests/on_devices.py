@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -302,6 +302,35 @@ def difference(there: Any, here: Any) -> float:
             assert not np.isnan(apart).any()
             worst = max(worst, float(np.max(apart)))
     return worst
+
+
+@check
+def e_steps_of_ones_own_shards_under_the_default_check() -> Iterator[Any]:
+    """A program that sums over devices itself: counts are of its own rows, and no loop mixes what all have with that."""
+    of_sequences = jem.Sequences(np.asarray(hmm().sample(jax.random.key(0), 16, 12)), np.full(16, 12))
+    counts = jem.Mixture([0.3, 0.7], jem.Poisson([1.0, 4.0]))
+    for model, x in (
+        (counts, counts.sample(jax.random.key(0), 40)),
+        (
+            jem.Mixture([0.5, 0.5], jem.Mixture([[0.3, 0.7]] * 2, jem.Poisson([[1.0, 4.0], [2.0, 7.0]]))),
+            rows(40)[:, 0] // 1 + 9,
+        ),
+        (hmm(), of_sequences),
+        (hmm(zeros=True), of_sequences),
+    ):
+        weight = jnp.linspace(0.5, 1.5, len(x))
+
+        def of(model: Any, x: Any, weight: Any) -> Any:
+            log_prob, pullback = model.e_step(x)
+            return jnp.sum(weight * log_prob), pullback(weight).counts
+
+        def own(model: Any, x: Any, weight: Any, of: Any = of) -> Any:
+            return jax.lax.psum(of(model, x, weight), "rows")
+
+        specs = P(), P("rows"), P("rows")
+        auto = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Auto,))
+        there = jax.jit(jax.shard_map(own, mesh=auto, in_specs=specs, out_specs=P()))(model, x, weight)
+        yield there, jax.jit(of)(model, x, weight), 1e-12
 
 
 def run(name: str) -> dict[str, Any]:

