@@ -306,7 +306,7 @@ def difference(there: Any, here: Any) -> float:
 
 @check
 def e_steps_of_ones_own_shards_under_the_default_check() -> Iterator[Any]:
-    """A program that sums over devices itself: counts are of its own rows, and no loop mixes what all have with that."""
+    """A program that sums over devices itself: counts are of its own rows, and loops run."""
     of_sequences = jem.Sequences(np.asarray(hmm().sample(jax.random.key(0), 16, 12)), np.full(16, 12))
     counts = jem.Mixture([0.3, 0.7], jem.Poisson([1.0, 4.0]))
     for model, x in (
