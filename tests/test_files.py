@@ -35,6 +35,26 @@ def rewritten(path: Path, change: object, header: dict[str, str] | None = None) 
     save_file(tensors, path, metadata=kept if header is None else header)
 
 
+def test_a_file_older_than_a_field_takes_its_default(path: Path) -> None:
+    """State spaces were saved before they could be diffuse."""
+    from safetensors import safe_open
+
+    one = np.ones((1, 1))
+    level = jem.LinearGaussianSSM(np.zeros(1), one, one, one, one, np.zeros(1), one, held=("emission",))
+    jem.save(path, level)
+    with safe_open(path, "numpy") as file:
+        header = file.metadata()
+    structure = json.loads(header["structure"])
+    del structure["fields"]["diffuse"]
+    save_file(load_file(path), path, metadata=header | {"structure": json.dumps(structure)})
+    back = jem.load(path)
+    assert (back.diffuse, back.held) == ((), ("emission",))
+    del structure["fields"]["emission"]
+    save_file(load_file(path), path, metadata=header | {"structure": json.dumps(structure)})
+    with pytest.raises(ValueError, match="other fields"):
+        jem.load(path)
+
+
 def gaussian(path: Path) -> None:
     jem.save(path, jem.Mixture([0.5, 0.5], jem.Gaussian(np.zeros((2, 2)), np.tile(np.eye(2), (2, 1, 1)))))
 

@@ -542,7 +542,7 @@ def _forecast(model: LinearGaussianSSM, x: Observed, steps: int) -> tuple[Gaussi
     more = ((0, steps), (0, 0), (0, 0))
     longer = Observed(jnp.pad(x.values, more), jnp.pad(x.seen, more), x.length + steps)
     states, members = _states(model, longer, kalman.filtered), len(model.batch_shape)
-    ahead = x.length[:, None] + jnp.arange(steps, dtype=jnp.int32)
+    ahead = x.length[:, None] + jnp.arange(steps, dtype=jnp.int32)[None]
     ahead = ahead.reshape((1,) * members + ahead.shape + (1,))
     mean = jnp.take_along_axis(states.mean, ahead, axis=-2)
     covariance = jnp.take_along_axis(states.covariance, ahead[..., None], axis=-3)

@@ -267,6 +267,30 @@ def test_the_nile() -> None:
     assert jem.free_parameters(fit.model) == 2
 
 
+def diffuse_level(noise: float, moves: float) -> Any:
+    return replace(level(noise, moves), diffuse=(True,))
+
+
+def test_the_nile_with_a_diffuse_start() -> None:
+    """At the top by 50 digits: what is fitted, its log-likelihood, and what the smoother says there."""
+    best = diffuse_level(15098.518324096282, 1469.1763603095133)
+    np.testing.assert_allclose(best.log_prob([FLOW])[0], -632.545625103041, atol=1e-9)
+    np.testing.assert_allclose(best.log_prob([FLOW[:1]])[0], 0, atol=1e-12)
+    limit = replace(level(15098.518324096282, 1469.1763603095133, start=1e12))
+    for name in ("mean", "covariance"):
+        np.testing.assert_allclose(getattr(best.smooth(FLOW), name), getattr(limit.smooth(FLOW), name), rtol=1e-6)
+    np.testing.assert_array_equal(best.filter(FLOW).mean[0, 0], FLOW[:1])
+    start = diffuse_level(1e4, 1e4)
+    assert (np.diff(np.asarray(jem.fit(start, FLOW, max_steps=10, tol=0.0).trace)[:11]) > 0).all()
+    for solver in (jem.SQUAREM(jem.EM()), jem.LBFGS()):
+        fit = jem.fit(start, FLOW, solver, tol=1e-12)
+        assert fit.converged, fit.words
+        np.testing.assert_allclose(fit.log_likelihood, -632.545625103041, atol=1e-8)
+        found = float(fit.model.emission_noise[0, 0]), float(fit.model.transition_noise[0, 0])
+        np.testing.assert_allclose(found, [15098.518324096282, 1469.1763603095133], rtol=2e-5)
+    assert jem.free_parameters(fit.model) == 2
+
+
 def test_what_is_held_has_no_coordinates() -> None:
     start = level(12000.0, 2000.0)
     free, back = flat(start)

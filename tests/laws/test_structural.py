@@ -138,3 +138,25 @@ def test_a_quarterly_model_climbs() -> None:
     x = one.sample(jax.random.key(1), 1, 80)[0]
     trace = np.asarray(jem.fit(one, x, max_steps=60, tol=0.0).trace)
     assert (np.diff(trace[np.isfinite(trace)]) > -1e-10).all()
+
+
+@pytest.mark.parametrize("diffuse", [(), (True, True, False, False, False)])
+def test_gaps_are_filled_as_dense_conditioning_says(diffuse: tuple[bool, ...]) -> None:
+    """The means, and of draws the mean and the covariance of all cells together."""
+    rng = np.random.default_rng(3)
+    system = several(rng)
+    system = replace(system, initial_covariance=np.diag([4.0, 1.0, 9.0, 1.0, 2.0]), diffuse=diffuse)
+    model = jem.LinearGaussianSSM(*(getattr(system, name) for name in (*NAMES, "emission_noise")), diffuse=diffuse)
+    x = data(rng, system, 7)
+    x[2], x[4, 1] = np.nan, np.nan
+    truth = dense(system, x, diffuse)
+    filled = np.asarray(model.impute(x).values[0])
+    np.testing.assert_array_equal(filled[~np.isnan(x)], x[~np.isnan(x)])
+    np.testing.assert_allclose(filled, truth.complete, rtol=1e-9, atol=1e-9)
+    n, covariance = 20_000, truth.complete_root @ truth.complete_root.T
+    many = model.impute(jem.Sequences(np.tile(x, (n, 1, 1)), [len(x)] * n), jax.random.key(0)).values
+    off = np.asarray(many).reshape(n, -1) - truth.complete.ravel()
+    spread = np.sqrt(np.diag(covariance))
+    assert (np.abs(off.mean(0)) <= 5 * spread / np.sqrt(n) + 1e-9).all()
+    error = np.sqrt((np.outer(spread, spread) ** 2 + covariance**2) / n)
+    assert (np.abs(off.T @ off / n - covariance) <= 5 * error + 1e-9).all()
