@@ -87,7 +87,14 @@ def responsibilities(
     restarts: int,
     method: str,
 ) -> tuple[Any, Float[Array, "r k"]]:
-    """Components fitted to weighted hard assignments, `[restarts, k]` of them, and the weight that each holds."""
+    """Components fitted to weighted hard assignments, `[restarts, k]` of them, and the weight that each holds.
+
+    Rows that no member of the family can produce are as good as absent.
+    """
+    # Of most families no parameter says which these are, and then no work is done to find any.
+    inside = family.start(x, jnp.broadcast_to(weight, (k, *weight.shape))).inside(x)
+    weight = jnp.where(inside, weight, 0)
+    x = jnp.where(inside.reshape(-1, *(1,) * (x.ndim - 1)), x, x[jnp.argmax(weight)])
     points = family.points(x, weight)
 
     def one(key: Array, apart: Array) -> Array:

@@ -340,19 +340,28 @@ class Family(Distribution):
         raise NotImplementedError
 
     @classmethod
+    def told(cls, values: np.ndarray) -> dict[str, int]:
+        """The sizes that rows tell (`[n]`, without NaN): those that `start` takes where they are not given."""
+        return {}
+
+    @classmethod
     def start(cls, x: Any, weight: Float[Array, "*batch n"], **sizes: int) -> Self:
         """Members fitted to weighted rows, from nothing.
 
         Args:
             x: `[n]` or `[n, D]` rows.
             weight: `[..., n]`: a member for each leading index. Each sees a tenth of a row more, typical of all rows
-                together; a member without rows is just that.
+                together; a member without rows is just that. Rows outside the support are ignored.
             sizes: what the rows alone do not tell (`total_count`, `categories`).
         """
         columns = np.shape(x)[1:] if np.ndim(x) > 1 or not cls.scalar else ()
         x = as_rows(x, columns or (() if cls.scalar else (1,)), weight.dtype)
         everything = weight.reshape(-1, weight.shape[-1]).sum(0)
-        model = cls.around(x[jnp.argmax(everything)], weight.shape[:-1], **sizes)
+        inside = cls.around(x[jnp.argmax(everything)], (), **sizes).inside(x)
+        everything, weight = jnp.where(inside, everything, 0), jnp.where(linalg.lead(inside, weight.ndim), weight, 0)
+        typical = x[jnp.argmax(everything)]
+        x = jnp.where(inside.reshape(-1, *(1 for _ in typical.shape)), x, typical[None])
+        model = cls.around(typical, weight.shape[:-1], **sizes)
         rows, floor = model.observe(x), model.floor(x, everything)
         pooled, last = jnp.broadcast_to(everything, weight.shape), 2
 

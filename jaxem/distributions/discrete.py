@@ -55,6 +55,12 @@ def whole(values: Array) -> Array:
     return jnp.isfinite(values) & (values >= 0) & (values == jnp.floor(values))
 
 
+def _largest(values: np.ndarray) -> int:
+    """The largest whole number from zero upward."""
+    counted = values[(values >= 0) & (values == np.floor(values)) & (values < 2**53)]
+    return int(counted.max(initial=0))
+
+
 @module
 class Counted:
     """Counts, and what the likelihood says of them whatever the parameters, as two floats (`words`).
@@ -238,6 +244,11 @@ class Binomial(OfTrials):
     def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         return cls(sizes["total_count"], jnp.full(members, 0.5, row.dtype))
 
+    @classmethod
+    def told(cls, values: np.ndarray) -> dict[str, int]:
+        """As many trials as the largest count."""
+        return {"total_count": max(1, _largest(values))}
+
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n"]:
         """`n` counts from each member, `[*batch_shape, n]`."""
         draws = jax.random.uniform(key, (self.total_count, *self.batch_shape, n), self.probs.dtype)
@@ -356,6 +367,11 @@ class Categorical(OfCategories):
         """The most probable category."""
         votes = jnp.einsum("kn,kc->nc", *flat_members(weight, self.probs), precision=linalg.HIGHEST)
         return jnp.argmax(votes, axis=-1).astype(weight.dtype)
+
+    @classmethod
+    def told(cls, values: np.ndarray) -> dict[str, int]:
+        """As many categories as the largest says, and one for zero."""
+        return {"categories": _largest(values) + 1}
 
     @classmethod
     def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:

@@ -207,6 +207,10 @@ class EitherFamily:
         blocks = jnp.split(weight, list(ends), axis=-2)
         return Either(tuple(part.start(x, block) for part, block in zip(self.parts, blocks, strict=True)))
 
+    def told(self, x: Any, weight: Any) -> EitherFamily:
+        """Each with the sizes that the rows tell."""
+        return EitherFamily(tuple(part.told(x, weight) for part in self.parts))
+
     def points(self, x: Array, weight: Array) -> Array:
         """Rows as the last of the families sees them."""
         return self.parts[-1].points(x, weight)

@@ -8,6 +8,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jaxem.distributions.base import Family, Pullback, Rows, Statistics, convert_parameters
@@ -35,11 +36,44 @@ class Sized:
             return Independent.of(self).start(x, weight)
         return self.family.start(x, weight, **dict(self.sizes))
 
+    def told(self, x: Any, weight: Any) -> Sized:
+        """With the sizes that rows tell, as far as they are not given."""
+        lacking = self.family.told(np.zeros(0)).keys() - dict(self.sizes).keys()
+        if not lacking:
+            return self
+        name = self.family.__name__
+        if isinstance(x, Tracer) or isinstance(weight, Tracer):
+            size = min(lacking)
+            raise ValueError(
+                f"{name}: {size} cannot be read from rows inside jit, vmap or grad; pass "
+                f"jem.sized(jem.{name}, {size}=...)"
+            )
+        values = np.asarray(x, float)
+        counted = values[np.isfinite(values) & (np.asarray(weight).reshape(-1, *(1,) * (values.ndim - 1)) > 0)]
+        sizes = {**self.family.told(counted), **dict(self.sizes)}
+        return dataclasses.replace(self, sizes=tuple(sorted(sizes.items())))
+
     def points(self, x: Array, weight: Array) -> Array:
         """Rows as points between which a distance means something."""
         if self.family.scalar and x.ndim == 2 and x.shape[1] > 1:
             return Independent.of(self).points(x, weight)
         return self.family.points(x, weight, **dict(self.sizes))
+
+
+def told(family: Any, x: Any, weight: Any) -> Any:
+    """What `Mixture.start` takes as a family, with the sizes that rows tell; of a kind of its own it is left alone.
+
+    Args:
+        family: a family, or something that can `start`.
+        x: rows.
+        weight: `[n]`; rows of weight zero tell nothing.
+
+    Raises:
+        ValueError: a size is not given, and the rows are not known (inside `jit`).
+    """
+    if isinstance(family, type) and not hasattr(family, "sizes"):
+        family = sized(family)
+    return family.told(x, weight) if hasattr(family, "told") else family
 
 
 def sized(family: Any, columns: int = 1, **sizes: int) -> Sized:
@@ -198,6 +232,10 @@ class ProductFamily:
         """Members fitted to weighted rows, each part to its own columns."""
         return Product(tuple(part.start(block, weight) for part, block in self._blocks(x)))
 
+    def told(self, x: Any, weight: Any) -> ProductFamily:
+        """Each part with the sizes that its columns tell."""
+        return ProductFamily(tuple(part.told(block, weight) for part, block in self._blocks(x)))
+
     def points(self, x: Array, weight: Array) -> Array:
         """Rows as points between which a distance means something."""
         return jnp.concatenate([part.points(block, weight) for part, block in self._blocks(x)], axis=1)
@@ -340,6 +378,10 @@ class IndependentFamily:
         """Members fitted to weighted rows, each column by itself."""
         axis = weight.ndim - 1
         return Independent(jax.vmap(lambda column: self.column.start(column, weight), in_axes=1, out_axes=axis)(x))
+
+    def told(self, x: Any, weight: Any) -> IndependentFamily:
+        """With the sizes that all columns together tell."""
+        return IndependentFamily(self.column.told(x, weight))
 
     def points(self, x: Array, weight: Array) -> Array:
         """Rows as points between which a distance means something."""

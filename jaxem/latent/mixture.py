@@ -15,6 +15,7 @@ from jaxem.constraints import parameter, simplex
 from jaxem.data import as_table, ready
 from jaxem.distributions.base import Distribution
 from jaxem.distributions.moments import shares
+from jaxem.distributions.product import told
 from jaxem.distributions.words import as_family
 from jaxem.latent.base import Latent, LatentStatistics, chosen, log_potential, same_members
 from jaxem.missing import Incomplete, hot_deck
@@ -89,7 +90,8 @@ class Mixture(Latent):
         Args:
             key: a JAX random key, or a whole number as its seed.
             family: the kind of component: a family, its name (`"gaussian"`), `jem.sized(family, ...)`, or
-                `jem.Product.of(...)`. A family of numbers on several columns becomes `Independent` columns.
+                `jem.Product.of(...)`. A family of numbers on several columns becomes `Independent` columns. Sizes that
+                are not given (`categories`, `total_count`) are the largest that the rows tell.
             x: `[n]` or `[n, D]` rows, of anything that `fit` reads; the model has their type of floats, or the default
                 if they are integers. What is missing is drawn from its column, for the start only.
             components: K.
@@ -116,7 +118,9 @@ class Mixture(Latent):
             raise ValueError(f"method is {method!r}; it must be one of {', '.join(start.METHODS)}")
         x, weight, labels = ready(as_table(x), weight, labels, components)
         if isinstance(x, Incomplete):
+            family = told(family, x.values, weight)
             x = hot_deck(jax.random.fold_in(key, 1), x.values, weight)
+        family = told(family, x, weight)
         members, held = start.responsibilities(
             key,
             x,

@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from jaxem.arguments import as_key, optional, whole
 from jaxem.data import as_floats, stacked
+from jaxem.distributions.product import told
 from jaxem.distributions.words import as_family
 from jaxem.latent.hmm import HMM
 from jaxem.latent.mixture import Mixture
@@ -36,7 +37,7 @@ def start_many(
 
     Args:
         key: a JAX random key or a seed; each problem takes one of its own from it.
-        family, components, restarts, method: as in `Mixture.start`.
+        family, components, restarts, method: as in `Mixture.start`; sizes are the largest that any problem tells.
         xs: `[B, n, ...]`, an array or `Incomplete`, or a list of B arrays of any lengths, or a list of B `Sequences`.
         weight, labels: shaped like the rows of xs.
         active: `[B]` how many of the components each problem uses, or None for all. Mixtures only.
@@ -60,7 +61,18 @@ def start_many(
         xs, weight, labels = (stacked_sequences if chains else stacked)(xs, longest, weight, labels)
     given = tuple(None if value is None else jnp.asarray(value) for value in (weight, labels, active))
     xs = xs if chains else incomplete(as_floats(xs))
+    family = told(family, *_together(xs, given[0]))
     return _start_many(key, xs, *given, (family, components, restarts, method))
+
+
+def _together(xs: Any, weight: Any) -> tuple[Any, Any]:
+    """The rows of all problems, or the steps of all their sequences, and weights: zero for what is not there."""
+    values = getattr(xs, "values", xs)
+    there = jnp.ones(values.shape[:2], bool) if weight is None else weight > 0
+    if isinstance(xs, Sequences):
+        steps = jnp.arange(values.shape[2], dtype=jnp.int32)[None, None] < jnp.asarray(xs.length)[..., None]
+        there = there[..., None] & (steps if xs.mask is None else steps & xs.mask)
+    return values.reshape(-1, *values.shape[there.ndim :]), there.reshape(-1)
 
 
 @partial(jax.jit, static_argnums=5)
