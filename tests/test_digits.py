@@ -145,6 +145,53 @@ def test_multinomial(most: float, dtype: Any, rng: np.random.Generator) -> None:
     assert np.isfinite(slope).all()
 
 
+@pytest.mark.parametrize("most", [2.5, 9.0])
+def test_poisson_regression(most: float, dtype: Any, rng: np.random.Generator) -> None:
+    """Of a log-rate that is known exactly."""
+    x = counts(rng, most).astype(dtype)
+    level = np.log(about(rng, x)).astype(dtype)
+    rows = list(zip(exactly(x), exactly(level), strict=True))
+    exact = [k * m - mp.exp(m) - log_gamma(k + 1) for k, m in rows]
+    make, table = partial(jem.PoissonRegression, np.zeros(1, dtype)), np.stack([0 * x, x], axis=1)
+    assert off(log_prob(make, table, level), exact) < TOLERANCE[dtype.name]
+    (slope,), _ = slopes(make, table, level)
+    size = np.maximum(x.astype(float), np.exp(level.astype(float)))
+    assert off(
+        np.asarray(slope, float) / size,
+        [(k - mp.exp(m)) / mp.mpf(float(s)) for (k, m), s in zip(rows, size, strict=True)],
+    ) < (10 * TOLERANCE[dtype.name])
+
+
+def test_logistic_regression(dtype: Any, rng: np.random.Generator) -> None:
+    """Of log-odds that are known exactly."""
+    level = (rng.choice([-1, 1], 60) * 10.0 ** rng.uniform(-6, 3, 60)).astype(dtype)
+    y = (np.arange(60) % 2).astype(dtype)
+    exact = [-mp.log1p(mp.exp(-m if k else m)) for k, m in zip(y, exactly(level), strict=True)]
+    make = partial(jem.LogisticRegression, np.zeros(1, dtype))
+    assert off(log_prob(make, np.stack([0 * y, y], axis=1), level), exact) < TOLERANCE[dtype.name]
+
+
+@pytest.mark.parametrize("most", [2.0, 5.0, 9.0])
+def test_beta(most: float, dtype: Any, rng: np.random.Generator) -> None:
+    n = 100
+    a, b = (10.0 ** rng.uniform(-2, most, (2, n))).astype(dtype)
+    mean = a.astype(float) / (a.astype(float) + b)
+    spread = np.sqrt(mean * (1 - mean) / (a.astype(float) + b + 1))
+    near = mean + rng.choice([0, 1, 5], n) * spread * rng.normal(size=n)
+    x = np.where(rng.random(n) < 0.8, near, rng.uniform(0, 1, n)).clip(1e-12, 1 - 1e-7).astype(dtype)
+    rows = list(zip(exactly(x), exactly(a), exactly(b), strict=True))
+    exact = [
+        log_gamma(p + q) - log_gamma(p) - log_gamma(q) + (p - 1) * mp.log(y) + (q - 1) * mp.log1p(-y)
+        for y, p, q in rows
+    ]
+    assert off(log_prob(jem.Beta, x, a, b), exact) < TOLERANCE[dtype.name]
+    (by_a, by_b), _ = slopes(jem.Beta, x, a, b)
+    exact = [mp.digamma(p + q) - mp.digamma(p) + mp.log(y) for y, p, q in rows]
+    assert off(by_a * a, [p * s for (_, p, _), s in zip(rows, exact, strict=True)], 1) < 3 * TOLERANCE[dtype.name]
+    exact = [mp.digamma(p + q) - mp.digamma(q) + mp.log1p(-y) for y, p, q in rows]
+    assert off(by_b * b, [q * s for (_, _, q), s in zip(rows, exact, strict=True)], 1) < 3 * TOLERANCE[dtype.name]
+
+
 def test_a_few_successes_of_a_million() -> None:
     """`x log p + ... + three log Gammas` said -3.28 of it in float32."""
     model = jem.Binomial(1_000_000, np.float32(2.4e-6))

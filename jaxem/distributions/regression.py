@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.scipy.special import gammaln
 from jaxtyping import Array, Bool, Float
 
 from jaxem import linalg
@@ -23,9 +22,11 @@ from jaxem.data import as_floats
 from jaxem.distributions import quadratic
 from jaxem.distributions.base import Family, Rows, Statistics
 from jaxem.distributions.design import Design, design
+from jaxem.distributions.double_double import factorial_rest, kept, log_words
 from jaxem.distributions.gaussian import FLOOR
 from jaxem.distributions.moments import enough, resolution
 from jaxem.distributions.product import Product
+from jaxem.distributions.special import gap
 from jaxem.distributions.tangent import Tangent
 from jaxem.linalg import matmul
 from jaxem.missing import Incomplete, cells, some_columns
@@ -521,8 +522,7 @@ class PoissonRegression(_Exponential):
         predictor = self._predictor(columns)
         response = linalg.lead(columns.response, predictor.ndim)
         count = jnp.where(jnp.isfinite(response), response, 0)
-        log_prob = count * predictor - jnp.exp(predictor) - gammaln(count + 1)
-        return jnp.where(jnp.isfinite(response), log_prob, -jnp.inf)
+        return jnp.where(jnp.isfinite(response), _log_poisson(predictor, count), -jnp.inf)
 
     def _moments(self, predictor: Array) -> tuple[Array, Array]:
         rate = jnp.exp(predictor)
@@ -530,6 +530,16 @@ class PoissonRegression(_Exponential):
 
     def _draw(self, key: Array, predictor: Array) -> Array:
         return jax.random.poisson(key, jnp.exp(predictor)).astype(predictor.dtype)
+
+
+def _log_poisson(predictor: Array, count: Array) -> Array:
+    """log p of counts, whose log-rate is the predictor, by their distance from the rate (Loader 2000)."""
+    high, low = log_words(jax.lax.stop_gradient(jnp.maximum(count, 1)))
+    away = (predictor - high) - kept(low, predictor)
+    near = jnp.abs(away) < 1
+    small = jnp.expm1(jnp.where(near, away, 0))
+    distance = jnp.where(near, count * gap(small), jnp.exp(predictor) - count * (1 + away))
+    return -factorial_rest(count) - jnp.where(count > 0, distance, jnp.exp(predictor))
 
 
 @module
