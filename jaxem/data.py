@@ -73,8 +73,8 @@ def _harmless(x: Any, weight: Array) -> tuple[Any, Array]:
 
     if lib is jnp or ignored.any():
         x = jax.tree.map(harmless, x)
-    known = hasattr(x, "values")  # sequences and the like know what they lack
-    return x if known else incomplete(x), beside(x.values if known else x, counts, weight.dtype)
+    rows = incomplete(x) if isinstance(x, (jax.Array, np.ndarray)) else x
+    return rows, beside(getattr(x, "values", x), counts, weight.dtype)
 
 
 def _with_library(values: Array, weight: Array) -> tuple[Any, Any, Any]:
