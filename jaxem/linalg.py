@@ -346,7 +346,8 @@ def reflections(matrix: Float[Array, "d n *s"], pivots: int) -> tuple[Float[Arra
 
     >>> import jax.numpy as jnp
     >>> turned, mirrors = reflections(jnp.array([[3.0, 4.0], [0.0, 5.0]]), 1)
-    >>> abs(turned).round(5).tolist(), abs(reflected(jnp.array([[0.0, 5.0]]), mirrors)).round(5).tolist()
+    >>> import numpy as np
+    >>> np.abs(turned).round(5).tolist(), np.abs(reflected(jnp.array([[0.0, 5.0]]), mirrors)).round(5).tolist()
     ([[5.0, 0.0], [4.0, 3.0]], [[4.0, 3.0]])
     """
     if pivots <= WRITTEN_OUT:

@@ -129,6 +129,11 @@ class LinearGaussianSSM(Distribution):
     covariances are infinite there, and expected squares leave it out. A diffuse start has nothing to fit:
     `initial_mean` and `initial_covariance` are held. Only draws of `sample` set out from them.
 
+    In float32 an initial covariance in mixed directions, whose eigenvalues are from 1 to 1e7, does not exist: rounding
+    its entries changes it, and all that is told with it. Variances of 1 to 1e7 of single states do: results then hold
+    three digits, but for derivatives by `initial_mean` and `initial_covariance`, which may hold none where a start is
+    all but unknown. Use `diffuse`, or float64, where these are needed.
+
     Args:
         initial_mean: `[..., H]`.
         initial_covariance: `[..., H, H]`, symmetric positive definite, as are the other two; they may be singular.
@@ -150,8 +155,8 @@ class LinearGaussianSSM(Distribution):
     >>> level.log_prob([[0.0, 1.0], [2.0]]).round(2).tolist(), level.smooth([0.0, 1.0]).mean.round(4).tolist()
     ([-2.84, -2.27], [[[0.2], [0.6]]])
     >>> from_nothing = jem.LinearGaussianSSM([0.0], one, one, one, one, [0.0], one, diffuse=(True,))
-    >>> from_nothing.log_prob([0.0, 1.0]).round(4).tolist(), from_nothing.smooth([0.0, 1.0]).mean.round(4).tolist()
-    ([-1.6349], [[[0.3333], [0.6667]]])
+    >>> from_nothing.log_prob([0.0, 3.0]).round(2).tolist(), from_nothing.smooth([0.0, 3.0]).mean.round(4).tolist()
+    ([-2.97], [[[1.0], [2.0]]])
     """
 
     initial_mean: Float[Array, "*batch h"] = parameter(vector)
