@@ -468,8 +468,12 @@ def backward(system: System, x: Observed, filtered: Filtered, lost: Array | None
     )
     sums = {name: high + low for name, (high, low) in sums.items()}
     seen_spread = jnp.pad(sums["seen_spread"], ((0, 1), (0, 1), (0, 0)))
-    shift = product(filtered.root[0], _swap(known))
-    first = _square(shift) + _square(product(filtered.root[0], _swap(loose)))
+    # The first mean is that of the initial state and of what the whole sequence says of the directions beside its root.
+    shift = filtered.mean[0][0] - system.initial_mean[:, None, None] + product(filtered.root[0], _swap(known))
+    apart = product(filtered.root[0], _swap(loose))
+    if flat:
+        apart = apart.at[:, hidden : hidden + flat].add(filtered.mean[1][0])
+    first = _square(shift) + _square(apart)
     expected = Expected(first, shift[:, 0], sums["moved"] + sums["moved_spread"], sums["seen"] + seen_spread)
     there = (times[:, None] < x.length[None])[:, None]
     covariance = _without_end(states.covariance, lost)
