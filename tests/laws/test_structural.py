@@ -119,7 +119,9 @@ NAMES = ("initial_mean", "initial_covariance", "transition", "transition_noise",
 
 
 def fitted(kind: str, count: int, diffuse: bool, held: tuple[str, ...]) -> Any:
-    models, xs = drawn(kind, count, np.float64, diffuse)
+    # A transition noise of zeros alone is none that a model may be made of.
+    pairs = zip(*drawn(kind, count, np.float64, diffuse), strict=True)
+    models, xs = zip(*(pair for pair in pairs if pair[0].transition_noise.any()), strict=True)
     stacked = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *models)
     leaves = (getattr(stacked, name) for name in (*NAMES, "emission_noise"))
     start = jem.LinearGaussianSSM(*leaves, held=held, diffuse=stacked.diffuse)
