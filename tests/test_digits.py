@@ -192,6 +192,38 @@ def test_beta(most: float, dtype: Any, rng: np.random.Generator) -> None:
     assert off(by_b * b, [q * s for (_, _, q), s in zip(rows, exact, strict=True)], 1) < 3 * TOLERANCE[dtype.name]
 
 
+@pytest.mark.parametrize("most", [2.0, 5.0, 9.0])
+@pytest.mark.parametrize("least", [-12.0, 0.0])
+def test_dirichlet(most: float, least: float, dtype: Any, rng: np.random.Generator) -> None:
+    """Of the shares of rows, whose sum is one but for rounding."""
+    n, size = 150, 3
+    a = 10.0 ** (rng.uniform(least, most, (n, 1)) + rng.choice([0, 0, -3], (n, size)))
+    mean = a / a.sum(1, keepdims=True)
+    spread = np.sqrt(mean * (1 - mean) / (a.sum(1, keepdims=True) + 1))
+    near = np.abs(mean + rng.choice([0, 1, 3], (n, 1)) * spread * rng.normal(size=(n, size)))
+    x = np.where(rng.random((n, 1)) < 0.8, near, rng.dirichlet(np.full(size, 0.3), n)).clip(1e-30)
+    a, x = a.astype(dtype), (x / x.sum(1, keepdims=True)).astype(dtype)
+    x[:3] = [[0.5, 0.25, 0.25], [1 - 2**-10, 2**-11, 2**-11], [1, 1e-20, 1e-20]]
+    sums, totals = ([sum(exactly(row)) for row in rows] for rows in (x, a))
+    rows = [  # a share, its concentration, and all of them, in the order of x
+        (y / total, q, every)
+        for x_row, a_row, total, every in zip(x, a, sums, totals, strict=True)
+        for y, q in zip(exactly(x_row), exactly(a_row), strict=True)
+    ]
+    parts = [(q - 1) * mp.log(y) - log_gamma(q) for y, q, _ in rows]
+    exact = [log_gamma(every) + sum(parts[size * i : size * (i + 1)]) for i, every in enumerate(totals)]
+    assert off(log_prob(jem.Dirichlet, x, a), exact) < TOLERANCE[dtype.name]
+    ((found,), _) = slopes(jem.Dirichlet, x, a)
+    exact = [q * (mp.log(y) - mp.digamma(q) + mp.digamma(every)) for y, q, every in rows]
+    assert off(found * a, exact, 1) < 3 * TOLERANCE[dtype.name]
+    by_x = jax.jit(jax.vmap(jax.grad(lambda x, a: jem.Dirichlet(a).e_step(x[None])[0][0])))(x, a)
+    exact = [(q - 1) - y * (every - size) for y, q, every in rows]
+    largest = np.abs(np.array(exact, float)).reshape(n, size).max(1, keepdims=True).clip(1)
+    found = np.asarray(by_x * x, float) / largest
+    exact = [value / mp.mpf(each) for value, each in zip(exact, np.repeat(largest, size), strict=True)]
+    assert off(found, exact, 1) < 5 * TOLERANCE[dtype.name]
+
+
 def test_a_few_successes_of_a_million() -> None:
     """`x log p + ... + three log Gammas` said -3.28 of it in float32."""
     model = jem.Binomial(1_000_000, np.float32(2.4e-6))

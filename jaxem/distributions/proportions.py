@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Self
+from functools import partial
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +15,20 @@ from jaxtyping import Array, Float
 from jaxem import linalg
 from jaxem.constraints import parameter, positive, positive_vector
 from jaxem.distributions.base import Family
-from jaxem.distributions.double_double import log_words, products, whole_sum
+from jaxem.distributions.double_double import log_words, products, quotient_words, sum_words, whole_sum
 from jaxem.distributions.gaussian import FLOOR
 from jaxem.distributions.members import Numbers
 from jaxem.distributions.moments import enough
 from jaxem.distributions.ratios import Logged
-from jaxem.distributions.special import behind, binet, gap, stirling
+from jaxem.distributions.special import behind, binet, stirling
 from jaxem.pytree import module, replace
 from jaxem.sums import totals
 
 STEPS = 100
 """Of Newton's method, at most; it needs about eight."""
+
+NEAR = 1 / 16
+"""Of its mean: so near to it a share is read by its distance, and farther away by its logarithm."""
 
 
 @module
@@ -66,6 +70,33 @@ class Shares:
         return Shares(self.rows * factor, self.logs * factor, self.divergence * factor, self.log_reference)
 
 
+@module
+class Share(Logged):
+    """Proportions as two floats, and their logarithms.
+
+    Attributes:
+        low: `[n]`, what is left of them beside `values`.
+        fine: `[n]`, what is left of the logarithms beside `logs`.
+    """
+
+    low: Float[Array, "n"]
+    fine: Float[Array, "n"]
+
+    @staticmethod
+    def words(high: Float[Array, "n"], low: Float[Array, "n"]) -> Share:
+        """Of two floats."""
+        known = Logged.of(high)
+        low = jax.lax.stop_gradient(jnp.where(known.inside, low, 0))
+        logs, fine = log_words(jax.lax.stop_gradient(known.values))
+        return Share(known.values, logs, known.inside, low, fine + low / jax.lax.stop_gradient(known.values))
+
+    def less_one(self, reference: Float[Array, "*batch"]) -> Float[Array, "*batch n"]:
+        """x / reference - 1."""
+        reference = reference[..., None]
+        values, low = (linalg.lead(part, reference.ndim) for part in (self.values, self.low))
+        return ((values - reference) + low) / reference
+
+
 class _Proportions(Family):
     """What Beta and Dirichlet share: rows as one positive number for each column, and a concentration for each."""
 
@@ -76,22 +107,17 @@ class _Proportions(Family):
     def _with(self, concentrations: Float[Array, "*batch c"]) -> Self:
         raise NotImplementedError
 
-    def _divergence(self, columns: tuple[Logged, ...]) -> tuple[list[Array], Array]:
+    def _divergence(self, columns: tuple[Share, ...]) -> tuple[list[Array], Array]:
         """log(x / m) of each column, and KL(m | x), for m the mean of each member."""
         means = jnp.exp(_log_shares(self._concentrations)[0])
         ratios = [column.log_ratio(means[..., c]) for c, column in enumerate(columns)]
         return [log for log, _ in ratios], sum(means[..., c, None] * gap for c, (_, gap) in enumerate(ratios))  # type: ignore[return-value]
 
-    def contains(self, columns: tuple[Logged, ...]) -> Array:
+    def contains(self, columns: tuple[Share, ...]) -> Array:
         return jnp.stack([column.inside for column in columns]).all(0)
 
-    def log_density(self, columns: tuple[Logged, ...]) -> Float[Array, "*batch n"]:
-        """As the divergence from the mean, so that no large terms cancel, however concentrated."""
-        each = self._concentrations
-        total = jnp.sum(each, axis=-1)
-        volume = stirling(total) - jnp.sum(stirling(each), axis=-1)
-        log_base = linalg.lead(sum(column.logs for column in columns), each.ndim)  # type: ignore[arg-type]
-        log_prob = volume[..., None] - total[..., None] * self._divergence(columns)[1] - log_base
+    def log_density(self, columns: tuple[Share, ...]) -> Float[Array, "*batch n"]:
+        log_prob = _log_density(columns, self._concentrations)
         return jnp.where(linalg.lead(self.contains(columns), log_prob.ndim), log_prob, -jnp.inf)
 
     def statistics(self, x: Any, weight: Array) -> Shares:
@@ -199,42 +225,123 @@ def _behind_and_slope(log_z: Array) -> tuple[Array, Array]:
 
 
 @jax.custom_jvp
-def _log_beta(x: Array, a: Array, b: Array) -> Array:
-    """log p of a proportion, by its distance from the mean (as Loader 2000) and logarithms as two floats."""
-    rest, total, above = 1 - x, a + b, _above(x, a, b)
-    distance = a * gap(above / a, total * (x / a)) + b * gap(-above / b, total * (rest / b))
-    volumes = (total / (2 * math.pi), 0.5), (a / total, 0.5), (b / total, 0.5), (x, -1), (rest, -1)
-    logs = [(log_words(each), power) for each, power in volumes]
-    highs, low = [power * high for (high, _), power in logs], sum(power * low for (_, low), power in logs)
-    return whole_sum(*highs, -distance, binet(total), -binet(a), -binet(b), low)  # type: ignore[arg-type]
+def _log_density(shares: tuple[Share, ...], each: Float[Array, "*batch c"]) -> Float[Array, "*batch n"]:
+    """log p of proportions, by their distance from the mean (as Loader 2000): every part as two floats.
+
+    What the logarithms say for a narrow density its distance takes away again.
+    """
+    total, short = sum_words(each)
+    terms, rest = [], jnp.zeros_like(total)[..., None]
+    for count, sign in [(total, 1), *((each[..., c], -1) for c in range(len(shares)))]:
+        high, low = _stirling_words(count)
+        terms, rest = [*terms, sign * high[..., None]], rest + sign * low[..., None]
+    for c, share in enumerate(shares):
+        place = _placed(share, each[..., c], total, short)
+        apart, less = _apart(place, each[..., c, None])
+        terms += [-linalg.lead(share.logs, each.ndim), *(-part for part in apart)]
+        rest = rest - less - linalg.lead(share.fine, each.ndim)
+    return whole_sum(*terms, rest)
 
 
-@_log_beta.defjvp
-def _log_beta_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
-    x, a, b = primals
-    rest, total, above = 1 - x, a + b, _above(x, a, b)
-    by_x = ((2 * x - 1) - above) / (x * rest)
-    by_a = behind(a) - behind(total) + _log_ratio(above / a, total * (x / a))
-    by_b = behind(b) - behind(total) + _log_ratio(-above / b, total * (rest / b))
-    return _log_beta(x, a, b), by_x * tangents[0] + by_a * tangents[1] + by_b * tangents[2]
+@_log_density.defjvp
+def _log_density_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    (shares, each), (moved, change) = primals, tangents
+    of_total, slope = behind(jnp.sum(each, axis=-1)), jnp.zeros((), each.dtype)
+    for c, share in enumerate(shares):
+        by_concentration = (behind(each[..., c]) - of_total)[..., None] + _log_ratio(c, share, each)
+        # But for what is the same for all shares: their sum does not change.
+        by_share = -(_above(c, share, each) + 1) / linalg.lead(share.values, each.ndim)
+        slope = slope + by_concentration * change[..., c, None] + by_share * linalg.lead(moved[c].values, each.ndim)
+    return _log_density(shares, each), slope
 
 
-def _log_ratio(t: Array, more: Array) -> Array:
-    """log(1 + t), where `more` is 1 + t."""
-    near = jnp.abs(t) < 0.5
-    return jnp.where(near, jnp.log1p(jnp.where(near, t, 0)), jnp.log(jnp.where(near, 1, more)))
+def _stirling_words(z: Array) -> tuple[Array, Array]:
+    """`stirling` as a sum, of which the first part has no rounding: log Gamma(1 + z) - log z is less than log z."""
+    high, low = log_words(z)
+    small = z < 1
+    power = jnp.where(small, 1, jnp.asarray(0.5, z.dtype))
+    more = jnp.where(small, z, 0)
+    shift = (0.5 + more) * jnp.log1p(more) - more * (high + low) - small.astype(z.dtype)
+    return -power * high, (0.5 * math.log(2 * math.pi) + binet(z + small.astype(z.dtype)) + shift) - power * low
 
 
-@jax.custom_jvp
-def _above(x: Array, a: Array, b: Array) -> Array:
-    """x (a + b) - a, by how many successes of a + b a proportion is above the mean."""
-    return whole_sum(-a, *products(x, a), *products(x, b))
+class _Placed(NamedTuple):
+    """A share x beside its mean m = a / total, each as two floats.
+
+    `above` is total x - a, by how many of the total it is above; where that is `near`, `ratio` is x / m - 1; and `log`
+    is log(x / m).
+    """
+
+    above: tuple[Array, Array]
+    near: Array
+    ratio: tuple[Array, Array]
+    log: tuple[Array, Array]
+
+
+def _placed(share: Share, a: Array, total: Array, short: Array) -> _Placed:
+    (total_log, total_fine), (log, fine) = log_words(total), log_words(a)
+    mean_log, mean_fine = _two_sum(log, -total_log)
+    mean_fine = mean_fine + (fine - (total_fine + short / total))
+    a, total, short, mean_log, mean_fine = (part[..., None] for part in (a, total, short, mean_log, mean_fine))
+    x, low, logs, fine = (linalg.lead(part, a.ndim) for part in (share.values, share.low, share.logs, share.fine))
+    terms = [*products(x, total), -a, x * short + low * total]
+    above = whole_sum(*terms)
+    lost = whole_sum(-above, *terms)
+    near = jnp.abs(above) < a * NEAR
+    ratio, less = quotient_words(jnp.where(near, above, 0), a, jnp.zeros_like(a))
+    high, rest = _two_sum(logs, -mean_log)
+    return _Placed((above, lost), near, (ratio, less + jnp.where(near, lost, 0) / a), (high, rest + (fine - mean_fine)))
+
+
+def _apart(place: _Placed, a: Array) -> tuple[list[Array], Array]:
+    """a gap(x / m - 1), as a sum, of which the last is small."""
+    (above, lost), near, (ratio, less), (log, fine) = place
+    # a (t - log(1 + t)), or with t a = above: above t (1/2 - t/3 + t^2/4 - ...)
+    parts = products(jnp.where(near, above, -a), jnp.where(near, ratio / 2, log))
+    tail = above * ratio * _tail(jnp.where(near, ratio, 0)) + 0.5 * (above * less + lost * ratio)
+    return [*parts, jnp.where(near, 0, above)], jnp.where(near, tail, lost - a * fine)
+
+
+def _tail(t: Array) -> Array:
+    """gap(t) / t^2 - 1/2, for |t| < `NEAR`."""
+    total = jnp.zeros_like(t)
+    for power in range({4: 8, 8: 14}[t.dtype.itemsize], 2, -1):
+        total = (1 / power - total) * t
+    return -total
+
+
+def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    high = a + b
+    back = high - a
+    return high, (a - (high - back)) + (b - back)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _log_ratio(c: int, share: Share, each: Float[Array, "*batch c"]) -> Float[Array, "*batch n"]:
+    """log(x / m) of a share x, whose mean m is the c-th."""
+    place = _placed(share, each[..., c], *sum_words(each))
+    return jnp.where(place.near, jnp.log1p(place.ratio[0]), sum(place.log))
+
+
+@_log_ratio.defjvp
+def _log_ratio_jvp(c: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    (share, each), (moved, change) = primals, tangents
+    by_each = jnp.sum(change, axis=-1) / jnp.sum(each, axis=-1) - change[..., c] / each[..., c]
+    return _log_ratio(c, share, each), by_each[..., None] + linalg.lead(moved.values / share.values, each.ndim)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _above(c: int, share: Share, each: Float[Array, "*batch c"]) -> Float[Array, "*batch n"]:
+    """By how many of a total of the concentrations a share is above its mean, the c-th of them."""
+    return _placed(share, each[..., c], *sum_words(each)).above[0]
 
 
 @_above.defjvp
-def _above_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
-    x, a, b = primals
-    return _above(x, a, b), (a + b) * tangents[0] - (1 - x) * tangents[1] + x * tangents[2]
+def _above_jvp(c: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    (share, each), (moved, change) = primals, tangents
+    x, by_x = (linalg.lead(part, each.ndim) for part in (share.values, moved.values))
+    totals = [jnp.sum(part, axis=-1)[..., None] for part in (each, change)]
+    return _above(c, share, each), totals[0] * by_x + totals[1] * x - change[..., c, None]
 
 
 @module
@@ -268,15 +375,10 @@ class Beta(_Proportions, Numbers):
     def _with(self, concentrations: Float[Array, "*batch 2"]) -> Self:
         return replace(self, successes=concentrations[..., 0], failures=concentrations[..., 1])
 
-    def columns(self, x: Float[Array, "n"]) -> tuple[Logged, Logged]:
-        return Logged.of(x), Logged.of(1 - x)
-
-    def log_density(self, columns: tuple[Logged, ...]) -> Float[Array, "*batch n"]:
-        """By the distance from the mean, of which no digit is lost in taking one large product from another."""
-        x, inside = (linalg.lead(each, self.successes.ndim + 1) for each in (columns[0].values, self.contains(columns)))
-        x = jnp.where(inside, x, 0.5)
-        log_prob = _log_beta(x, self.successes[..., None], self.failures[..., None])
-        return jnp.where(inside, log_prob, -jnp.inf)
+    def columns(self, x: Float[Array, "n"]) -> tuple[Share, ...]:
+        """Successes, and failures to all digits."""
+        rest = 1 - x
+        return Share.words(x, jnp.zeros_like(x)), Share.words(rest, (1 - rest) - x)
 
     def harmless(self) -> float:
         return 0.5
@@ -302,8 +404,9 @@ class Dirichlet(_Proportions):
 
     log p(x) = sum_c (concentration_c - 1) log x_c + log Gamma(sum_c concentration_c) - sum_c log Gamma(concentration_c)
 
-    The mean is concentration / sum of them. Rows that sum to one within 1e-5 are taken as rounded. (`jaxem.priors
-    .Dirichlet` is a prior of probabilities; this is a family of observed proportions.)
+    The mean is concentration / sum of them. Rows that sum to one within 1e-5 are taken as rounded: what counts is the
+    share of each number in their sum, to all digits. (`jaxem.priors.Dirichlet` is a prior of probabilities; this is a
+    family of observed proportions.)
 
     Args:
         concentration: `[..., C]`, above zero.
@@ -331,10 +434,12 @@ class Dirichlet(_Proportions):
     def event_shape(self) -> tuple[int, ...]:
         return self.concentration.shape[-1:]
 
-    def columns(self, x: Float[Array, "n c"]) -> tuple[Logged, ...]:
-        total = jnp.sum(x, axis=-1, keepdims=True)
-        shares = jnp.where(jnp.abs(total - 1) <= 1e-5, x / jnp.where(total > 0, total, 1), -1)
-        return tuple(Logged.of(shares[:, c]) for c in range(x.shape[-1]))
+    def columns(self, x: Float[Array, "n c"]) -> tuple[Share, ...]:
+        """Each over the sum of the row, to twice the digits: a narrow density tells them apart."""
+        total, short = (part[:, None] for part in sum_words(x))
+        high, low = quotient_words(x, jnp.where(total > 0, total, 1), short)
+        high = jnp.where(jnp.abs(total - 1) <= 1e-5, high, -1)
+        return tuple(Share.words(high[:, c], low[:, c]) for c in range(x.shape[-1]))
 
     def harmless(self) -> float:
         return 1 / self.event_shape[0]

@@ -120,12 +120,17 @@ def binet(z: Float[Array, ...]) -> Float[Array, ...]:
     >>> (binet(jnp.array([1.0, 1e3])) * 1e6).round(1).tolist()
     [81061.5, 83.3]
     """
-    far, near, v = _shifted(z)
-    # By how much it is above that of z + 2.
-    ratio = (near + 2) * (near + 2) / ((near + 1) * jnp.sqrt(near * (near + 2)))
-    least = 8 * float(jnp.finfo(z.dtype).tiny)
-    more = near * jnp.log1p(2 / jnp.maximum(near, least)) - 2 + jnp.log(ratio)
-    return v * _series(v, *BINET[z.dtype.itemsize]) + jnp.where(far, 0, more)
+    far = z >= 2
+    near = jnp.where(far, 1, z)
+    small = near < 1
+    raised = near + small.astype(z.dtype)
+    v = 1 / jnp.where(far, z, raised + 1)
+    # With w = 1 / (2 z + 1), that of z is above that of z + 1 by (z + 1/2) log(1 + 1 / z) - 1 = artanh(w) / w - 1.
+    w = 1 / (2 * raised + 1)
+    more = w * w * _series(w * w, *ARTANH[z.dtype.itemsize])
+    least = jnp.maximum(near, 8 * float(jnp.finfo(z.dtype).tiny))
+    first = jnp.where(small, (near + 0.5) * (jnp.log1p(near) - jnp.log(least)) - 1, 0)
+    return v * _series(v, *BINET[z.dtype.itemsize]) + jnp.where(far, 0, more + first)
 
 
 @binet.defjvp
