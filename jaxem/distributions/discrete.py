@@ -27,7 +27,7 @@ from jaxem.distributions.double_double import (
     product_words,
 )
 from jaxem.distributions.moments import enough, shares
-from jaxem.distributions.special import gap
+from jaxem.distributions.special import gap, log_rest
 from jaxem.pytree import module, replace, static
 
 
@@ -46,7 +46,7 @@ def times_log(count: Array, p: Array) -> Array:
 def times_log_rest(count: Array, p: Array) -> Array:
     """`count log(1 - p)`, in the same way."""
     some = p < 1
-    log = jnp.log1p(-jnp.where(some, p, 0))
+    log = log_rest(jnp.where(some, p, 0))
     return jnp.where(some, count * log, jnp.where(count == 0, 0, -jnp.inf))
 
 
@@ -295,7 +295,7 @@ def _binomial_jvp(total: int, primals: tuple[Array, ...], tangents: tuple[Array,
     inner = (probs > 0) & (probs < 1)
     p = jnp.where(inner, probs, 0.5)
     slope = jnp.where(inner, -_from_mean(total, p, x) / p / (1 - p), jnp.where(probs > 0, x, -rest))
-    by_x, by_rest = (jnp.where(inner, log, 0) for log in (jnp.log(p), jnp.log1p(-p)))
+    by_x, by_rest = (jnp.where(inner, log, 0) for log in (jnp.log(p), log_rest(p)))
     change = slope * tangents[0] + by_x * tangents[1] + by_rest * tangents[2]
     return _binomial(total, *primals), change + tangents[3] + tangents[4]
 
@@ -472,7 +472,12 @@ def _poisson(rate: Array, x: Array, coarse: Array, fine: Array) -> Array:
 
     def by_distance() -> Array:
         count = jnp.where(x > 0, x, 1)
-        apart = jnp.where(x > 0, count * gap((mean - count) / count, mean / count), mean)
+        # A share of the count may be too small for a float.
+        tiny = mean < float(jnp.finfo(x.dtype).eps) * count
+        share = jnp.where(tiny, 1, mean / count)
+        far = (jnp.log(count) - jnp.log(mean)) - 1
+        apart = count * jnp.where(tiny, far, gap(jnp.where(tiny, 0, (mean - count) / count), share))
+        apart = jnp.where(x > 0, apart, mean)
         return -factorial_rest(x) - apart
 
     many = anywhere(jnp.any(x > MOST[x.dtype.itemsize]))

@@ -97,6 +97,20 @@ def log_words(x: Float[Array, ...]) -> tuple[Float[Array, ...], Float[Array, ...
     return high, low + (power * of_two[1] + fine[index] + 2 * short + tail)
 
 
+@jax.custom_jvp
+def log_pair(x: Float[Array, ...]) -> tuple[Float[Array, ...], Float[Array, ...]]:
+    """log x, x > 0, rounded, and what rounding took from it; only the former has a slope."""
+    high, low = log_words(x)
+    log = high + low
+    return log, low - (log - high)
+
+
+@log_pair.defjvp
+def _log_pair_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
+    log, rest = log_pair(*primals)
+    return (log, rest), (tangents[0] / primals[0], jnp.zeros_like(rest))
+
+
 def _logs(dtype: Any) -> tuple[Array, Array, np.ndarray]:
     """The logarithms of the parts of one, and of two: multiples of a power of two, and the rest."""
     digits = {4: 16, 8: 42}[jnp.dtype(dtype).itemsize]

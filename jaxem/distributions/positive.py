@@ -14,6 +14,7 @@ from jaxem.constraints import parameter, positive, real
 from jaxem.distributions import truncated
 from jaxem.distributions.base import Family, Rows
 from jaxem.distributions.discrete import Arrivals
+from jaxem.distributions.double_double import quotient_words
 from jaxem.distributions.gaussian import DiagonalGaussian
 from jaxem.distributions.moments import Moments, enough, resolution
 from jaxem.distributions.ratios import InverseRatios, Logged, LogRatios, Ratios
@@ -221,10 +222,7 @@ class Gamma(_Dispersed):
         return LogRatios(rows, first, second, self.centre())
 
     def log_density(self, columns: Logged) -> Float[Array, "*batch n"]:
-        # Written about the mean: for a large shape every term of the formula above is enormous.
-        _, divergence = self._divergence(columns)
-        constant = -stirling(self.shape)[..., None] - linalg.lead(columns.logs, divergence.ndim)
-        log_prob = constant - self.shape[..., None] * divergence
+        log_prob = _log_gamma(columns, self.shape, self.rate)
         return jnp.where(linalg.lead(columns.inside, log_prob.ndim), log_prob, -jnp.inf)
 
     def expected_statistics(self) -> LogRatios:
@@ -260,6 +258,23 @@ class Gamma(_Dispersed):
         return jnp.maximum(draws / self.rate[..., None], jnp.finfo(draws.dtype).tiny)
 
 
+@jax.custom_jvp
+def _log_gamma(row: Logged, shape: Array, rate: Array) -> Float[Array, "*batch n"]:
+    """By the divergence from the mean: for a large shape every term of the formula is enormous."""
+    divergence = row.log_ratio(*quotient_words(shape, rate, jnp.zeros_like(rate)))[1]
+    return (-stirling(shape)[..., None] - linalg.lead(row.logs, divergence.ndim)) - shape[..., None] * divergence
+
+
+@_log_gamma.defjvp
+def _log_gamma_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    (row, shape, rate), (moved, by_shape, by_rate) = primals, tangents
+    mean, short = quotient_words(shape, rate, jnp.zeros_like(rate))
+    above, log = row.less_one(mean, short), row.log_ratio(mean, short)[0]
+    change = (log + behind(shape)[..., None]) * by_shape[..., None] - above * (mean * by_rate)[..., None]
+    by_row = linalg.lead(moved.values / row.values, above.ndim)
+    return _log_gamma(row, shape, rate), change - (1 + shape[..., None] * above) * by_row
+
+
 @module
 class LogNormal(Positive):
     """A Gaussian of log x.
@@ -293,8 +308,11 @@ class LogNormal(Positive):
         return jnp.exp(self.location + self.scale**2 / 2)
 
     def log_density(self, columns: Logged) -> Float[Array, "*batch n"]:
-        log_prob = self.gaussian.log_density(columns.logs[None])
-        log_prob = log_prob - linalg.lead(columns.logs, log_prob.ndim)
+        location, scale = self.location[..., None], self.scale[..., None]
+        logs, fine = (linalg.lead(part, scale.ndim) for part in (columns.logs, columns.fine))
+        # What is left of a logarithm is much if the scale is small.
+        deviation = ((logs - location) + fine) / scale
+        log_prob = -0.5 * (deviation * deviation) - jnp.log(scale) - (logs + 0.5 * math.log(2 * math.pi))
         return jnp.where(linalg.lead(columns.inside, log_prob.ndim), log_prob, -jnp.inf)
 
     def statistics(self, x: Any, weight: Array) -> Moments:
@@ -377,19 +395,13 @@ class InverseGaussian(_Dispersed):
         return self.mean
 
     def _divergence(self, columns: Logged) -> tuple[Array, Array]:
-        less_one = columns.less_one(self.mean)
-        ratio = linalg.lead(columns.values, less_one.ndim) / self.mean[..., None]
-        return less_one, less_one * (less_one / ratio)
+        return _inverse_divergence(columns, self.mean)[1:]
 
     def _ratios(self, rows: Array, first: Array, second: Array) -> InverseRatios:
         return InverseRatios(rows, first, second, self.mean)
 
     def log_density(self, columns: Logged) -> Float[Array, "*batch n"]:
-        _, divergence = self._divergence(columns)
-        constant = 0.5 * jnp.log(self.shape / (2 * math.pi))[..., None] - 1.5 * linalg.lead(
-            columns.logs, divergence.ndim
-        )
-        log_prob = constant - (0.5 * self.shape / self.mean)[..., None] * divergence
+        log_prob = _log_inverse_gaussian(columns, self.mean, self.shape)
         return jnp.where(linalg.lead(columns.inside, log_prob.ndim), log_prob, -jnp.inf)
 
     def expected_statistics(self) -> InverseRatios:
@@ -420,3 +432,29 @@ class InverseGaussian(_Dispersed):
         ratio = 1 / (1 + half + jnp.sqrt(half * (2 + half)))
         small = jax.random.uniform(which, shape, mean.dtype) * (1 + ratio) < 1
         return mean * jnp.where(small, ratio, 1 / ratio)
+
+
+def _inverse_divergence(row: Logged, mean: Array) -> tuple[Array, Array, Array]:
+    """r = x / mean, r - 1, and (r - 1)^2 / r."""
+    less_one = row.less_one(mean)
+    ratio = linalg.lead(row.values, less_one.ndim) / mean[..., None]
+    return ratio, less_one, less_one * (less_one / ratio)
+
+
+@jax.custom_jvp
+def _log_inverse_gaussian(row: Logged, mean: Array, shape: Array) -> Float[Array, "*batch n"]:
+    _, _, divergence = _inverse_divergence(row, mean)
+    constant = 0.5 * jnp.log(shape / (2 * math.pi))[..., None] - 1.5 * linalg.lead(row.logs, divergence.ndim)
+    return constant - (0.5 * shape / mean)[..., None] * divergence
+
+
+@_log_inverse_gaussian.defjvp
+def _log_inverse_gaussian_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    (row, mean, shape), (moved, by_mean, by_shape) = primals, tangents
+    ratio, less_one, divergence = _inverse_divergence(row, mean)
+    narrow = (shape / mean)[..., None]
+    change = narrow * less_one * (by_mean / mean)[..., None]
+    change = change + (0.5 - 0.5 * narrow * divergence) * (by_shape / shape)[..., None]
+    by_row = linalg.lead(moved.values / row.values, ratio.ndim)
+    value = _log_inverse_gaussian(row, mean, shape)
+    return value, change - (1.5 + 0.5 * narrow * less_one * (1 + 1 / ratio)) * by_row

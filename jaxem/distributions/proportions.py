@@ -76,25 +76,21 @@ class Share(Logged):
 
     Attributes:
         low: `[n]`, what is left of them beside `values`.
-        fine: `[n]`, what is left of the logarithms beside `logs`.
     """
 
     low: Float[Array, "n"]
-    fine: Float[Array, "n"]
 
     @staticmethod
     def words(high: Float[Array, "n"], low: Float[Array, "n"]) -> Share:
         """Of two floats."""
-        known = Logged.of(high)
-        low = jax.lax.stop_gradient(jnp.where(known.inside, low, 0))
-        logs, fine = log_words(jax.lax.stop_gradient(known.values))
-        return Share(known.values, logs, known.inside, low, fine + low / jax.lax.stop_gradient(known.values))
+        row = Logged.of(high)
+        low = jax.lax.stop_gradient(jnp.where(row.inside, low, 0))
+        return Share(row.values, row.logs, row.inside, row.fine + low / jax.lax.stop_gradient(row.values), low)
 
-    def less_one(self, reference: Float[Array, "*batch"]) -> Float[Array, "*batch n"]:
+    def less_one(self, reference: Float[Array, "*batch"], short: Any = 0) -> Float[Array, "*batch n"]:
         """x / reference - 1."""
-        reference = reference[..., None]
-        values, low = (linalg.lead(part, reference.ndim) for part in (self.values, self.low))
-        return ((values - reference) + low) / reference
+        low = linalg.lead(self.low, reference.ndim + 1)
+        return super().less_one(reference, short) + low / reference[..., None]
 
 
 class _Proportions(Family):

@@ -7,19 +7,16 @@ where the ratio is one, about a reference near the data; moving the reference is
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxem import linalg
+from jaxem.distributions.double_double import log_pair
 from jaxem.distributions.moments import enough, resolution
-from jaxem.distributions.special import gap
+from jaxem.distributions.special import gap, log_and_gap
 from jaxem.pytree import module, replace
-
-NEAR = 0.25
-"""Below this ratio less one, logarithms are a series: `TERMS` of it, by bytes of a float, are exact to rounding."""
-TERMS = {4: 5, 8: 10}
 
 
 @module
@@ -30,11 +27,13 @@ class Logged:
         values: `[n]`.
         logs: `[n]`, their logarithms.
         inside: `[n]`, is it a positive number?
+        fine: `[n]`, what rounding took from `logs`.
     """
 
     values: Float[Array, "n"]
     logs: Float[Array, "n"]
     inside: Bool[Array, "n"]
+    fine: Float[Array, "n"]
 
     @staticmethod
     def of(x: Float[Array, "n"]) -> Logged:
@@ -42,30 +41,20 @@ class Logged:
         # The CPU takes the smallest (subnormal) floats for zero.
         inside = jnp.isfinite(x) & (x >= jnp.finfo(x.dtype).tiny)
         values = jnp.where(inside, x, 1)
-        return Logged(values, jnp.log(values), inside)
+        logs, fine = log_pair(values)
+        return Logged(values, logs, inside, fine)
 
-    def less_one(self, reference: Float[Array, "*batch"]) -> Float[Array, "*batch n"]:
-        """x / reference - 1."""
-        reference = reference[..., None]
-        return (linalg.lead(self.values, reference.ndim) - reference) / reference
+    def less_one(self, reference: Float[Array, "*batch"], short: Any = 0) -> Float[Array, "*batch n"]:
+        """x / reference - 1, of a reference that may have a second float, `short`."""
+        reference, short = reference[..., None], jnp.broadcast_to(short, reference.shape)[..., None]
+        return ((linalg.lead(self.values, reference.ndim) - reference) - short) / reference
 
-    def log_ratio(self, reference: Float[Array, "*batch"]) -> tuple[Array, Array]:
+    def log_ratio(self, reference: Float[Array, "*batch"], short: Any = 0) -> tuple[Array, Array]:
         """log(x / reference), and by how much x / reference - 1 is above it: each `[..., n]`, to all digits."""
-        coarse = linalg.lead(self.logs, reference.ndim + 1) - jnp.log(reference)[..., None]
-        return _log_and_gap(self.less_one(reference), coarse)
-
-
-def _log_and_gap(d: Array, coarse: Array) -> tuple[Array, Array]:
-    """log(1 + d) and d - log(1 + d), where `coarse` is the former to fewer digits."""
-    near = jnp.abs(d) < NEAR
-    small = jnp.where(near, d, 0)
-    # log(1 + d) = 2 artanh z = 2 (z + z^3 / 3 + z^5 / 5 + ...), and d - 2 z = d z.
-    z = small / (2 + small)
-    square, tail = z * z, jnp.zeros_like(z)
-    for term in range(TERMS[d.dtype.itemsize], 0, -1):
-        tail = tail * square + 2 / (2 * term + 1)
-    tail = tail * square * z
-    return jnp.where(near, 2 * z + tail, coarse), jnp.where(near, small * z - tail, d - coarse)
+        high, low = log_pair(reference)
+        logs, fine = (linalg.lead(part, reference.ndim + 1) for part in (self.logs, self.fine))
+        coarse = (logs - high[..., None]) + (fine - (low + short / reference)[..., None])
+        return log_and_gap(self.less_one(reference, short), coarse)
 
 
 @module

@@ -128,10 +128,10 @@ class StudentT(AnyCell):
         h, d = self.dof[..., None] / 2, self._sizes(columns)
         # log Gamma(h + D/2) - log Gamma(h) - D/2 log(2 pi h), with nothing large in it.
         ratio = stirling(h + d / 2) - stirling(h) + (h + d / 2) * jnp.log1p(d / 2 / h) - d / 2
-        constant, power = self._of_row(columns, ratio - d / 2 * LOG_2_PI), self._of_row(columns, h + d / 2)
+        constant = self._of_row(columns, ratio - d / 2 * LOG_2_PI)
         half_log_det = linalg.half_log_det(white)
         volume = columns.of_row(half_log_det) if isinstance(columns, Gaps) else half_log_det[..., None]
-        return constant - volume - power * jnp.log1p(distance / self.dof[..., None])
+        return constant - volume + _log_tail(self.dof[..., None], self._of_row(columns, d), distance)
 
     def _statistics(self, columns: Columns, weight: Array, distance: Array, white: Array) -> RobustMoments:
         dof, sizes = self.dof[..., None], self._sizes(columns)
@@ -241,6 +241,22 @@ class StudentT(AnyCell):
         """Draws of x - location for rows that all have a precision of one."""
         z = jax.random.normal(key, (*self.batch_shape, n, *self.event_shape), self.dof.dtype)
         return linalg.matmul(z, linalg.transpose(linalg.cholesky(self.scatter)))
+
+
+@jax.custom_jvp
+def _log_tail(dof: Array, d: Array, distance: Array) -> Array:
+    """-(dof + d) / 2 log(1 + distance / dof), whose slope by many degrees of freedom is all but nothing."""
+    return -(dof + d) / 2 * jnp.log1p(distance / dof)
+
+
+@_log_tail.defjvp
+def _log_tail_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    dof, d, distance = primals
+    total = dof + distance
+    share = distance / total
+    by_dof = 0.5 * (d / dof * share - gap(-share, dof / total))
+    by_d, by_distance = -0.5 * jnp.log1p(distance / dof), -(dof + d) / (2 * total)
+    return _log_tail(*primals), by_dof * tangents[0] + by_d * tangents[1] + by_distance * tangents[2]
 
 
 def _degrees(inequality: Float[Array, "*batch"]) -> Float[Array, "*batch"]:

@@ -88,6 +88,20 @@ def _gap_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tup
     return _gap(t, more), t / more * tangents[0]
 
 
+def log_and_gap(t: Float[Array, ...], log: Float[Array, ...]) -> tuple[Float[Array, ...], Float[Array, ...]]:
+    """log(1 + t) and t - log(1 + t), where `log` is the former, but not to all digits where t is small."""
+    near, small, far = _near(t)
+    z, rest = _artanh(small)
+    tail = 2 * z * z * rest
+    return jnp.where(near, z * (2 + tail), log), jnp.where(near, z * (small - tail), far - log)
+
+
+def log_rest(p: Float[Array, ...]) -> Float[Array, ...]:
+    """log(1 - p), 0 <= p < 1: in float64 XLA's own log1p is off by a hundred units of rounding near p = 0.4."""
+    small = p < 0.25
+    return jnp.where(small, jnp.log1p(-jnp.where(small, p, 0)), jnp.log(jnp.where(small, 1, 1 - p)))
+
+
 def gap_by_square(t: Float[Array, ...]) -> Float[Array, ...]:
     """gap(t) / t^2: one half at zero, and falling.
 

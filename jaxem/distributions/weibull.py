@@ -220,8 +220,10 @@ class Weibull(Positive):
 
     def log_density(self, columns: Logged) -> Float[Array, "*batch n"]:
         s = self._log_hazard(columns)
-        log_prob = jnp.log(self.shape)[..., None] - linalg.lead(columns.logs, s.ndim) + s - jnp.exp(_safe(s))
-        return jnp.where(linalg.lead(columns.inside, s.ndim), log_prob, -jnp.inf)
+        finite = s < math.log(float(jnp.finfo(s.dtype).max))
+        hazard = jnp.exp(jnp.where(finite, s, 0))
+        log_prob = jnp.log(self.shape)[..., None] - linalg.lead(columns.logs, s.ndim) + s - hazard
+        return jnp.where(linalg.lead(columns.inside, s.ndim) & finite, log_prob, -jnp.inf)
 
     def statistics(self, x: Any, weight: Array) -> Hazards:
         """Events, and the hazards that each member has met until then."""
