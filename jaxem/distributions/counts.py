@@ -33,7 +33,7 @@ from jaxem.distributions.double_double import (
 )
 from jaxem.distributions.members import Numbers
 from jaxem.distributions.moments import enough
-from jaxem.distributions.special import behind_less, binet, gap, gap_by_square, untabled
+from jaxem.distributions.special import behind_less, binet, gap, gap_by_square, tables
 from jaxem.pytree import module, replace, static
 from jaxem.roots import root
 from jaxem.sums import totals, two_sum
@@ -115,6 +115,7 @@ class Tables:
     Attributes:
         rows: `[...]`, sum of w.
         total: `[...]`, sum of w x.
+        tabled: `[...]`, T: of large counts and a small shape a small part.
         untabled: `[...]`, total - T: nothing in the limit of a Poisson.
         curvature: `[...]`, C.
         log_shape: `[...]`, s0.
@@ -122,6 +123,7 @@ class Tables:
 
     rows: Array
     total: Array
+    tabled: Array
     untabled: Array
     curvature: Array
     log_shape: Array
@@ -130,20 +132,33 @@ class Tables:
         """The same rows, bounded at another shape: that bound lies below this one."""
         change = log_shape - self.log_shape
         near = jnp.exp(-jnp.abs(change))
-        untabled = self.untabled - self.curvature * jnp.sign(change) * (1 - near)
-        return replace(self, untabled=untabled, curvature=self.curvature * near, log_shape=log_shape)
+        more = self.curvature * jnp.sign(change) * (1 - near)
+        return replace(
+            self,
+            tabled=self.tabled + more,
+            untabled=self.untabled - more,
+            curvature=self.curvature * near,
+            log_shape=log_shape,
+        )
 
     def bound(self, log_shape: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         """The bound, less total s: that of the sum over all rows and k < x of log(1 + k / shape)."""
-        change = log_shape - self.log_shape
-        distance = jnp.abs(change)
-        return self.curvature * (jnp.expm1(-distance) + distance) - self.untabled * change
+        return self._curved(log_shape) - self.untabled * (log_shape - self.log_shape)
+
+    def whole_bound(self, log_shape: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+        """The bound, less total s0: that of the sum over all rows and k < x of log(shape + k)."""
+        return self._curved(log_shape) + self.tabled * (log_shape - self.log_shape)
+
+    def _curved(self, log_shape: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+        distance = jnp.abs(log_shape - self.log_shape)
+        return self.curvature * (jnp.expm1(-distance) + distance)
 
     def __add__(self, other: Tables) -> Tables:
         other = other.about(self.log_shape)
         return Tables(
             self.rows + other.rows,
             self.total + other.total,
+            self.tabled + other.tabled,
             self.untabled + other.untabled,
             self.curvature + other.curvature,
             self.log_shape,
@@ -151,9 +166,8 @@ class Tables:
 
     def __mul__(self, factor: Array | float) -> Tables:
         """`factor` (a number) times as many of the same rows."""
-        return Tables(
-            self.rows * factor, self.total * factor, self.untabled * factor, self.curvature * factor, self.log_shape
-        )
+        sums = (self.rows, self.total, self.tabled, self.untabled, self.curvature)
+        return Tables(*(each * factor for each in sums), self.log_shape)
 
 
 @module
@@ -200,15 +214,18 @@ class NegativeBinomial(_Counts, Numbers):
         counts, _ = self.observe(x).columns
         counts = linalg.lead(jnp.where(jnp.isfinite(counts), counts, 0), weight.ndim)
         shape = jnp.broadcast_to(self.shape[..., None], weight.shape)
-        above, falls = jax.jvp(lambda r: untabled(r, jnp.broadcast_to(counts, r.shape)), (shape,), (shape,))
-        rows, total, lacking, curvature = totals(weight, weight * counts, weight * above, -weight * falls)
-        return Tables(rows, total, lacking, curvature, jnp.log(self.shape))
+        (tabled, above), (_, falls) = jax.jvp(
+            lambda r: tables(r, jnp.broadcast_to(counts, r.shape)), (shape,), (shape,)
+        )
+        sums = totals(weight, weight * counts, weight * tabled, weight * above, -weight * falls)
+        return Tables(*sums, jnp.log(self.shape))
 
     def expected_statistics(self) -> Tables:
         """As tables: a prior is then the same function wherever the shape goes."""
         odds = self.mean / self.shape
         above = self.mean * odds * gap_by_square(odds)
-        return Tables(jnp.ones_like(above), self.mean, above, jnp.zeros_like(above), jnp.log(self.shape))
+        tabled = self.shape * jnp.log1p(odds)
+        return Tables(jnp.ones_like(above), self.mean, tabled, above, jnp.zeros_like(above), jnp.log(self.shape))
 
     def floor(self, x: Any, weight: Array) -> Tables:
         """Nothing, bounded at the present shape."""
@@ -216,8 +233,14 @@ class NegativeBinomial(_Counts, Numbers):
 
     def expected_log_prob(self, statistics: Tables) -> Float[Array, "*batch"]:
         """The bound, rows shape log(1 - p) and total log(p shape)."""
-        rest = (statistics.rows * self.shape + statistics.total) * jnp.log1p(self.mean / self.shape)
-        return times_log(statistics.total, self.mean) + statistics.bound(jnp.log(self.shape)) - rest
+        rows, total = statistics.rows, statistics.total
+        odds, log_shape = self.mean / self.shape, jnp.log(self.shape)
+        near = times_log(total, self.mean) + statistics.bound(log_shape) - (rows * self.shape + total) * jnp.log1p(odds)
+        # Where a shape is small beside the mean, total log(shape) would hide all that depends on it.
+        spread = odds > 1
+        rest = rows * self.shape * jnp.log1p(odds) + total * jnp.log1p(1 / jnp.where(spread, odds, 1))
+        far = (statistics.whole_bound(log_shape) - rest) + total * statistics.log_shape
+        return jnp.where(spread, far, near)
 
     def m_step(self, statistics: Tables) -> Self:
         """The mean of the rows, and the shape at which the slope is zero; without counts the shape stays.
@@ -231,9 +254,12 @@ class NegativeBinomial(_Counts, Numbers):
         of_counts = jnp.where(counted, mean, 1)
 
         def excess(log_shape: Array) -> Array:
-            odds = of_counts * jnp.exp(-log_shape)
-            left = jnp.maximum(statistics.about(log_shape).untabled, 0)
-            return left / (rows * of_counts * odds * gap_by_square(odds)) - 1
+            odds, here = of_counts * jnp.exp(-log_shape), statistics.about(log_shape)
+            spread = odds > 1
+            near = jnp.maximum(here.untabled, 0) / (rows * of_counts * odds * gap_by_square(odds)) - 1
+            some = jnp.where(spread, odds, 1)
+            far = 1 - jnp.maximum(here.tabled, 0) / (rows * of_counts * (jnp.log1p(some) / some))
+            return jnp.where(spread, far, near)
 
         log_eps, log_mean = jnp.log(jnp.finfo(mean.dtype).eps), jnp.log(of_counts)
         low, high = log_mean + 2 * log_eps, 2 * jnp.maximum(log_mean, 0) - log_eps

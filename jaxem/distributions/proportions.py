@@ -145,7 +145,7 @@ class _Proportions(Family):
         far = excess < -0.5
         short = jnp.where(far, -logsumexp(log_centre, axis=-1), -jnp.log1p(jnp.where(far, 0, excess)))
         short = jnp.maximum(short, float(jnp.finfo(rows.dtype).eps) ** 2)[..., None]
-        new = jnp.exp(_log_concentrations(log_centre + short, short))
+        new = _solved(log_centre + short, short)
         return self._with(jnp.where(some[..., None], new, self._concentrations))
 
     def floor(self, x: Any, weight: Array) -> Shares:
@@ -170,8 +170,8 @@ def _log_shares(concentrations: Float[Array, "*batch c"]) -> tuple[Array, Array]
     return jnp.log(concentrations) - log_total, log_total
 
 
-def _log_concentrations(log_centre: Float[Array, "*batch c"], short: Float[Array, "*batch 1"]) -> Array:
-    """log a with digamma(a) - digamma(sum a) = log_centre - short, where the centre sums to one and `short` > 0.
+def _solved(log_centre: Float[Array, "*batch c"], short: Float[Array, "*batch 1"]) -> Array:
+    """a with digamma(a) - digamma(sum a) = log_centre - short, where the centre sums to one and `short` > 0.
 
     Newton's method for s = sum a and t = log(a / (s centre)), which solve
 
@@ -212,7 +212,8 @@ def _log_concentrations(log_centre: Float[Array, "*batch c"], short: Float[Array
     # Of the steps none is differentiated but the last, whose derivative is that of the solution.
     log_total, t, _, _ = jax.lax.stop_gradient(jax.lax.while_loop(going, advance, jax.lax.stop_gradient(state)))
     log_total, t = newton(log_total, t)
-    return log_total + log_centre + t
+    # Not the exponential of their sum: what that loses by being large would be lost for each by itself.
+    return jnp.exp(log_total) * jnp.exp(log_centre + t)
 
 
 def _behind_and_slope(log_z: Array) -> tuple[Array, Array]:

@@ -211,11 +211,13 @@ def _behind_rest(v: Array) -> Array:
     return square * _series(square, 1 / 12, -1 / 120, 1 / 252, -1 / 240, 1 / 132, -691 / 32760)
 
 
-def untabled(r: Float[Array, ...], x: Float[Array, ...]) -> Float[Array, ...]:
-    """x - r (digamma(r + x) - digamma(r)) = sum over k < x of k / (r + k): zero for x of 0 and 1, x where r is zero.
+def tables(r: Float[Array, ...], x: Float[Array, ...]) -> tuple[Float[Array, ...], Float[Array, ...]]:
+    """r (digamma(r + x) - digamma(r)) = sum over k < x of r / (r + k), and what it lacks of x: each to all digits.
+
+    The latter, the sum of k / (r + k), is zero for x of 0 and 1, and x where r is zero.
 
     >>> import jax.numpy as jnp
-    >>> untabled(jnp.array([1.0, 1e10]), jnp.array([3.0, 3.0])).round(12).tolist()
+    >>> tables(jnp.array([1.0, 1e10]), jnp.array([3.0, 3.0]))[1].round(12).tolist()
     [1.166666666667, 3e-10]
     """
     large, small, v = _split(r)
@@ -223,6 +225,13 @@ def untabled(r: Float[Array, ...], x: Float[Array, ...]) -> Float[Array, ...]:
     u = x * v
     # In units of u, which underflows less.
     rest = _behind_rest(v) - _behind_rest(1 / (big + x))
-    series = jnp.where(x == 0, 0, u * (gap_by_square(u) * x - 1 / (2 * (1 + u)))) - big * rest
-    direct = x - small * (digamma(small + x) - digamma(small))
-    return jnp.maximum(jnp.where(large, series, direct), 0)
+    half = u / (2 * (1 + u))
+    series = jnp.where(x == 0, 0, u * (gap_by_square(u) * x) - half) - big * rest
+    direct = small * (digamma(small + x) - digamma(small))
+    tabled = jnp.where(large, big * (jnp.log1p(u) + rest) + half, direct)
+    return jnp.maximum(tabled, 0), jnp.maximum(jnp.where(large, series, x - direct), 0)
+
+
+def untabled(r: Float[Array, ...], x: Float[Array, ...]) -> Float[Array, ...]:
+    """The second of `tables`."""
+    return tables(r, x)[1]
