@@ -224,6 +224,42 @@ def test_dirichlet(most: float, least: float, dtype: Any, rng: np.random.Generat
     assert off(found, exact, 1) < 5 * TOLERANCE[dtype.name]
 
 
+LARGE: dict[str, Any] = {
+    "negative-binomial": (lambda one: jem.NegativeBinomial(2e5 * one, 3 * one), lambda rng: rng.poisson(
+        rng.gamma(7, 1e6 / 7, 400)
+    )),
+    "beta": (lambda one: jem.Beta(1e8 * one, 1e8 * one), lambda rng: rng.beta(3e8, 7e8, 400)),
+    "dirichlet": (lambda one: jem.Dirichlet(1e8 * one * jnp.ones(3, one.dtype)), lambda rng: rng.dirichlet(
+        [2e8, 3e8, 5e8], 400
+    )),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_float32_fits_of_large_numbers_are_those_of_float64(name: str, rng: np.random.Generator) -> None:
+    """And where an M-step ends, Q is level: in units of what a row says."""
+    make, draw = LARGE[name]
+    x = draw(rng).astype(np.float32)
+
+    @jax.jit
+    def fitted(model: Any, x: Any) -> Any:
+        def step(_: Any, state: tuple[Any, Any]) -> tuple[Any, Any]:
+            log_prob, pullback = state[0].e_step(rows)
+            statistics = pullback(jnp.ones_like(log_prob))
+            return state[0].m_step(statistics), statistics
+
+        rows = model.observe(x)
+        model, statistics = jax.lax.fori_loop(0, 40, step, (model, model.expected_statistics()))
+        slope = jax.grad(lambda model: model.expected_log_prob(statistics))(model)
+        return model, jax.tree.map(lambda s, leaf: jnp.max(jnp.abs(s * jnp.sqrt(leaf))) / len(x), slope, model)
+
+    (single, slopes), (double, _) = (fitted(make(jnp.ones((), dtype)), x.astype(dtype)) for dtype in (x.dtype, float))
+    assert max(jax.tree.leaves(slopes)) < 0.01
+    raised = jax.tree.map(lambda leaf: leaf.astype(float), single)
+    found, right = (np.mean(model.log_prob(x.astype(float))) for model in (raised, double))
+    np.testing.assert_allclose(found, right, atol=2e-5)
+
+
 def test_a_few_successes_of_a_million() -> None:
     """`x log p + ... + three log Gammas` said -3.28 of it in float32."""
     model = jem.Binomial(1_000_000, np.float32(2.4e-6))

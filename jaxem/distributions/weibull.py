@@ -172,6 +172,33 @@ class Hazards:
         )
 
 
+def _finite_hazard(row: Logged, shape: Array, scale: Array) -> tuple[Array, Array, Array]:
+    """log(x / scale), shape times that, and whether the hazard is a finite number; zeros where it is not."""
+    ratio = row.log_ratio(scale)[0]
+    s = shape[..., None] * ratio
+    finite = s < math.log(float(jnp.finfo(s.dtype).max))
+    return jnp.where(finite, ratio, 0), jnp.where(finite, s, 0), finite
+
+
+@jax.custom_jvp
+def _log_weibull(row: Logged, shape: Array, scale: Array) -> Float[Array, "*batch n"]:
+    """log p; -inf, and without a slope, where the hazard is beyond all numbers."""
+    _, s, finite = _finite_hazard(row, shape, scale)
+    log_prob = jnp.log(shape)[..., None] - linalg.lead(row.logs, s.ndim) + s - jnp.exp(s)
+    return jnp.where(finite, log_prob, -jnp.inf)
+
+
+@_log_weibull.defjvp
+def _log_weibull_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    (row, shape, scale), (moved, by_shape, by_scale) = primals, tangents
+    ratio, s, finite = _finite_hazard(row, shape, scale)
+    steep = jnp.expm1(s)  # which 1 - exp(s) would lose near the scale
+    change = (1 / shape[..., None] - ratio * steep) * by_shape[..., None]
+    change = change + steep * (shape * by_scale / scale)[..., None]
+    change = change - (1 + shape[..., None] * steep) * linalg.lead(moved.values / row.values, s.ndim)
+    return _log_weibull(row, shape, scale), jnp.where(finite, change, 0)
+
+
 def _log(sum_of_weights: Array) -> Array:
     some = sum_of_weights > 0
     return jnp.where(some, jnp.log(jnp.where(some, sum_of_weights, 1)), -jnp.inf)
@@ -219,11 +246,8 @@ class Weibull(Positive):
         return self.shape[..., None] * columns.log_ratio(self.scale)[0]
 
     def log_density(self, columns: Logged) -> Float[Array, "*batch n"]:
-        s = self._log_hazard(columns)
-        finite = s < math.log(float(jnp.finfo(s.dtype).max))
-        hazard = jnp.exp(jnp.where(finite, s, 0))
-        log_prob = jnp.log(self.shape)[..., None] - linalg.lead(columns.logs, s.ndim) + s - hazard
-        return jnp.where(linalg.lead(columns.inside, s.ndim) & finite, log_prob, -jnp.inf)
+        log_prob = _log_weibull(columns, self.shape, self.scale)
+        return jnp.where(linalg.lead(columns.inside, log_prob.ndim), log_prob, -jnp.inf)
 
     def statistics(self, x: Any, weight: Array) -> Hazards:
         """Events, and the hazards that each member has met until then."""
