@@ -62,7 +62,7 @@ def outer(a: Float[Array, "*batch d"], b: Float[Array, "*batch e"]) -> Float[Arr
 def cholesky(matrix: Float[Array, "*batch d d"]) -> Float[Array, "*batch d d"]:
     """The lower triangular L with L L^T = matrix.
 
-    A pivot that rounding has taken below `8 d` units in the last place of its diagonal entry is put back to that
+    A pivot that rounding has taken below `ROUNDING` d units in the last place of its diagonal entry is put back to that
     level, so a matrix that is singular, or negative by rounding only, still has a finite factor.
 
     Args:
@@ -76,45 +76,56 @@ def cholesky(matrix: Float[Array, "*batch d d"]) -> Float[Array, "*batch d d"]:
     return _cholesky_unrolled(matrix, diagonal(matrix), size)[0] if size <= UNROLLED else _cholesky_by_panels(matrix)
 
 
+ROUNDING = 8
+"""So many units in the last place of its diagonal entry, for each column, are what rounding may leave of a pivot."""
+
+
 def rounding(matrix: Float[Array, "*batch d d"]) -> Float[Array, "*batch d"]:
     """How small a pivot of each column says nothing: four times what `cholesky` lifts it to."""
-    return 32 * matrix.shape[-1] * float(jnp.finfo(matrix.dtype).eps) * diagonal(matrix)
+    return 4 * ROUNDING * matrix.shape[-1] * float(jnp.finfo(matrix.dtype).eps) * diagonal(matrix)
 
 
 def lifted(matrix: Float[Array, "*batch d d"], least: Float[Array, "*batch d"]) -> Float[Array, "*batch d d"]:
-    """`matrix`, or one near it that is positive definite: no pivot is below `least`, nor below `rounding`.
+    """`matrix`, or one near it that is positive definite: no pivot is below `least`, nor below rounding.
 
-    Where all pivots are above both, it comes back bit for bit. Else they are lifted to that.
+    Where all pivots are above both, it comes back bit for bit. Else what they lack is added to the diagonal: a little
+    less than `cholesky` would lift them by, so that what it makes of them does not depend on how they were rounded. Of
+    a matrix that is no covariance by more than rounding the diagonal is kept.
 
     >>> import jax.numpy as jnp
     >>> lifted(jnp.array([[4.0, 2.0], [2.0, 1.0]]), jnp.array([1.0, 0.5])).round(3).tolist()
     [[4.0, 2.0], [2.0, 1.5]]
     """
-    if matrix.shape[-1] <= UNROLLED:
-        return matrix + diagonal_matrix(_lack(matrix, least))
-    # Moving second moments from very far away may leave less than nothing of them.
-    factor = cholesky(matrix + diagonal_matrix(jnp.maximum(least - diagonal(matrix), 0)))
-    raised = matmul(factor, transpose(factor))
-    lack = jnp.maximum(least + rounding(raised) - diagonal(factor) ** 2, 0)
-    return jnp.where(jnp.any(lack > 0, axis=-1)[..., None, None], raised + diagonal_matrix(lack), matrix)
+    size, entry = matrix.shape[-1], diagonal(matrix)
+    lack = _lack_unrolled(matrix, least) if size <= UNROLLED else _lack(matrix, least)
+    sound = jnp.all(lack <= 4 * size * (entry + least), axis=-1)[..., None, None]
+    return jnp.where(sound, matrix + diagonal_matrix(lack), diagonal_matrix(jnp.maximum(entry, least)))
+
+
+def _lowest(least: Array, explained: Array, size: int) -> Array:
+    """How small a pivot may be: of an entry that earlier columns explain, it is known to rounding only."""
+    return least + 0.75 * ROUNDING * size * float(jnp.finfo(least.dtype).eps) * explained
 
 
 def _lack(matrix: Array, least: Array) -> Float[Array, "*batch d"]:
-    """What the diagonal lacks, column after column: after the Cholesky method of Gill, Murray and Wright."""
+    """What the diagonal lacks, of many columns."""
+    # Moving second moments from very far away may leave less than nothing of them.
+    entry = jnp.maximum(diagonal(matrix), least)
+    factor = cholesky(matrix + diagonal_matrix(entry - diagonal(matrix)))
+    explained = jnp.sum(factor**2, axis=-1) - diagonal(factor) ** 2
+    return jnp.maximum(_lowest(least, explained, matrix.shape[-1]) - (diagonal(matrix) - explained), 0)
+
+
+def _lack_unrolled(matrix: Array, least: Array) -> Float[Array, "*batch d"]:
     size = matrix.shape[-1]
-    share = 32 * size * float(jnp.finfo(matrix.dtype).eps)
     rest = [[matrix[..., i, j] for j in range(i + 1)] for i in range(size)]
-    lack = [jnp.zeros_like(least[..., 0])] * size
+    lack = []
     for j in range(size):
-        # Of an entry what earlier columns explain is known to rounding, and so is its pivot.
-        lowest = least[..., j] + share * (matrix[..., j, j] + lack[j] - rest[j][j])
-        low = rest[j][j] < lowest
-        lack[j] = lack[j] + jnp.where(low, lowest - rest[j][j], 0)
+        lowest = _lowest(least[..., j], matrix[..., j, j] - rest[j][j], size)
+        pivot = jnp.maximum(rest[j][j], lowest)
+        lack.append(pivot - rest[j][j])
         for i in range(j + 1, size):
-            # Below a pivot that says nothing stands what both diagonals have to outweigh, not what explains.
-            spilled = jnp.where(low, jnp.abs(rest[i][j]), 0)
-            lack[i], lack[j] = lack[i] + spilled, lack[j] + spilled
-            slope = jnp.where(low, 0, rest[i][j] / jnp.where(low, 1, rest[j][j]))
+            slope = rest[i][j] / pivot
             for k in range(j + 1, i + 1):
                 rest[i][k] = rest[i][k] - slope * rest[k][j]
     return jnp.stack(lack, axis=-1)
@@ -123,12 +134,12 @@ def _lack(matrix: Array, least: Array) -> Float[Array, "*batch d"]:
 def _safe_pivot(pivot: Array, entry: Array, size: int) -> tuple[Array, Array]:
     """The root of a pivot put back to rounding level, and what to multiply the rest of its column by.
 
-    Where the pivot was rounding, so is the rest of the column: divided by a tiny root it would grow without bound.
+    Where the pivot is negative by more than rounding, nothing: the rest of the column could grow without bound.
     """
-    rounding = 8 * size * float(jnp.finfo(pivot.dtype).eps)
+    rounding = ROUNDING * size * float(jnp.finfo(pivot.dtype).eps)
     least = jnp.maximum(rounding * entry, jnp.finfo(pivot.dtype).tiny)
     root = jnp.sqrt(jnp.maximum(pivot, least))
-    return root, jnp.where(pivot > least, 1 / root, 0)
+    return root, jnp.where((pivot > -least) & (entry > 0), 1 / root, 0)
 
 
 def _cholesky_unrolled(matrix: Array, entry: Array, size: int) -> tuple[Array, Array]:
@@ -258,7 +269,7 @@ def semidefinite_root(matrix: Float[Array, "*batch d d"]) -> Float[Array, "*batc
     pivot = diagonal(factor)
     lifted = pivot**2 <= 9 * size * float(jnp.finfo(matrix.dtype).eps) * diagonal(matrix)
     lifted = lifted | (diagonal(matrix) <= 0)
-    return factor - diagonal_matrix(jnp.where(lifted, pivot, 0))
+    return jnp.where(lifted[..., None, :], 0, factor)
 
 
 def half_log_det(white: Float[Array, "*batch d d"]) -> Float[Array, "*batch"]:

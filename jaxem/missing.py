@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.experimental import multihost_utils
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxem.arrays import numbers
 from jaxem.pytree import module, replace, static
@@ -145,7 +145,7 @@ class Blocks:
         padded = jnp.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, 1)])
         return padded[..., self.row]
 
-    def gathered(self, blocks: Float[Array, "*batch b s"]) -> Float[Array, "*batch n"]:
+    def gathered(self, blocks: Shaped[Array, "*batch b s"]) -> Shaped[Array, "*batch n"]:
         """Values in blocks, put back into the order of the rows."""
         values = blocks.reshape(*blocks.shape[:-2], -1)
         return values if self.place is None else values[..., self.place]

@@ -161,6 +161,37 @@ def test_em_climbs_what_was_seen(case: str, rng: np.random.Generator) -> None:
         np.testing.assert_allclose(ours, theirs, rtol=1e-7, atol=1e-7)
 
 
+def vectors(columns: int) -> dict[str, Any]:
+    """Two members of each family that knows its marginals."""
+    mean, eye = np.stack([np.zeros(columns), np.ones(columns)]), np.broadcast_to(np.eye(columns), (2, columns, columns))
+    loadings, ones = mean[..., None] + 0.5, np.ones(2)
+    return {
+        "gaussian": jem.Gaussian(mean, eye),
+        "tied": jem.TiedGaussian(mean, eye[0]),
+        "diagonal": jem.DiagonalGaussian(mean, np.ones_like(mean)),
+        "spherical": jem.SphericalGaussian(mean, ones),
+        "tails": jem.StudentT(mean, eye, 8 * ones),
+        "factors": jem.FactorAnalysis(mean, loadings, np.ones_like(mean)),
+        "ppca": jem.PPCA(mean, loadings, ones),
+    }
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("name", vectors(1))
+def test_infinite_cells_are_impossible(name: str, missing: bool, rng: np.random.Generator) -> None:
+    """Whatever else was seen of the row, and without a word on the other rows."""
+    x, model = rng.normal(size=(30, 6)), jem.Mixture([0.5, 0.5], vectors(6)[name])
+    if missing:
+        x[::4, 1] = NAN
+    wanted = np.asarray(model.log_prob(x))
+    x[4, 0], x[7, -1], x[9] = np.inf, -np.inf, np.inf
+    bad = np.isin(np.arange(30), [4, 7, 9])
+    found = np.asarray(model.log_prob(x))
+    np.testing.assert_array_equal(found[bad], -np.inf)
+    np.testing.assert_allclose(found[~bad], wanted[~bad], rtol=1e-9)
+    assert jem.fit(model, x, max_steps=2).words == "impossible_data"
+
+
 def test_integrating_out_by_hand_is_the_same_fit(rng: np.random.Generator) -> None:
     """A categorical cell that is missing is the sum over its values, each as a row of its own."""
     x = rng.integers(0, 3, (30, 2)).astype(float)

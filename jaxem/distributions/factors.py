@@ -174,7 +174,7 @@ class _Factors(AnyCell):
         distances = gaps.of_places(self._each(distance, gaps, self.mean, inverse, noise))
         seen = gaps.blocks.seen.astype(noise.dtype)
         log_volume = matmul(LOG_2_PI + jnp.log(noise), seen.T) + 2 * linalg.half_log_det(white)
-        return -0.5 * (distances + gaps.of_row(log_volume))
+        return self.within(columns, -0.5 * (distances + gaps.of_row(log_volume)))
 
     def statistics(self, x: Any, weight: Array) -> Regressions:
         """The sums of a regression on the expected factors, and what their uncertainty, and that of gaps, adds."""

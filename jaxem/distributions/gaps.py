@@ -294,7 +294,12 @@ class AnyCell(Family):
         return Rows(Gaps.of(x))
 
     def contains(self, columns: Columns) -> Array:
-        return columns.finite() if isinstance(columns, (Gaps, Cells)) else super().contains(columns)
+        gaps = isinstance(columns, (Gaps, Cells))
+        return columns.finite() if gaps else super().contains(quadratic.plain(columns))
+
+    def within(self, columns: Columns, log_density: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
+        """Log-densities; -inf for a row with an infinite cell, whose distance need not be a number."""
+        return jnp.where(lead(self.contains(columns), log_density.ndim), log_density, -jnp.inf)
 
     def completed(self, columns: Any, base: Float[Array, "*batch d n"]) -> Float[Array, "*batch d n"]:
         """Rows with their gaps filled as `base` (means, or draws of whole rows) says, given what was seen."""

@@ -75,7 +75,7 @@ class _Normal(AnyCell):
         raise NotImplementedError
 
     def log_density(self, columns: Columns) -> Float[Array, "*batch n"]:
-        return self._log_density(columns, self._white(columns))
+        return self.within(columns, self._log_density(columns, self._white(columns)))
 
     def statistics(self, x: Any, weight: Array) -> Moments:
         """Weight, mean and scatter of the rows about each member's mean; expected, where cells are missing."""
@@ -85,7 +85,8 @@ class _Normal(AnyCell):
     def e_step(self, x: Any) -> tuple[Array, Pullback]:
         columns = self.expand(self.observe(x)).columns
         white = self._white(columns)
-        return self._log_density(columns, white), lambda weight: self._moments(columns, weight, white)
+        log_prob = self.within(columns, self._log_density(columns, white))
+        return log_prob, lambda weight: self._moments(columns, weight, white)
 
     def expected_log_prob(self, statistics: Moments) -> Float[Array, "*batch"]:
         """-1/2 [rows (D log 2 pi + log det covariance) + trace(covariance^-1 scatter about the mean)]."""

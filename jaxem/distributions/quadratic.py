@@ -44,12 +44,14 @@ class Wide:
     Attributes:
         columns: `[D, n]`.
         centre: `[D]`, the mean of the rows.
+        variance: `[D]`, their variance.
         features: `[D + D (D + 1) / 2, n]`: the columns less the centre, and their products; of independent columns
             `[D + D, n]`, them and their squares, or `[D + 1, n]`, the sum of those.
     """
 
     columns: Float[Array, "d n"]
     centre: Float[Array, "d"]
+    variance: Float[Array, "d"]
     features: Float[Array, "f n"]
 
 
@@ -57,8 +59,16 @@ def widened(columns: Float[Array, "d n"] | Wide) -> Float[Array, "d n"] | Wide:
     """`columns` with their features, if they are too many to write the algebra out."""
     if isinstance(columns, Wide) or len(columns) <= UNROLLED:
         return columns
-    centre = jnp.mean(columns, axis=-1)
-    return Wide(columns, centre, _features(columns - centre[:, None]))
+    near, centre, variance = _centred(columns)
+    return Wide(columns, centre, variance, _features(near))
+
+
+def _centred(columns: Float[Array, "d n"]) -> tuple[Array, Array, Array]:
+    """The columns less their mean, that, and their variance. Infinite cells are no data: they have no say in it."""
+    finite = jnp.isfinite(columns)
+    centre = jnp.mean(jnp.where(finite, columns, 0), axis=-1)
+    near = columns - centre[:, None]
+    return near, centre, jnp.mean(jnp.where(finite, near, 0) ** 2, axis=-1)
 
 
 def plain(columns: Float[Array, "d n"] | Wide) -> Float[Array, "d n"]:
@@ -116,8 +126,13 @@ def _products(by_features, by_member, wide: Wide, mean: Array, white: Array):
     batch, size = mean.shape[:-1], mean.shape[-1]
     mean, white = mean.reshape(-1, size), white.reshape(-1, *white.shape[len(batch) :])
     near = mean - wide.centre[None]
-    offset = white * near if white.ndim == 2 else jnp.einsum("kij,kj->ki", white, near, precision=linalg.HIGHEST)
-    farthest = jnp.max(jnp.sum(offset * offset, axis=-1))
+    if white.ndim == 2:
+        farthest = jnp.max(jnp.sum((white * near) ** 2, axis=-1))
+    else:
+        offset = jnp.einsum("kij,kj->ki", white, near, precision=linalg.HIGHEST)
+        # Where columns nearly determine each other, the terms of a distance are far larger than it.
+        terms = jnp.max(jnp.sum(white * white, axis=-2) * wide.variance[None], axis=-1)
+        farthest = jnp.max(jnp.sum(offset * offset, axis=-1) + terms)
     accurate = farthest * float(jnp.finfo(mean.dtype).eps) < CANCELLATION[mean.dtype.itemsize]
     result = jax.lax.cond(
         accurate,
@@ -182,10 +197,9 @@ def axially_widened(columns: Float[Array, "d n"] | Wide, members: int, spherical
     """Independent columns with their features, if matrix products pay; `spherical`: all have one variance."""
     if isinstance(columns, Wide) or len(columns) <= AXIAL_UNROLLED or members * columns.size <= SMALL:
         return columns
-    centre = jnp.mean(columns, axis=-1)
-    near = columns - centre[:, None]
+    near, centre, variance = _centred(columns)
     squares = jnp.sum(near * near, axis=0, keepdims=True) if spherical else near * near
-    return Wide(columns, centre, jnp.concatenate([near, squares]))
+    return Wide(columns, centre, variance, jnp.concatenate([near, squares]))
 
 
 def axial_distance(

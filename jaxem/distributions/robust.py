@@ -131,7 +131,8 @@ class StudentT(AnyCell):
         constant = self._of_row(columns, ratio - d / 2 * LOG_2_PI)
         half_log_det = linalg.half_log_det(white)
         volume = columns.of_row(half_log_det) if isinstance(columns, Gaps) else half_log_det[..., None]
-        return constant - volume + _log_tail(self.dof[..., None], self._of_row(columns, d), distance)
+        log_density = constant - volume + _log_tail(self.dof[..., None], self._of_row(columns, d), distance)
+        return self.within(columns, log_density)
 
     def _statistics(self, columns: Columns, weight: Array, distance: Array, white: Array) -> RobustMoments:
         dof, sizes = self.dof[..., None], self._sizes(columns)

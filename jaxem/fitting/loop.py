@@ -91,7 +91,8 @@ def advance(
     """Evaluate the model ahead, decide whether to stop there, and propose one after it.
 
     `rows` is the weight of all observations (`Distribution.observations`): it never changes, so it comes from outside.
-    A fit that has ended keeps everything but the model ahead, which nobody reads any more.
+    A fit that has ended keeps everything but the model ahead, which nobody reads any more; one that fell ends where it
+    was before, and what it fell to is not reported.
     """
     proposal, state, log_likelihood = solver.step(now.ahead, now.state, x, weight, prior)
     objective = log_likelihood + now.ahead.expected_log_prob(prior)
@@ -104,7 +105,9 @@ def advance(
     status = judge(log_likelihood, objective, rows, steps, answer, limits)
     record = recorded(now, log_likelihood, objective)
     new = Progress(now.ahead, proposal, state, log_likelihood, objective, gains, steps, status, record)
-    return replace(select(now.status == int(Status.running), new, now), ahead=proposal)
+    running, fell = now.status == int(Status.running), status == int(Status.log_likelihood_decreased)
+    end = jnp.where(running, status, now.status)
+    return replace(select(running & ~fell, new, now), ahead=proposal, status=end)
 
 
 def recorded(now: Progress, log_likelihood: Array, objective: Array) -> Record | None:
