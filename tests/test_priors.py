@@ -122,6 +122,42 @@ def test_weak_prior_is_equivariant_to_scale_and_offset(rng: np.random.Generator)
     np.testing.assert_allclose(other.model.components.covariance, one.model.components.covariance * 100, rtol=1e-5)
 
 
+REGRESSIONS = {
+    "linear": jem.LinearRegression,
+    "poisson": jem.PoissonRegression,
+    "logistic": jem.LogisticRegression,
+    "experts": jem.LinearRegression,
+}
+
+
+@pytest.mark.parametrize("case", REGRESSIONS)
+def test_weak_prior_of_regressions_does_not_see_the_origin_and_unit_of_inputs(
+    case: str, rng: np.random.Generator, dtype: object
+) -> None:
+    """Dates written as yyyymmdd, or inputs in millionths, are as good as any: starts and fits differ in the line alone.
+
+    Numbers that float32 holds just as well after moving.
+    """
+    z, side = 16 * np.round(rng.uniform(-400, 400, size=120)), rng.random(120) < 0.5
+    predictor = np.where(side, 1.5, -1.0) * z / 3000 + np.where(side, 2, -1)
+    response = {
+        "poisson": lambda: rng.poisson(np.exp(predictor)),
+        "logistic": lambda: rng.random(120) < 1 / (1 + np.exp(-predictor)),
+    }.get(case, lambda: predictor + 0.3 * rng.normal(size=120))()
+    kind = jem.MixtureOfExperts if case == "experts" else jem.Mixture
+    fitted, found = jax.jit(lambda model, x: jem.fit(model, x, prior=priors.Weak(), max_steps=25)), []
+    for offset, unit in ((0.0, 1.0), (2e7, 1.0), (0.0, 2.0**20)):
+        x = np.stack([z * unit + offset, response], axis=1).astype(dtype)
+        fit = fitted(kind.start(jax.random.key(0), REGRESSIONS[case], x, 2), x)
+        assert fit.words in {"converged", "max_steps_reached", "precision_exhausted"}
+        members = fit.model.experts if case == "experts" else fit.model.components
+        found.append((fit.objective, fit.log_likelihood, members.coefficients * unit, fit.model.posterior(x)))
+    close = 1e-9 if dtype == jnp.float64 else 1e-3
+    for other in found[1:]:
+        for a, b in zip(other, found[0], strict=True):
+            np.testing.assert_allclose(a, b, rtol=close, atol=close)
+
+
 def test_a_prior_of_another_model_is_refused(rng: np.random.Generator) -> None:
     x = rng.normal(size=(10, 1))
     model = jem.Mixture.start(jax.random.key(0), jem.Gaussian, x, 2)

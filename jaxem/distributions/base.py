@@ -370,12 +370,18 @@ class Family(Distribution):
             # tenth of a row like all the others together: a probability of zero is a place that EM cannot leave.
             share = jnp.where(time == last, jnp.asarray(0.1, weight.dtype), 0)
             statistics = model.e_step(rows)[1](jnp.where(time == last, weight, pooled))
-            return model.m_step(add(statistics, add(floor, scale(model.weak(1), share))))
+            return model.m_step(add(statistics, add(floor, scale(model.weak(1, rows, everything), share))))
 
         return jax.lax.fori_loop(0, last + 1, look, model)
 
-    def weak(self, members: Array | int) -> Statistics:
-        """What one row of a weak prior says to each of `members` components, if all data together look like this."""
+    def weak(self, members: Array | int, x: Any, weight: Array) -> Statistics:
+        """What one row of a weak prior says to each of `members` components, if all data together look like this.
+
+        Args:
+            members: how many share the data.
+            x: the rows to which this was fitted: what is given and not modelled (the inputs of a regression) is theirs.
+            weight: `[n]`.
+        """
         return self.expected_statistics()
 
     @classmethod

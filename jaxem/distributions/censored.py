@@ -147,14 +147,17 @@ class Censored(Family):
         """That of the base."""
         return replace(self, base=self.base.m_step(statistics))
 
-    def weak(self, members: Array | int) -> Statistics:
-        """That of the base."""
-        return self.base.weak(members)
+    def weak(self, members: Array | int, x: Any, weight: Array) -> Statistics:
+        """That of the base, for one number of each row."""
+        return self.base.weak(members, *self._ones(x, weight))
 
     def floor(self, x: Any, weight: Array) -> Statistics:
         """That of the base, for one number of each row."""
+        return self.base.floor(*self._ones(x, weight))
+
+    def _ones(self, x: Any, weight: Array) -> tuple[Rows, Array]:
         columns = self.observe(x).columns
-        return self.base.floor(Rows(columns.points), jnp.where(columns.inside, weight, 0))
+        return Rows(columns.points), jnp.where(columns.inside, weight, 0)
 
     def collapsed(self, floor: Statistics) -> Array:
         """Has the base?"""

@@ -94,5 +94,11 @@ def design(inputs: Float[Array, "n p"], usable: Bool[Array, "n"]) -> Design:
     return Design(jnp.where(usable[None], columns - centre[:, None], 0), centre)
 
 
+def shared(weight: Float[Array, "n"]) -> Float[Array, "n"]:
+    """Weights as shares of all rows; zeros if there are none."""
+    total = jnp.sum(weight)
+    return weight / jnp.where(enough(total), total, 1)
+
+
 def _pairs(size: int) -> tuple[np.ndarray, np.ndarray]:
     return np.tril_indices(size)

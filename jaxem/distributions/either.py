@@ -135,9 +135,10 @@ class Either(Family):
     def expected_statistics(self) -> tuple[Statistics, ...]:
         return tuple(part.expected_statistics() for part in self.parts)
 
-    def weak(self, members: Array | int) -> tuple[Statistics, ...]:
+    def weak(self, members: Array | int, x: Any, weight: Array) -> tuple[Statistics, ...]:
         """What each part says."""
-        return tuple(part.weak(members) for part in self.parts)
+        each = zip(self.parts, self.observe(x).columns, strict=True)
+        return tuple(part.weak(members, block.rows, jnp.where(block.inside, weight, 0)) for part, block in each)
 
     def expected_log_prob(self, statistics: tuple[Statistics, ...]) -> Float[Array, "*batch"]:
         """That of each member."""

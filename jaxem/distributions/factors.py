@@ -242,7 +242,7 @@ class _Factors(AnyCell):
         """
         return _transform(self, self.observe(x))
 
-    def weak(self, members: Array | int) -> Regressions:
+    def weak(self, members: Array | int, x: Any, weight: Array) -> Regressions:
         """A row about the spread, narrower the more members share the data, and a hundredth of one about the mean."""
         one = self.expected_statistics()
         share = jnp.asarray(members, self.mean.dtype) ** (-2 / self.event_shape[0])
@@ -294,7 +294,7 @@ class _Factors(AnyCell):
             return jax.lax.fori_loop(0, WARM, step, model)
 
         model = warm(model, everything, floor)
-        typical = add(scale(model.weak(1), 0.1), floor)
+        typical = add(scale(model.weak(1, rows, everything), 0.1), floor)
         members = weight.shape[:-1]
         model, typical = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*members, *leaf.shape)), (model, typical))
         return warm(model, weight, typical)

@@ -104,7 +104,7 @@ class _Normal(AnyCell):
         moved = statistics.about(mean)
         return self._with(mean, moved.second, statistics.spread_rows, statistics.least(mean))
 
-    def weak(self, members: Array | int) -> Moments:
+    def weak(self, members: Array | int, x: Any, weight: Array) -> Moments:
         """A row about the spread, narrower the more members share the data, and a hundredth of one about the mean."""
         one = self.expected_statistics()
         share = jnp.asarray(members, self.mean.dtype) ** (-2 / self.event_shape[0])

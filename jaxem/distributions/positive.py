@@ -334,9 +334,9 @@ class LogNormal(Positive):
         new = self._with(self.gaussian.m_step(statistics))
         return replace(new, scale=jnp.where(some, new.scale, self.scale))
 
-    def weak(self, members: Array | int) -> Moments:
+    def weak(self, members: Array | int, x: Any, weight: Array) -> Moments:
         """That of the Gaussian of log x."""
-        return self.gaussian.weak(members)
+        return self.gaussian.weak(members, x, weight)
 
     def floor(self, x: Any, weight: Array) -> Moments:
         """No rows, and the scatter of numbers that differ by rounding."""

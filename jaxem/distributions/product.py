@@ -185,10 +185,11 @@ class Product(Family):
         """Each part by itself."""
         return replace(self, parts=tuple(p.m_step(s) for p, s in zip(self.parts, statistics, strict=True)))
 
-    def weak(self, members: Array | int) -> tuple[Statistics, ...]:
+    def weak(self, members: Array | int, x: Any, weight: Array) -> tuple[Statistics, ...]:
         """What each part says: of the room that members share, its columns have their share."""
-        each = zip(self.parts, self._widths, strict=True)
-        return tuple(part.weak(_apiece(part, members, width / self.event_shape[0])) for part, width in each)
+        each = zip(self.parts, self._widths, self.observe(x).columns, strict=True)
+        size = self.event_shape[0]
+        return tuple(part.weak(_apiece(part, members, width / size), block, weight) for part, width, block in each)
 
     def floor(self, x: Any, weight: Array) -> tuple[Statistics, ...]:
         blocks = self.observe(x).columns
@@ -328,9 +329,11 @@ class Independent(Family):
         """The statistics of each column."""
         return self.e_step(x)[1](weight)
 
-    def weak(self, members: Array | int) -> Statistics:
+    def weak(self, members: Array | int, x: Any, weight: Array) -> Statistics:
         """What each column says: it has its share of the room that members share."""
-        return self.base.weak(_apiece(self.base, members, 1 / self.event_shape[0]))
+        members = _apiece(self.base, members, 1 / self.event_shape[0])
+        each = jax.vmap(lambda base, column: base.weak(members, column, weight), (self._axis, 0), out_axes=self._axis)
+        return each(self.base, self.observe(x).columns)
 
     def floor(self, x: Any, weight: Array) -> Statistics:
         """That of each column."""

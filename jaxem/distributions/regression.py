@@ -21,7 +21,7 @@ from jaxem.constraints import parameter, positive, real, vector
 from jaxem.data import as_floats
 from jaxem.distributions import quadratic
 from jaxem.distributions.base import Family, Rows, Statistics
-from jaxem.distributions.design import Design, design
+from jaxem.distributions.design import Design, design, shared
 from jaxem.distributions.double_double import factorial_rest, kept, log_words
 from jaxem.distributions.gaussian import FLOOR
 from jaxem.distributions.moments import enough, resolution
@@ -114,6 +114,11 @@ class Regression(Family):
         inputs, possible = table.design.inputs + table.design.centre[:, None], self.contains(table)
         response = jnp.where(possible, table.response, 0)
         return quadratic.scale(jnp.concatenate([inputs, response[None]]), jnp.where(possible, weight, 0))
+
+    def _shared(self, x: Any, weight: Array) -> tuple[Table, Float[Array, "n"]]:
+        """The rows, and the share that each has of all of them."""
+        rows = self.observe(x)
+        return rows.columns, shared(rows.counted(jnp.where(self.contains(rows.columns), weight, 0)))
 
     def moments(self, inputs: Float[Array, "n p"]) -> tuple[Float[Array, "*batch n"], Float[Array, "*batch n"]]:
         """The mean and the variance of the response.
@@ -321,12 +326,13 @@ class LinearRegression(Regression):
         variance = jnp.maximum(variance, resolution(statistics.size(level, slopes)))
         return replace(new, variance=jnp.where(some, variance, self.variance))
 
-    def weak(self, members: Array | int) -> Residuals:
+    def weak(self, members: Array | int, x: Any, weight: Array) -> Residuals:
         """A row about the variance, less the more members share the data, and a hundredth of one about the line."""
-        one = self.expected_statistics()
-        share = jnp.asarray(members, self.variance.dtype) ** -2
-        gram = (one.gram / 100).at[..., -1, -1].set(self.variance * share)
-        return replace(one, gram=gram)
+        one, share = self.expected_statistics(), jnp.asarray(members, self.variance.dtype) ** -2
+        table, weight = self._shared(x, weight)
+        gram = jnp.zeros_like(one.gram).at[..., :-1, :-1].set(table.design.gram(weight) / 100)
+        gram = gram.at[..., -1, -1].set(self.variance * share)
+        return self._residuals(one.spread_rows, gram, table.design.centre)
 
     def floor(self, x: Any, weight: Array) -> Residuals:
         """No rows; of each input what rounding makes of it, and what holds up responses that are all zero."""
@@ -437,6 +443,13 @@ class _Exponential(Regression):
         diagonal = linalg.diagonal(floor.curvature[..., 0, :, 0, :])
         squared = jnp.sum(diagonal[..., 1:] * self.coefficients**2, axis=-1)
         return squared > RUNAWAY**2 * diagonal[..., 0]
+
+    def weak(self, members: Array | int, x: Any, weight: Array) -> Tangent:
+        """A row with any of the inputs that there are: what the curvature of the log-likelihood says of one."""
+        table, weight = self._shared(x, weight)
+        variance, centre = self._moments(self._predictor(table))[1], table.design.centre
+        curvature = table.design.gram(linalg.lead(weight, variance.ndim) * variance)
+        return self._quadratic(curvature, self._level(centre), self.coefficients, centre)
 
     def ridge(self, strength: Any) -> Tangent:
         """-strength/2 sum of squared coefficients."""

@@ -200,7 +200,7 @@ class StudentT(AnyCell):
         }
         return replace(self, **{name: value for name, value in new.items() if name not in self.held})
 
-    def weak(self, members: Array | int) -> RobustMoments:
+    def weak(self, members: Array | int, x: Any, weight: Array) -> RobustMoments:
         """A row about the spread, narrower the more members share the data, and a hundredth of one about the place."""
         one = self.expected_statistics()
         share = jnp.asarray(members, self.dof.dtype) ** (-2 / self.event_shape[0])
@@ -403,7 +403,7 @@ class Laplace(Family):
         scale = jnp.maximum(scale, jnp.sqrt(resolution(location)))
         return replace(self, location=location, scale=jnp.where(some, scale, self.scale))
 
-    def weak(self, members: Array | int) -> Deviations:
+    def weak(self, members: Array | int, x: Any, weight: Array) -> Deviations:
         """A row about the scale, smaller the more members share the data, and a hundredth of one about the location."""
         one = self.expected_statistics()
         share = 1 / jnp.asarray(members, self.scale.dtype)

@@ -14,7 +14,7 @@ from jaxem.arguments import whole
 from jaxem.constraints import parameter, vector
 from jaxem.distributions import quadratic
 from jaxem.distributions.base import Family, Rows
-from jaxem.distributions.design import Design, design
+from jaxem.distributions.design import Design, design, shared
 from jaxem.distributions.gaussian import FLOOR
 from jaxem.distributions.moments import enough
 from jaxem.distributions.regression import Joint
@@ -135,6 +135,13 @@ class SoftmaxGate(Family):
         diagonal = FLOOR[scale.dtype.itemsize] * jnp.concatenate([jnp.ones_like(scale[:1]), scale**2])
         nothing = jnp.zeros_like(self.intercept), jnp.zeros_like(self.coefficients)
         return self._ridge(jnp.diag(diagonal), *nothing, columns.mean(weight))
+
+    def weak(self, members: Array | int, x: Any, weight: Array) -> Tangent:
+        """A row with any of the inputs that there are, as curved as where all classes are equally probable."""
+        columns = self.observe(x).columns
+        each = columns.gram(shared(weight)) / self.batch_shape[-1]
+        level = self._level(linalg.lead(columns.centre, self.coefficients.ndim))
+        return self._ridge(each, level, self.coefficients, columns.centre)
 
     def ridge(self, strength: Any) -> Tangent:
         """-strength/2 sum of squared coefficients, of all K classes about their mean."""
