@@ -38,6 +38,8 @@ class Sized:
 
     def told(self, x: Any, weight: Any) -> Sized:
         """With the sizes that rows tell, as far as they are not given."""
+        if not isinstance(self.family, type):  # made of others, each of which reads its own
+            return dataclasses.replace(self, family=told(self.family, x, weight))
         lacking = self.family.told(np.zeros(0)).keys() - dict(self.sizes).keys()
         if not lacking:
             return self
