@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 
 import jaxem as jem
 from jaxem.fitting.stopping import NEGLIGIBLE, Look, Trend
@@ -139,3 +140,60 @@ def test_more_centres_than_points() -> None:
     x = jnp.array([[0.0], [0.0], [1.0], [1.0]])
     assert jem.Status(int(jem.kmeans(jax.random.key(0), x, 3).status)).name == "components_coincide"
     assert jem.Status(int(jem.kmeans(jax.random.key(0), x, 2).status)).name == "converged"
+
+
+INF = np.inf
+INTERVALS = {
+    "nothing ended": ([[900, INF], [1200, INF], [1500, INF]], True, True),
+    "nothing began": ([[0, 900], [0, 1200], [0, 1500]], True, True),
+    "one interval": ([[1, 900], [1, 900], [1, 900]], True, False),
+    "a number in common": ([[100, 900], [0, 1200], [300, INF]], True, False),
+    "early ended, late did not": ([[0, 900], [1200, INF], [1300, INF]], True, False),
+    "late ended, early did not": ([[300, INF], [0, 900], [950, 1200]], False, False),
+    "one was seen": ([[100, 100], [200, 200], [300, INF]], False, False),
+}
+
+
+@pytest.mark.parametrize("name", INTERVALS)
+def test_censored_so_that_nothing_is_likeliest(name: str) -> None:
+    """Two parameters have no maximum where a point, or no order at all, explains every row; a rate has one there."""
+    rows, scale, rate = INTERVALS[name]
+    x = jnp.array(rows, float)
+    for base, never in ((jem.Weibull(1.0, 900.0), scale), (jem.Exponential(0.01), rate)):
+        fit = jem.fit(jem.Censored(base), x, tol=1e-3, max_steps=200)
+        assert (fit.words == "no_events") == never, base
+        assert not (never and fit.converged)
+
+
+def test_a_part_of_which_nothing_is_known() -> None:
+    """A censored column beside others, and a column of which no cell was seen."""
+    start = jem.Product((jem.Censored(jem.Exponential(0.01)), jem.Poisson(1.0)))
+    x = np.array([[900.0, INF, 1.0], [1200.0, INF, 2.0], [1500.0, INF, 3.0]])
+    assert jem.fit(start, x, max_steps=50).words == "no_events"
+    x[0, 1] = 950.0
+    assert jem.fit(start, x, max_steps=50).words == "converged"
+    plane = jem.Gaussian(jnp.zeros(2), jnp.eye(2))
+    assert jem.fit(plane, np.array([[1.0, np.nan], [2.0, np.nan], [4.0, np.nan]])).words == "no_data"
+    assert jem.fit(plane, np.array([[1.0, np.nan], [2.0, 5.0], [4.0, 7.0], [5.0, 5.0]])).words == "converged"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_five_of_1588_ended(seed: int) -> None:
+    """The maximum from the equation of the shape alone: the default tolerance finds it to a hundredth."""
+    rng = np.random.default_rng(seed)
+    ended, lasted = rng.uniform(50, 250, 5), rng.uniform(20, 250, 35)
+    weight = np.r_[np.ones(5), rng.multinomial(1583, np.ones(35) / 35)].astype(float)
+    time, events = np.r_[ended, lasted], np.arange(40) < 5
+
+    def slope(shape: float) -> float:
+        power = weight * time**shape
+        return (power @ np.log(time)) / power.sum() - 1 / shape - np.log(ended).mean()
+
+    shape = scipy.optimize.brentq(slope, 0.05, 50, xtol=1e-13)
+    scale = ((weight @ time**shape) / 5) ** (1 / shape)
+    x = np.stack([time, np.where(events, time, INF)], axis=1)
+    for solver in (jem.EM(), jem.SQUAREM(jem.EM())):
+        fit = jem.fit(jem.Censored(jem.Weibull(1.0, 300.0)), x, solver, weight=weight)
+        assert fit.words == "converged"
+        np.testing.assert_allclose([fit.model.base.shape, fit.model.base.scale], [shape, scale], rtol=1e-2)

@@ -81,6 +81,8 @@ class Distribution:
 
     batch_shape: Any
     event_shape: Any
+    censored: ClassVar[Any] = False
+    """Are rows intervals? Then they may say nothing of how large anything is, though they were seen."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Whatever draws takes a seed for a key."""
@@ -111,6 +113,10 @@ class Distribution:
     def observations(self, x: Any, weight: Array) -> Array:
         """How much data there is: the sum of the weights of all rows."""
         return jnp.sum(weight)
+
+    def bounded(self, x: Any, weight: Array) -> Array | bool:
+        """Has the likelihood of these rows a maximum, as far as that is seen from how they were censored?"""
+        return True
 
     def expand(self, x: Any) -> Any:
         """Observed data, ready for several steps: as it is, unless the model has something to prepare."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Self
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -29,14 +30,15 @@ class Ends:
         intervals: what the base makes of the ends; both are that number where the row was seen exactly.
         exact: `[n]`, was it?
         inside: `[n]`, is it possible?
-        ended: `[n]`, is it known to be below some number? The others say how long it lasted at least.
+        lower, upper: `[n]`, the ends themselves, as far as the base can reach.
     """
 
     points: Any
     intervals: Any
     exact: Bool[Array, "n"]
     inside: Bool[Array, "n"]
-    ended: Bool[Array, "n"]
+    lower: Float[Array, "n"]
+    upper: Float[Array, "n"]
 
 
 @module
@@ -63,6 +65,7 @@ class Censored(Family):
     """
 
     scalar = False
+    censored = True
     base: Family
 
     def __post_init__(self) -> None:
@@ -103,12 +106,11 @@ class Censored(Family):
         reach = jnp.maximum(lower, getattr(self.base, "infimum", -jnp.inf))
         points = self._points(jnp.where(exact, lower, representatives(reach, upper)))
         inside = jnp.where(exact, self.base.contains(points), reach < upper)
-        harmless, ended = jnp.asarray(self.base.harmless(), x.dtype), inside & (upper < jnp.inf)
-        settled = exact | ~inside
-        lower, upper = (
+        harmless, settled = jnp.asarray(self.base.harmless(), x.dtype), exact | ~inside
+        low, high = (
             jnp.where(inside, jnp.where(exact, own, end), harmless) for own, end in ((lower, reach), (upper, upper))
         )
-        return Ends(points, self._known.intervals(lower, upper), settled, inside, ended)
+        return Ends(points, self._known.intervals(low, high), settled, inside, reach, upper)
 
     def _points(self, values: Float[Array, "n"]) -> Any:
         return self.base.columns(values[:, None] if self.base.event_shape else values)
@@ -116,10 +118,32 @@ class Censored(Family):
     def observations(self, x: Any, weight: Array) -> Array:
         """The weight of the rows that ended: what lasted longer than it was watched says little by itself.
 
-        So survival analysis counts (Volinsky and Raftery 2000). Without any the scale has no bound.
+        So survival analysis counts (Volinsky and Raftery 2000).
         """
         rows = self.observe(x)
-        return jnp.sum(jnp.where(rows.columns.ended, rows.counted(weight), 0))
+        ended = rows.columns.inside & (rows.columns.upper < jnp.inf)
+        return jnp.sum(jnp.where(ended, rows.counted(weight), 0))
+
+    def bounded(self, x: Any, weight: Array) -> Array:
+        """Not if no row ended, or none began after the edge of what is possible.
+
+        Nor, of a location and a scale, if rows would be likeliest with no width at all, for all intervals have a number
+        in common; or with any, for all that ended did so before all that did not.
+        """
+        rows = self.observe(x)
+        columns = rows.columns
+        used, exact = columns.inside & (rows.counted(weight) > 0), columns.lower == columns.upper
+        begun, ended = columns.lower > getattr(self.base, "infimum", -jnp.inf), columns.upper < jnp.inf
+
+        def last(numbers: Array, among: Array) -> Array:
+            return jnp.max(numbers, where=used & among, initial=-jnp.inf)
+
+        nowhere = ~jnp.any(used & ended) | ~jnp.any(used & begun)
+        if len(jax.tree.leaves(self.base)) > 1 and not getattr(self.base, "held", ()):
+            shared = last(columns.lower, begun) < -last(-columns.upper, ended)
+            apart = last(columns.upper, ended) <= -last(-columns.lower, begun)
+            nowhere |= shared | (apart & ~jnp.any(used & begun & ended))
+        return ~nowhere | jnp.any(used & exact)
 
     def contains(self, columns: Ends) -> Array:
         return columns.inside

@@ -156,6 +156,20 @@ class Product(Family):
         """Each block for itself."""
         return Rows(tuple(p.expand(block) for p, block in zip(self.parts, x.columns, strict=True)))
 
+    @property
+    def censored(self) -> bool:  # type: ignore[override]
+        return any(part.censored for part in self.parts)
+
+    def observations(self, x: Any, weight: Array) -> Array:
+        """Those of the part that has fewest."""
+        parts = zip(self.parts, self.observe(x).columns, strict=True)
+        return jnp.min(jnp.stack([part.observations(block, weight) for part, block in parts]))
+
+    def bounded(self, x: Any, weight: Array) -> Array:
+        """Is that of each part?"""
+        parts = zip(self.parts, self.observe(x).columns, strict=True)
+        return jnp.all(jnp.stack([jnp.asarray(part.bounded(block, weight)) for part, block in parts]))
+
     def check(self, x: Any, weight: Array, prior: Any) -> None:
         at = 0
         for part in self.parts:

@@ -17,7 +17,7 @@ from jaxem.arrays import numbers
 from jaxem.data import ready
 from jaxem.distributions.base import Family, Labelled, Statistics, add, check_model
 from jaxem.fitting.implicit import differentiated
-from jaxem.fitting.loop import Limits, Progress, advance, begin, has_converged, settled, verdict
+from jaxem.fitting.loop import Limits, Progress, advance, begin, has_converged, informed, settled, verdict
 from jaxem.fitting.result import Fit
 from jaxem.fitting.sharded import Spread, dealt, layout_of
 from jaxem.fitting.status import Status
@@ -245,7 +245,7 @@ def _climb(trace: Blank, solver: Any, model: Any, limits: Limits, x: Any, weight
     else:
         # Small data is put into the layout of the loop once; large data is, chunk by chunk, in every pass.
         data = x if solver.batches or in_chunks(model, x, weight) else model.expand(model.observe(x))
-        rows = model.observations(model.observe(x), weight)
+        rows = informed(model, x, weight)
     floor, pseudo = regularisers(model, x, weight, prior)
 
     def running(carry: tuple[Progress, Array]) -> Array:

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxem.constraints import normalized
-from jaxem.distributions.base import Statistics
+from jaxem.distributions.base import Family, Labelled, Statistics
 from jaxem.fitting.status import Status
 from jaxem.fitting.stopping import Answer, Look, Trend, Windows
+from jaxem.latent.base import Latent
+from jaxem.missing import Incomplete
 from jaxem.pytree import module, replace, select
 
 
@@ -85,6 +87,20 @@ def begin(solver: Any, model: Any, x: Any, weight: Float[Array, "n"], prior: Sta
     )
 
 
+def informed(model: Any, x: Any, weight: Float[Array, "n"]) -> Array:
+    """The weight of all observations; zero if they do not tell how large something is.
+
+    So it is of a column of which no cell was seen, and of rows censored so that nothing is likeliest (`bounded`).
+    """
+    observed = model.observe(x)
+    told = jnp.asarray(model.bounded(observed, weight))
+    cells = x.x if isinstance(x, Labelled) else x
+    if isinstance(cells, Incomplete) and isinstance(model, (Family, Latent)):
+        seen = ~jnp.isnan(cells.values.reshape(len(weight), -1))
+        told &= jnp.all(jnp.any(seen & (weight > 0)[:, None], axis=0))
+    return jnp.where(told, model.observations(observed, weight), 0)
+
+
 def advance(
     solver: Any, now: Progress, x: Any, weight: Float[Array, "n"], rows: Array, prior: Statistics, limits: Limits
 ) -> Progress:
@@ -102,7 +118,8 @@ def advance(
     left, tolerance = solver.left(state), limits.tol * rows
     look = Look(objective, now.objective, left, steps - solver.warmup, tolerance, rounding)
     gains, answer = now.gains.after(look, solver)
-    status = judge(log_likelihood, objective, rows, steps, answer, limits)
+    nothing = Status.no_events if now.ahead.censored else Status.no_data
+    status = judge(log_likelihood, objective, rows, steps, answer, limits, nothing)
     record = recorded(now, log_likelihood, objective)
     new = Progress(now.ahead, proposal, state, log_likelihood, objective, gains, steps, status, record)
     running, fell = now.status == int(Status.running), status == int(Status.log_likelihood_decreased)
@@ -140,11 +157,17 @@ def settled(end: Progress, rows: Array) -> Progress:
 
 
 def judge(
-    log_likelihood: Array, objective: Array, rows: Array, steps: Array, answer: Answer, limits: Limits
+    log_likelihood: Array,
+    objective: Array,
+    rows: Array,
+    steps: Array,
+    answer: Answer,
+    limits: Limits,
+    nothing: Status,
 ) -> Int[Array, ""]:
     """The status after a step.
 
-    Where no row says how large anything is (`rows` is zero), however it ends it has arrived nowhere.
+    Where no row says how large anything is (`rows` is zero), however it ends it has arrived nowhere: `nothing`.
     """
     cases = [
         (jnp.isnan(objective) | (objective == jnp.inf), Status.nonfinite),
@@ -158,7 +181,7 @@ def judge(
     conditions = [condition for condition, _ in cases]
     codes = [jnp.full((), int(status), jnp.int32) for _, status in cases]
     status = jnp.select(conditions, codes, jnp.full((), int(Status.running), jnp.int32))
-    return jnp.where((rows <= 0) & ended_well(status), int(Status.no_events), status).astype(jnp.int32)
+    return jnp.where((rows <= 0) & ended_well(status), int(nothing), status).astype(jnp.int32)
 
 
 def ended_well(status: Array) -> Array:

@@ -74,8 +74,11 @@ _SENTENCES = {
         "It climbed as far as the float type can tell, and more than the tolerance may be left; use float64, or loosen "
         "tol."
     ),
-    Status.no_data: "Nothing was observed: every row is missing or has weight zero.",
-    Status.no_events: "No row ended: all lasted longer than they were watched, so the scale has no upper bound.",
+    Status.no_data: "Nothing was observed: every row, or all of a column, is missing or has weight zero.",
+    Status.no_events: (
+        "Rows are censored so that the likelihood has no maximum: none ended, none was seen to begin, or all agree on "
+        "some number, or all that ended did so before all that did not."
+    ),
     Status.components_coincide: (
         "It stands still, but two components are the same: a start from which nothing tells them apart, or more of "
         "them than distinct rows. Use another start, or fewer."

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from jaxem.distributions.base import Labelled, Statistics
 from jaxem.fitting.fit import best_restart, regulariser
-from jaxem.fitting.loop import Limits, Progress, advance, begin, has_converged, settled, verdict
+from jaxem.fitting.loop import Limits, Progress, advance, begin, has_converged, informed, settled, verdict
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
 from jaxem.pytree import module, replace, select
@@ -106,7 +106,7 @@ def turn(
         own_limits = replace(limits, tol=tol)
         model = progress.model
         data = mine.data if solver.batches else model.expand(mine.data)
-        rows = model.observations(model.observe(mine.data), mine.weight)
+        rows = informed(model, mine.data, mine.weight)
 
         def step(now: Progress) -> Progress:
             return advance(solver, now, data, mine.weight, rows, mine.prior, own_limits)

@@ -207,9 +207,18 @@ class Latent(Hidden):
     def check(self, x: Any, weight: Array, prior: Any) -> None:
         self.child.check(x, weight, prior)
 
+    @property
+    def censored(self) -> Any:  # type: ignore[override]
+        return self.child.censored
+
     def observations(self, x: Any, weight: Array) -> Array:
         data, _ = _split(x)
         return self.child.observations(self.child_data(data), self.child_weight(data, weight))
+
+    def bounded(self, x: Any, weight: Array) -> Array | bool:
+        """Is that of the child?"""
+        data, _ = _split(x)
+        return self.child.bounded(self.child_data(data), self.child_weight(data, weight))
 
     def collapsed(self, floor: LatentStatistics) -> Array:
         """Has any state's child collapsed?"""
