@@ -18,16 +18,22 @@ class Bijector(NamedTuple):
 
     `like` tells what is fixed: `moves(like)`, shaped as the coordinates, says which of them move anything (None if all
     do). The others are zero. Where nothing is fixed, a value on the edge has the coordinate of the closest number
-    inside.
+    inside. `logarithms(like)` is one for coordinates that are logarithms (of values, odds or ratios) and zero for
+    others, or one number for all of them.
     """
 
     free: Callable[[Array, Array], Array]
     values: Callable[[Array, Array], Array]
     moves: Callable[[Array], Bool[Array, "..."] | None]
+    logarithms: Callable[[Array], Array | float] = lambda like: 0.0
 
 
 def _all(values: Array) -> None:
     return None
+
+
+def _every(like: Array) -> float:
+    return 1.0
 
 
 def _undecided(probability: Array) -> Array:
@@ -111,6 +117,11 @@ def _spread(matrix: Float[Array, "*batch d d"]) -> Array:
     return jnp.concatenate([some, some[..., rows] & some[..., columns]], axis=-1)
 
 
+def _of_diagonal(matrix: Float[Array, "*batch d d"]) -> Array:
+    size = matrix.shape[-1]
+    return (jnp.arange(size * (size + 1) // 2, dtype=jnp.int32) < size).astype(matrix.dtype)
+
+
 def _turned(loadings: Float[Array, "*batch d k"]) -> tuple[Float[Array, "*batch d k"], Float[Array, "*batch k k"]]:
     """T and Q of loadings = T Q^T: a rotation Q of the factors that leaves nothing of T above its diagonal."""
     size, factors = loadings.shape[-2:]
@@ -146,13 +157,13 @@ def _turned_back(free: Array, like: Float[Array, "*batch d k"]) -> Array:
 
 REAL = Bijector(lambda values, like: values, lambda free, like: free, _all)
 """As it is."""
-POSITIVE = Bijector(_log, _exp, lambda values: values > 0)
+POSITIVE = Bijector(_log, _exp, lambda values: values > 0, _every)
 """Logarithms. A zero stays."""
-UNIT_INTERVAL = Bijector(_logit, _expit, _undecided)
+UNIT_INTERVAL = Bijector(_logit, _expit, _undecided, _every)
 """Log-odds. Zero and one stay."""
-SIMPLEX = Bijector(_log_ratios, _shares, _shared)
+SIMPLEX = Bijector(_log_ratios, _shares, _shared, _every)
 """Log-ratios to the last entry above zero. Zeros stay."""
-POSITIVE_DEFINITE = Bijector(_triangle, _squared, _spread)
+POSITIVE_DEFINITE = Bijector(_triangle, _squared, _spread, _of_diagonal)
 """The Cholesky factor: the logarithms of its diagonal, and what is below. A variance of zero stays."""
 LOADINGS = Bijector(_below, _turned_back, _all)
 """The lower triangle after a rotation of the factors, which no data can tell."""

@@ -113,3 +113,17 @@ def from_coordinates(free: Coordinates, like: Any) -> Any:
     """
     values = [old.bijector.values(one, old.values) for one, old in zip(free, walk(like), strict=True)]
     return jax.tree.unflatten(jax.tree.structure(like), values)
+
+
+def logarithmic(model: Any) -> Coordinates:
+    """One for each coordinate that is a logarithm, of a value, of odds or of a ratio; zero for others.
+
+    >>> import jaxem as jem
+    >>> [each.tolist() for each in logarithmic(jem.Gaussian([0.0, 0.0], [[1.0, 0.0], [0.0, 1.0]]))]
+    [[0.0, 0.0], [1.0, 1.0, 0.0]]
+    """
+    each = zip(walk(model), to_coordinates(model), strict=True)
+    return [
+        jnp.broadcast_to(jnp.asarray(leaf.bijector.logarithms(leaf.values), free.dtype), free.shape)
+        for leaf, free in each
+    ]

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxem as jem
@@ -25,6 +26,10 @@ def counts(seed: int, components: int = 3, n: int = 400) -> np.ndarray:
     rng = np.random.default_rng(seed)
     probs = rng.dirichlet(np.full(BINS, rng.choice([0.05, 0.1, 0.3])), components)
     return np.stack([rng.multinomial(TOTAL, probs[k]) for k in rng.integers(0, components, n)]).astype(float)
+
+
+def alone(models: Any, i: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[i], models)
 
 
 def problems(number: int, components: int) -> tuple[Any, jax.Array]:
@@ -69,10 +74,48 @@ def test_acceleration_ends_where_em_stays(name: str, components: int) -> None:
     assert (np.asarray(again.objective - fits.objective) < 400 * 1e-6).all()
     # Looking ahead, it may come down on another hill than EM from the same start: higher by far more often than lower.
     assert (np.asarray(fits.objective) < np.asarray(em.objective) - 400 * 1e-6).sum() <= 2
-    alone = [
-        jem.fit(jax.tree.map(lambda leaf, i=i: leaf[i], models), xs[i], ACCELERATED[name], **LONG) for i in range(8)
-    ]
-    np.testing.assert_allclose(fits.objective[:8], [fit.objective for fit in alone], rtol=1e-7)
+    each = [jem.fit(alone(models, i), xs[i], ACCELERATED[name], **LONG) for i in range(8)]
+    np.testing.assert_allclose(fits.objective[:8], [fit.objective for fit in each], rtol=1e-7)
     starts = jem.Mixture.start(jax.random.key(1), FAMILY, xs[0], components, restarts=8)
     together = jax.vmap(lambda start: jem.fit(start, xs[0], ACCELERATED[name], **LONG))(starts)
     assert together.converged.all()
+
+
+@pytest.mark.parametrize("components", [3, 4])
+def test_a_line_search_does_not_leave_what_it_cannot_come_back_to(components: int) -> None:
+    """In log-ratios the gradient of a probability of 1e-30 vanishes, whatever pulls at it."""
+    models, xs = problems(40, components)
+    em = jem.fit_many(models, xs, **LONG)
+    fits = [jem.fit(alone(models, i), xs[i], jem.LBFGS(), **LONG) for i in range(40)]
+    assert {fit.words for fit in fits} == {"converged"}
+    ends = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[fit.model for fit in fits])
+    objective = np.array([fit.objective for fit in fits])
+    assert (np.asarray(jem.fit_many(ends, xs, **LONG).objective) - objective < 400 * 1e-6).all()
+    # As above: another hill, now and then.
+    assert (objective < np.asarray(em.objective) - 400 * 1e-6).sum() <= 2
+
+
+ROWS = jnp.array([0.0, 1, 2, 1, 0, 3, 8, 7, 10, 6, 9, 1])
+HARDLY = jem.Mixture([1 - 1e-30, 1e-30], jem.Poisson([1.0, 8.0]))
+"""Half of the rows want the second component."""
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("solver", [jem.LBFGS(), jem.Newton()], ids=["LBFGS", "Newton"])
+def test_who_sees_coordinates_only_comes_back_from_an_edge(solver: Any, dtype: str) -> None:
+    start = jax.tree.map(lambda leaf: leaf.astype(dtype), HARDLY)
+    fit = jem.fit(start, ROWS.astype(dtype), solver)
+    best = jem.fit(jem.Mixture([0.5, 0.5], jem.Poisson([1.0, 8.0])), ROWS, tol=1e-10)
+    assert fit.converged
+    np.testing.assert_allclose(fit.objective, best.objective, atol=1e-4 if dtype == "float32" else 1e-5)
+
+
+def test_at_an_edge_that_pays_to_leave_nothing_has_converged() -> None:
+    """The slope is 1e-30 there, and every component grows but for that: so it goes on."""
+    fit = jem.fit(HARDLY, ROWS, jem.Gradient(optax.sgd(0.1)), max_steps=300)
+    assert fit.steps == 300
+    assert not fit.converged
+    # What nothing pulls at may stay there.
+    idle = jem.fit(jem.Mixture([1 - 1e-30, 1e-30], jem.Poisson([4.0, 900.0])), ROWS, jem.LBFGS())
+    assert idle.model.weights[1] < 1e-6
+    assert idle.steps < 20

@@ -9,10 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxem import linalg
+from jaxem import bijectors, linalg
 from jaxem.arguments import said_of
+from jaxem.constraints import Leaf, walk
+from jaxem.coordinates import to_coordinates
 from jaxem.distributions.base import Statistics
 from jaxem.linalg import HIGHEST
 from jaxem.pytree import module, replace, select, static
@@ -39,7 +42,7 @@ class Trial:
         gain: what a plain step from that model gains, to first order.
         slowness: how many such steps the rest is worth: the most that was seen of late.
         ahead: `[p]` coordinates of the model on trial.
-        tried, move: `[p]` those of the last model that was on trial, and the plain step from there.
+        tried, move: `[q]` the place (`_place`) of the last model that was on trial, and the plain step from there.
         claim: `PASSING`, `ON_TRIAL` or `PLAIN`.
         memory: what the scheme remembers.
     """
@@ -50,8 +53,8 @@ class Trial:
     gain: Float[Array, ""]
     slowness: Float[Array, ""]
     ahead: Float[Array, "p"]
-    tried: Float[Array, "p"]
-    move: Float[Array, "p"]
+    tried: Float[Array, "q"]
+    move: Float[Array, "q"]
     claim: Int[Array, ""]
     memory: Any
 
@@ -99,7 +102,8 @@ class Accelerated(Solver):
     def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Trial:
         """The model itself is on trial first."""
         at, never = flat(model)[0], jnp.full((), -jnp.inf, weight.dtype)
-        return Trial(model, never, never, -never, jnp.ones_like(never), at, at, at, _code(PLAIN), self.remember(at))
+        here, ones = _place(model), jnp.ones_like(never)
+        return Trial(model, never, never, -never, ones, at, here, here, _code(PLAIN), self.remember(at))
 
     def step(self, model: Any, state: Trial, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Any:
         """One plain step from the trial; the objective stands still while none is taken."""
@@ -115,12 +119,36 @@ class Accelerated(Solver):
         taken = (state.claim == PLAIN) | ((state.claim == ON_TRIAL) & (objective >= state.objective))
         image = flat(stepped, state.like)[0]
         ahead, claim, memory = self.propose(state.memory, taken, tried, image)
-        gain, move = jnp.asarray(self.solver.left(plain), objective.dtype), image - tried
-        slowness = jnp.where(known, _slowness(state, tried, move, jnp.where(taken, gain, state.gain)), 1)
-        found = Trial(state.like, log_likelihood, objective, gain, slowness, ahead, tried, move, claim, memory)
+        gain, place = jnp.asarray(self.solver.left(plain), objective.dtype), _place(trial)
+        move = _place(stepped) - place
+        slowness = jnp.where(known, _slowness(state, place, move, jnp.where(taken, gain, state.gain)), 1)
+        found = Trial(state.like, log_likelihood, objective, gain, slowness, ahead, place, move, claim, memory)
         kept = replace(found, log_likelihood=state.log_likelihood, objective=state.objective, gain=state.gain)
         came_in = jnp.where(known, state.log_likelihood, log_likelihood)
         return select(taken, trial, model), select(taken, found, kept), came_in
+
+
+def _place(model: Any) -> Float[Array, "q"]:
+    """Numbers whose differences say how far apart two models are.
+
+    Not coordinates: one that runs off to an edge would count for ever more, though less and less depends on it. Roots
+    of probabilities stand still there (their distance is Hellinger's), and so do logarithms of what is next to nothing
+    beside the largest.
+    """
+    each = zip(walk(model), to_coordinates(model), strict=True)
+    return ravel_pytree([_settling(leaf, free) for leaf, free in each])[0]
+
+
+def _settling(leaf: Leaf, free: Array) -> Any:
+    values = leaf.values
+    if leaf.bijector is bijectors.SIMPLEX:
+        return jnp.sqrt(values)
+    if leaf.bijector is bijectors.UNIT_INTERVAL:
+        return jnp.sqrt(values), jnp.sqrt(1 - values)
+    if leaf.bijector is bijectors.POSITIVE:
+        least = float(jnp.finfo(values.dtype).eps) ** 0.5 * jnp.max(values)
+        return jnp.log(jnp.where(least > 0, values + least, 1))
+    return free
 
 
 def _slowness(state: Trial, tried: Array, move: Array, gain: Array) -> Array:

@@ -11,13 +11,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxem.arguments import as_key, said_of
-from jaxem.coordinates import Coordinates, from_coordinates, to_coordinates
-from jaxem.distributions.base import Statistics, add
+from jaxem.coordinates import Coordinates, from_coordinates, logarithmic, to_coordinates
+from jaxem.distributions.base import Statistics
 from jaxem.pytree import module, select, static
 from jaxem.solvers.base import Solver
 from jaxem.solvers.batches import check_size, epoch
 from jaxem.solvers.em import expectation
-from jaxem.solvers.objective import gradient_of, left, objective, value_and_gradient
+from jaxem.solvers.objective import gradient_of, objective, plain_step, value_and_gradient
+
+FARTHEST = 4.0
+"""Nats by which a line search may move a logarithm."""
 
 
 @module
@@ -93,7 +96,7 @@ class Gradient(Solver):
         """One E-step, whose statistics give the gradient, and one update; in batches, one for each of them."""
         inner, steps, _, searched = state
         log_likelihood, statistics = expectation(model, x, weight)
-        promised, rows = left(model, statistics, prior), _rows(weight)
+        promised, rows = plain_step(model, statistics, prior).left, _rows(weight)
 
         def updated(carry: Any, x: Any, weight: Array, height: Array, gradient: Coordinates) -> Any:
             model, inner, searched = carry
@@ -122,7 +125,10 @@ class Gradient(Solver):
 class LBFGS(Solver):
     """Limited-memory BFGS of optax, with its zoom line search (Nocedal and Wright 2006, chapters 3 and 7).
 
-    Where the line search finds nothing higher it takes an EM step, and remembers nothing of what came before.
+    It moves no logarithm (of a rate, of a ratio of probabilities) by more than a few nats at once: far out, the
+    gradient of a probability has vanished, and nothing leads back. Where the line search finds nothing higher, or less
+    than what probabilities next to an edge would gain away from it, it takes an EM step, and remembers nothing of what
+    came before.
 
     Args:
         memory: how many steps it remembers.
@@ -143,16 +149,14 @@ class LBFGS(Solver):
         """A line search may gain nothing once."""
         return 3
 
-    @property
-    def _transformation(self) -> Any:
+    def _transformation(self, logarithms: Coordinates) -> Any:
         import optax  # which takes its time, and who never asks for it need not wait
 
-        search = optax.scale_by_zoom_linesearch(max_linesearch_steps=self.most, initial_guess_strategy="one")
-        return optax.lbfgs(memory_size=self.memory, linesearch=search)
+        return optax.lbfgs(memory_size=self.memory, linesearch=_bounded(self.most, logarithms))
 
     def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Any:
         """Nothing remembered yet, nothing evaluated, nothing known of what is left to gain."""
-        return _begun(self._transformation, to_coordinates(model)), jnp.zeros((), jnp.int32), _unknown(weight)
+        return _begun(self._transformation([]), to_coordinates(model)), jnp.zeros((), jnp.int32), _unknown(weight)
 
     def left(self, state: Any) -> Array:
         """What an EM step would have gained."""
@@ -169,12 +173,35 @@ class LBFGS(Solver):
         log_likelihood, statistics = expectation(model, x, weight)
         height = (log_likelihood + model.expected_log_prob(prior)) / rows
         slope = jax.tree.map(lambda leaf: leaf / rows, gradient_of(model, statistics, prior))
-        updates, inner = _update(self._transformation, before, free, height, slope, (model, x, weight, prior), rows)
-        higher = -inner[-1].value > height + 4 * float(jnp.finfo(height.dtype).eps) * jnp.abs(height)
+        search = self._transformation(logarithmic(model))
+        updates, inner = _update(search, before, free, height, slope, (model, x, weight, prior), rows)
+        gained = -inner[-1].value - height
+        plain = plain_step(model, statistics, prior)
+        higher = (gained > 4 * float(jnp.finfo(height.dtype).eps) * jnp.abs(height)) & (gained * rows >= plain.lift)
         evaluations = evaluations + 1 + _searched(inner)
-        plain, forgotten = model.m_step(add(statistics, prior)), _begun(self._transformation, free)
-        ahead, inner = select(higher, (_moved(model, free, updates), inner), (plain, forgotten))
-        return ahead, (inner, evaluations, left(model, statistics, prior)), log_likelihood
+        # What underflows in an EM step is not zero for good.
+        inside, forgotten = from_coordinates(to_coordinates(plain.model, model), model), _begun(search, free)
+        ahead, inner = select(higher, (_moved(model, free, updates), inner), (inside, forgotten))
+        return ahead, (inner, evaluations, plain.left), log_likelihood
+
+
+def _bounded(most: int, logarithms: Coordinates) -> Any:
+    """The zoom line search of optax, which moves no logarithm by more than `FARTHEST` at once.
+
+    Args:
+        most: evaluations.
+        logarithms: one for a coordinate that is a logarithm, zero for others.
+    """
+    import optax  # which takes its time, and who never asks for it need not wait
+
+    def search(farthest: Any = None) -> Any:
+        return optax.scale_by_zoom_linesearch(most, max_learning_rate=farthest, initial_guess_strategy="one")
+
+    def update(updates: Coordinates, state: Any, params: Any = None, **told: Any) -> Any:
+        moved = [jnp.max(jnp.abs(one) * is_log, initial=0) for one, is_log in zip(updates, logarithms, strict=True)]
+        return search(FARTHEST / jnp.maximum(jnp.max(jnp.stack(moved)), 1e-30)).update(updates, state, params, **told)
+
+    return optax.GradientTransformationExtraArgs(search().init, update)
 
 
 def _begun(transformation: Any, free: Coordinates) -> Any:

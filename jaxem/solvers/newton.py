@@ -9,11 +9,11 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from jaxem import linalg
-from jaxem.distributions.base import Statistics, add
+from jaxem.distributions.base import Statistics
 from jaxem.pytree import module, select
 from jaxem.solvers.base import Solver
 from jaxem.solvers.em import expectation
-from jaxem.solvers.objective import flat, information, value_and_gradient
+from jaxem.solvers.objective import flat, information, plain_step, value_and_gradient
 
 MOST = 200
 """Free numbers above which a Hessian costs more passes than it saves."""
@@ -65,7 +65,8 @@ class Newton(Solver):
         curvature = information(model, x, weight, prior)
         damped = curvature + damping * jnp.diag(jnp.maximum(jnp.abs(linalg.diagonal(curvature)), 1))
         there, _ = linalg.solve(damped, gradient)
-        ahead, plain = model_at(free + there), model.m_step(add(statistics, prior))
+        plain = plain_step(model, statistics, prior)
+        ahead = model_at(free + there)
 
         def height(model: Any) -> Array:
             return expectation(model, x, weight)[0] + model.expected_log_prob(prior)
@@ -74,6 +75,6 @@ class Newton(Solver):
         reached = height(ahead)
         rises = reached >= log_likelihood + model.expected_log_prob(prior)
         damping = jnp.where(rises, EASED * damping, jnp.minimum(RAISED * damping, 1e3))
-        promised = jnp.abs(jnp.sum(gradient * there)) / 2
-        ahead = select(reached >= height(plain), ahead, plain)
+        promised = jnp.abs(jnp.sum(gradient * there)) / 2 + plain.lift
+        ahead = select(reached >= height(plain.model), ahead, plain.model)
         return ahead, (damping, passes + free.size + 4, promised), log_likelihood

@@ -8,17 +8,23 @@ same memory. The derivative of that gradient is the Hessian (Louis 1982).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from jaxem.constraints import Leaf, simplex, unit_interval, walk
 from jaxem.coordinates import Coordinates, from_coordinates, to_coordinates
 from jaxem.distributions.base import Statistics, add
 from jaxem.solvers.em import expectation
 from jaxem.sums import log_sum
+
+NEAR = 1e-3
+"""Probabilities closer than this to zero or one are next to the edge."""
+NOTABLE = 0.1
+"""What grows by less than this share in an EM step is left to grow so."""
 
 
 def value_and_gradient(
@@ -36,13 +42,59 @@ def gradient_of(model: Any, statistics: Statistics, prior: Statistics) -> Coordi
     return jax.grad(lambda free: from_coordinates(free, model).expected_log_prob(counted))(to_coordinates(model))
 
 
-def left(model: Any, statistics: Statistics, prior: Statistics) -> Array:
-    """What an EM step from a model would gain, to first order: half the gradient times the step, in coordinates.
+class Plain(NamedTuple):
+    """The EM step from a model, and what it says to a solver that sees coordinates only.
 
-    It is zero at a maximum only, and does not depend on units.
+    Attributes:
+        model: after that step, lifted off the edges that it moves away from.
+        left: what it would gain, to first order: half the gradient times the step, in coordinates, and `lift`. It is
+            zero at a maximum only, and does not depend on units.
+        lift: what probabilities next to zero or one would gain away from there.
     """
-    step = flat(model.m_step(add(statistics, prior)), model)[0] - flat(model)[0]
-    return jnp.abs(jnp.sum(ravel_pytree(gradient_of(model, statistics, prior))[0] * step)) / 2
+
+    model: Any
+    left: Array
+    lift: Array
+
+
+def plain_step(model: Any, statistics: Statistics, prior: Statistics) -> Plain:
+    """The EM step from a model with these expected statistics.
+
+    In log-ratios the gradient of a probability vanishes with it, whatever pulls at it. The slope of Q in the
+    probability itself does not: that, and by how much the EM step multiplies it, say what it is worth to come back.
+    """
+    counted = add(statistics, prior)
+    new = model.m_step(counted)
+    step = flat(new, model)[0] - flat(model)[0]
+    along = jnp.abs(jnp.sum(ravel_pytree(gradient_of(model, statistics, prior))[0] * step)) / 2
+    slopes = jax.grad(lambda model: model.expected_log_prob(counted), allow_int=True)(model)
+    each = zip(walk(model), jax.tree.leaves(new), jax.tree.leaves(slopes), strict=True)
+    values, lifts = zip(*(_lifted(leaf, one, slope) for leaf, one, slope in each), strict=True)
+    lift = sum(lifts, jnp.zeros_like(along))
+    return Plain(jax.tree.unflatten(jax.tree.structure(new), values), along + lift, lift)
+
+
+def _lifted(leaf: Leaf, new: Array, slope: Array) -> tuple[Array, Array]:
+    """New values of a parameter, what grows next to an edge lifted off it, and what that is worth."""
+    if leaf.constraint is simplex:
+        return _grown(leaf.values, new, slope)
+    if leaf.constraint is unit_interval:
+        both = [jnp.stack(pair, axis=-1) for pair in ((1 - leaf.values, leaf.values), (1 - new, new))]
+        values, worth = _grown(*both, jnp.stack([jnp.zeros_like(slope), slope], axis=-1))
+        return values[..., 1], worth
+    return new, jnp.zeros((), new.dtype)
+
+
+def _grown(shares: Array, new: Array, slope: Array) -> tuple[Array, Array]:
+    inside = shares > 0
+    slope = jnp.where(inside, slope, 0)
+    steep = slope - jnp.sum(shares * slope, axis=-1, keepdims=True)
+    grows = inside & (shares < NEAR) & (new > shares) & (steep > 0)
+    more = jnp.where(grows, new / jnp.where(grows, shares, 1), 1) - 1
+    worth = jnp.sum(jnp.where(grows, steep * jnp.minimum(more, 1) / 2, 0))
+    # Halfway in logarithms: a few steps from anywhere.
+    lifted = jnp.where(more > NOTABLE, jnp.maximum(new, jnp.minimum(jnp.sqrt(new), NEAR)), new)
+    return jnp.where(jnp.any(more > NOTABLE, axis=-1, keepdims=True), simplex.exact(lifted), new), worth
 
 
 @jax.custom_vjp

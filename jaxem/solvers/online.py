@@ -15,7 +15,7 @@ from jaxem.pytree import module, static
 from jaxem.solvers.base import Solver
 from jaxem.solvers.batches import check_size, epoch
 from jaxem.solvers.em import expectation
-from jaxem.solvers.objective import left
+from jaxem.solvers.objective import plain_step
 
 
 @module
@@ -81,7 +81,7 @@ class OnlineEM(Solver):
     def step(self, model: Any, state: Any, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Any:
         """The log-likelihood of all rows, and then a pass in batches."""
         log_likelihood, exact = expectation(model, x, weight)
-        promised = left(model, exact, prior)
+        promised = plain_step(model, exact, prior).left
         model, (statistics, seen, passes, _) = self.learned(model, state, x, weight, prior)
         return model, (statistics, seen, passes, promised), log_likelihood
 
