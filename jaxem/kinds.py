@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 import jaxem as jem
 from jaxem.constraints import Constraint, held, leaves, parameters
 from jaxem.distributions.either import Either, EitherFamily
+from jaxem.distributions.words import FAMILIES as NAMED
 from jaxem.errors import InputError
 
 
@@ -85,50 +87,47 @@ class Word:
     units: str = ""
 
 
-FAMILIES = {
-    "gaussian": Word(jem.Gaussian, "Gaussians with full covariance", Reads.any, gaps=True, units="each"),
-    "diagonal": Word(jem.DiagonalGaussian, "Gaussians with diagonal covariance", Reads.any, gaps=True, units="each"),
-    "spherical": Word(
-        jem.SphericalGaussian, "Gaussians with one variance for all columns", Reads.any, gaps=True, units="one"
-    ),
-    "tied": Word(jem.TiedGaussian, "Gaussians that share one covariance", Reads.any, gaps=True, units="each"),
-    "bernoulli": Word(jem.Bernoulli, "Bernoulli (yes or no)", support=YES_NO),
-    "binomial": Word(jem.Binomial, "binomial counts", support=COUNT),
-    "categorical": Word(jem.Categorical, "categories"),
-    "poisson": Word(jem.Poisson, "Poisson counts", support=COUNT),
-    "geometric": Word(jem.Geometric, "geometric counts", support=COUNT),
-    "negative_binomial": Word(jem.NegativeBinomial, "negative binomial counts", support=COUNT),
-    "zero_inflated_poisson": Word(
-        jem.Either.of(jem.PointMass, jem.Poisson), "zeros and Poisson counts", Reads.alone, COUNT
-    ),
-    "zero_inflated_negative_binomial": Word(
-        jem.Either.of(jem.PointMass, jem.NegativeBinomial), "zeros and negative binomial counts", Reads.alone, COUNT
-    ),
-    "zero_inflated_gamma": Word(
-        jem.Either.of(jem.PointMass, jem.Gamma), "zeros and gamma numbers", Reads.alone, FROM_ZERO
-    ),
-    "exponential": Word(jem.Exponential, "exponential numbers", support=FROM_ZERO),
-    "gamma": Word(jem.Gamma, "gamma numbers", support=ABOVE_ZERO),
-    "beta": Word(jem.Beta, "beta proportions", support=BETWEEN),
-    "lognormal": Word(jem.LogNormal, "log-normal numbers", support=ABOVE_ZERO),
-    "inverse_gaussian": Word(jem.InverseGaussian, "inverse Gaussian numbers", support=ABOVE_ZERO),
-    "weibull": Word(jem.Weibull, "Weibull numbers", support=ABOVE_ZERO),
-    "von_mises": Word(jem.VonMises, "von Mises angles", support=ANGLE),
-    "laplace": Word(jem.Laplace, "Laplace numbers", units="each"),
-    "student_t": Word(jem.StudentT, "Student's t", Reads.any, gaps=True, units="each"),
-    "factor_analysis": Word(jem.FactorAnalysis, "factor analysis", Reads.all, gaps=True, units="each"),
-    "ppca": Word(jem.PPCA, "probabilistic principal components", Reads.all, gaps=True, units="one"),
-    "multinomial": Word(jem.Multinomial, "multinomial counts", Reads.all, COUNT),
-    "dirichlet": Word(jem.Dirichlet, "Dirichlet proportions", Reads.all, ABOVE_ZERO, total=SHARES),
-    "censored_exponential": Word(
-        jem.Censored.of(jem.Exponential), "exponential numbers, censored", Reads.ends, POSITIVE_END
-    ),
-    "censored_weibull": Word(jem.Censored.of(jem.Weibull), "Weibull numbers, censored", Reads.ends, POSITIVE_END),
-    "censored_gaussian": Word(jem.Censored.of(jem.Gaussian), "Gaussian numbers, censored", Reads.ends, END),
-    "linear_regression": Word(jem.LinearRegression, "linear regression", Reads.response, units="each"),
-    "logistic_regression": Word(jem.LogisticRegression, "logistic regression", Reads.response, response=YES_NO),
-    "poisson_regression": Word(jem.PoissonRegression, "Poisson regression", Reads.response, response=COUNT),
+def _said(about: str, reads: Reads = Reads.one, support: Support = FINITE, **more: Any) -> Callable[[Any], Word]:
+    """All of a `Word` but the family."""
+    return partial(Word, about=about, reads=reads, support=support, **more)
+
+
+_SAID = {
+    "gaussian": _said("Gaussians with full covariance", Reads.any, gaps=True, units="each"),
+    "diagonal": _said("Gaussians with diagonal covariance", Reads.any, gaps=True, units="each"),
+    "spherical": _said("Gaussians with one variance for all columns", Reads.any, gaps=True, units="one"),
+    "tied": _said("Gaussians that share one covariance", Reads.any, gaps=True, units="each"),
+    "bernoulli": _said("Bernoulli (yes or no)", support=YES_NO),
+    "binomial": _said("binomial counts", support=COUNT),
+    "categorical": _said("categories"),
+    "poisson": _said("Poisson counts", support=COUNT),
+    "geometric": _said("geometric counts", support=COUNT),
+    "negative_binomial": _said("negative binomial counts", support=COUNT),
+    "zero_inflated_poisson": _said("zeros and Poisson counts", Reads.alone, COUNT),
+    "zero_inflated_negative_binomial": _said("zeros and negative binomial counts", Reads.alone, COUNT),
+    "zero_inflated_gamma": _said("zeros and gamma numbers", Reads.alone, FROM_ZERO),
+    "exponential": _said("exponential numbers", support=FROM_ZERO),
+    "gamma": _said("gamma numbers", support=ABOVE_ZERO),
+    "beta": _said("beta proportions", support=BETWEEN),
+    "lognormal": _said("log-normal numbers", support=ABOVE_ZERO),
+    "inverse_gaussian": _said("inverse Gaussian numbers", support=ABOVE_ZERO),
+    "weibull": _said("Weibull numbers", support=ABOVE_ZERO),
+    "von_mises": _said("von Mises angles", support=ANGLE),
+    "laplace": _said("Laplace numbers", units="each"),
+    "student_t": _said("Student's t", Reads.any, gaps=True, units="each"),
+    "factor_analysis": _said("factor analysis", Reads.all, gaps=True, units="each"),
+    "ppca": _said("probabilistic principal components", Reads.all, gaps=True, units="one"),
+    "multinomial": _said("multinomial counts", Reads.all, COUNT),
+    "dirichlet": _said("Dirichlet proportions", Reads.all, ABOVE_ZERO, total=SHARES),
+    "censored_exponential": _said("exponential numbers, censored", Reads.ends, POSITIVE_END),
+    "censored_weibull": _said("Weibull numbers, censored", Reads.ends, POSITIVE_END),
+    "censored_gaussian": _said("Gaussian numbers, censored", Reads.ends, END),
+    "linear_regression": _said("linear regression", Reads.response, units="each"),
+    "logistic_regression": _said("logistic regression", Reads.response, response=YES_NO),
+    "poisson_regression": _said("Poisson regression", Reads.response, response=COUNT),
 }
+FAMILIES = {word: _SAID[word](family) for word, family in NAMED.items()}
+"""The words of the library, with what the command line knows of each."""
 FACTORS = ("factor_analysis", "ppca")
 
 

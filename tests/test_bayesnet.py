@@ -15,7 +15,7 @@ import pytest
 
 import jaxem as jem
 from alarm import ALARM, alarm
-from families import e_step, m_step, mostly_slow
+from families import e_step, m_step
 from jaxem.latent import elimination
 from jaxem.sums import Sampled
 
@@ -423,7 +423,7 @@ def test_the_candies_of_the_book() -> None:
     np.testing.assert_allclose(best.log_likelihood, computed["optimum"]["loglik"], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", mostly_slow(["lca_carcinoma", "lca_gss82"], "lca_carcinoma"))
+@pytest.mark.parametrize("name", ["lca_carcinoma", "lca_gss82"])
 def test_latent_classes(name: str) -> None:
     """Published log-likelihoods of latent class models (Agresti 2002; McCutcheon 1987; poLCA)."""
     told = case(name)

@@ -39,9 +39,9 @@ def problem() -> tuple[jem.BayesNet, np.ndarray, jem.Fit]:
     ("solver", "short"),
     [
         (jem.Anderson(jem.EM()), 1e-7),
-        pytest.param(jem.AnnealedEM([3.0, 1.5]), 1e-7, marks=pytest.mark.slow),
-        pytest.param(jem.Gradient(optax.adam(0.05)), 1e-7, marks=pytest.mark.slow),
-        pytest.param(jem.OnlineEM(30, decay=1.0), 2e-3, marks=pytest.mark.slow),
+        (jem.AnnealedEM([3.0, 1.5]), 1e-7),
+        (jem.Gradient(optax.adam(0.05)), 1e-7),
+        (jem.OnlineEM(30, decay=1.0), 2e-3),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -34,7 +34,7 @@ def assert_same(fits: jem.Fit, index: int, one: jem.Fit) -> None:
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("prior", [pytest.param(None, marks=pytest.mark.slow), jem.priors.Weak(1.0)])
+@pytest.mark.parametrize("prior", [None, jem.priors.Weak(1.0)])
 def test_ragged_lists_with_restarts_equal_one_fit_at_a_time(rng: np.random.Generator, prior: object) -> None:
     xs = ragged(rng)
     starts = jem.start_many(jax.random.key(0), jem.Gaussian, xs, 2, restarts=3)

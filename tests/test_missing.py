@@ -12,7 +12,7 @@ import pytest
 import scipy.stats as ss
 
 import jaxem as jem
-from families import covariances, mostly_slow
+from families import covariances
 from jaxem.distributions.base import add
 
 pytestmark = pytest.mark.slow
@@ -90,7 +90,7 @@ def others(rng: np.random.Generator, k: int, d: int) -> dict[str, tuple[Any, np.
     }
 
 
-@pytest.mark.parametrize("kind", mostly_slow(["analysis", "components", "tails"], "analysis", "tails"))
+@pytest.mark.parametrize("kind", ["analysis", "components", "tails"])
 def test_factors_and_tails_are_their_marginals(kind: str, rng: np.random.Generator) -> None:
     """Values by hand, means that fill gaps, the slope of Q (Fisher's identity), and a step that climbs."""
     model, scatter = others(rng, 2, 4)[kind]
@@ -128,7 +128,7 @@ def test_factors_and_tails_are_their_marginals(kind: str, rng: np.random.Generat
 CASES = ["gaussian", "diagonal", "mixed", "columns", "factors", "tails"]
 
 
-@pytest.mark.parametrize("case", mostly_slow(CASES, "gaussian"))
+@pytest.mark.parametrize("case", CASES)
 def test_em_climbs_what_was_seen(case: str, rng: np.random.Generator) -> None:
     """In mixtures: monotone, tangent to the log-likelihood, and whole missing rows change nothing."""
     x = gappy(rng, 40, 3)

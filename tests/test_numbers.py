@@ -11,7 +11,6 @@ import pytest
 import scipy.stats as ss
 
 import jaxem as jem
-from families import mostly_slow
 from jaxem import linalg, sums
 from jaxem.distributions import quadratic
 from jaxem.pytree import replace
@@ -20,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 KEY = jax.random.key(0)
 NORMAL = [jem.Gaussian, jem.TiedGaussian, jem.DiagonalGaussian, jem.SphericalGaussian]
-normal = pytest.mark.parametrize("family", mostly_slow(NORMAL, jem.Gaussian, jem.DiagonalGaussian))
+normal = pytest.mark.parametrize("family", NORMAL)
 FINE = {"converged", "max_steps_reached"}
 DEGENERATE = FINE | {"covariance_collapsed", "component_vanished"}
 
@@ -98,7 +97,7 @@ def test_offset_of_a_thousand_million_in_float32(family: Any, rng: np.random.Gen
     assert fit.words in FINE
 
 
-@pytest.mark.parametrize("family", mostly_slow(NORMAL, jem.DiagonalGaussian))
+@pytest.mark.parametrize("family", NORMAL)
 def test_two_hundred_columns_in_float32(family: Any, rng: np.random.Generator) -> None:
     x = two_clouds(rng, n=500, d=200, apart=40)
     start = jem.Mixture.start(KEY, family, x, 2)

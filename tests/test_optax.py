@@ -64,7 +64,6 @@ def climbed(transformation: Any, dtype: Any = float, **how: Any) -> jem.Fit:
     return fit
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ALIASES)
 def test_every_optimiser_climbs_or_says_that_it_diverged(name: str) -> None:
     fit = climbed(optimiser(name))
@@ -75,7 +74,6 @@ def test_every_optimiser_climbs_or_says_that_it_diverged(name: str) -> None:
 NARROW = [name for name in ASKING if name != "backtracking with its gradient"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype"), [*((name, "float64") for name in ASKING), *((name, "float32") for name in NARROW)]
 )
@@ -83,7 +81,6 @@ def test_what_asks_for_more_than_the_gradient_gets_it(name: str, dtype: str) -> 
     assert climbed(ASKING[name](), dtype).objective > BEST - 0.1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["polyak", "plateau", "zoom"])
 def test_in_batches_it_is_told_of_the_batch(name: str) -> None:
     fit = climbed(ASKING[name](), batch_size=6)

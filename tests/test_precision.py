@@ -19,7 +19,7 @@ import optax
 import pytest
 
 import jaxem as jem
-from families import MIXTURES, Example, covariances, mostly_slow
+from families import MIXTURES, Example, covariances
 from jaxem import start
 from jaxem.chains import normalizer
 from jaxem.chains.chain import Chain
@@ -93,10 +93,7 @@ def test_the_search_finds_what_it_looks_for() -> None:
     assert careless(lambda a: jnp.convolve(a[0], a[1]), a)
 
 
-MULTIPLYING = {"gaussian-5", "diagonal-10", "student-t", "factor-analysis", "linear-regression", "multinomial"}
-
-
-@pytest.mark.parametrize("example", mostly_slow(MIXTURES, *(e for e in MIXTURES if e.name in MULTIPLYING)), ids=repr)
+@pytest.mark.parametrize("example", MIXTURES, ids=repr)
 def test_a_step_of_a_mixture(example: Example) -> None:
     model, x, weight = single((example.mixture(), example.rows(ROWS), np.ones(ROWS)))
     given = model, x, weight, model.floor(x, weight)
@@ -129,7 +126,7 @@ CHAINS = [
 ]
 
 
-@pytest.mark.parametrize("case", mostly_slow(CHAINS, ("scan", 9, 1), ("scan", 9, 20)))
+@pytest.mark.parametrize("case", CHAINS)
 def test_chains(case: tuple[str, int, int]) -> None:
     method, states, sequences = case
     shapes = (states, 1), (states, states, 1), (200, states, sequences)
@@ -206,7 +203,7 @@ def asked(rng: np.random.Generator) -> dict[str, tuple[Callable[..., Any], tuple
 OFTEN = ["gaps", "state space", "conditional"]
 
 
-@pytest.mark.parametrize("names", mostly_slow([OFTEN, None], OFTEN), ids=["often", "all"])
+@pytest.mark.parametrize("names", [OFTEN, None], ids=["often", "all"])
 def test_structures_and_what_is_asked_of_them(names: list[str] | None, rng: np.random.Generator) -> None:
     everything = asked(rng)
     found = {name: careless(everything[name][0], *everything[name][1]) for name in names or everything}
@@ -225,7 +222,7 @@ SOLVERS = {
 }
 
 
-@pytest.mark.parametrize("name", mostly_slow(SOLVERS, "anderson", "lbfgs"))
+@pytest.mark.parametrize("name", SOLVERS)
 def test_solvers(name: str, rng: np.random.Generator) -> None:
     """The whole loop of a fit."""
     x = np.float32(rng.normal(size=(ROWS, 5)))

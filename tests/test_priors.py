@@ -9,7 +9,6 @@ import pytest
 from scipy import stats
 
 import jaxem as jem
-from families import mostly_slow
 from jaxem.distributions.base import add
 
 pytestmark = pytest.mark.slow
@@ -71,7 +70,7 @@ def test_pseudo_rows_broadcast_over_members() -> None:
 FAMILIES = [jem.Gaussian, jem.TiedGaussian, jem.DiagonalGaussian, jem.SphericalGaussian]
 
 
-@pytest.mark.parametrize("family", mostly_slow(FAMILIES, jem.Gaussian))
+@pytest.mark.parametrize("family", FAMILIES)
 def test_weak_prior_keeps_ties_from_collapsing_and_moves_little(family: type, rng: np.random.Generator) -> None:
     x = np.concatenate([np.round(rng.normal(size=(60, 2)) * 4), np.zeros((20, 2))])
     start = jem.Mixture.start(jax.random.key(0), family, x, 3, restarts=3)

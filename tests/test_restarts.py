@@ -101,7 +101,6 @@ def blood(seed: int) -> np.ndarray:
     )
 
 
-@pytest.mark.slow
 def test_a_mixture_of_starts_finds_what_either_misses() -> None:
     """Where clusters are of very different shapes, k-means++ misses; where there are many alike, random rows do."""
     rng = np.random.default_rng(0)

@@ -62,7 +62,6 @@ def test_a_look_ahead_over_the_edge_is_taken_back_whole(name: str) -> None:
     assert fit.objective > jem.fit(start, x, **LONG).objective - 1e-4
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("components", [3, 4])
 @pytest.mark.parametrize("name", ACCELERATED)
 def test_acceleration_ends_where_em_stays(name: str, components: int) -> None:

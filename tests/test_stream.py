@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 import pytest
 
 import jaxem as jem
-from families import mostly_slow
 from jaxem.fitting import fit as whole
 from jaxem.fitting.stream import Pairwise
 from jaxem.fitting.survey import Survey
@@ -67,7 +66,7 @@ class Parts:
             yield self.x[a:b] if self.weight is None else (self.x[a:b], self.weight[a:b])
 
 
-@pytest.mark.parametrize("name", mostly_slow(SOLVERS, "EM", "AnnealedEM", "SQUAREM"))
+@pytest.mark.parametrize("name", SOLVERS)
 def test_every_solver_of_one_look_ends_where_fit_does(name: str) -> None:
     solver, family = SOLVERS[name], jem.Gaussian if name == "EM" else jem.SphericalGaussian
     x, weight = rows(), np.random.default_rng(1).uniform(0, 2, 700)

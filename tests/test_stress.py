@@ -19,15 +19,12 @@ import numpy as np
 import pytest
 
 import jaxem as jem
-from families import mostly_slow
 
 pytestmark = pytest.mark.slow
 
 SECONDS = 60
 ROWS, COMPONENTS, RESTARTS, STEPS = 120, 3, 2, 10
 LANES = {"gaussian", "gaussian, wide", "product"}  # the kinds that also go through fit_many: it compiles longest
-QUICK = LANES | {"diagonal, wide", "tied, wide", "categorical", "poisson"}
-"""Other kinds go through the same algebra as one of these."""
 
 
 def kinds() -> dict[str, tuple[Any, np.ndarray]]:
@@ -111,7 +108,7 @@ def test_two_threads_fit_everything_for_a_minute() -> None:
     assert len(done) == 2
 
 
-@pytest.mark.parametrize("name", mostly_slow(kinds(), *QUICK))
+@pytest.mark.parametrize("name", kinds())
 def test_no_kind_of_model_calls_lapack(name: str) -> None:
     """Not even through something that factorises behind one's back, as `multivariate_normal` does."""
     family, rows = kinds()[name]

@@ -41,9 +41,7 @@ def problem(which: str) -> tuple[Any, Any, Callable[[Any], jax.Array]]:
     return NET, hidden, lambda model: sum((jnp.sum(jnp.sin(t.probs[..., -1])) for t in model.tables), jnp.zeros(()))
 
 
-@pytest.mark.parametrize(
-    "which", ["probs", pytest.param("chain", marks=pytest.mark.slow), pytest.param("table", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("which", ["probs", "chain", "table"])
 def test_the_derivative_is_the_same_by_whatever_solver(which: str) -> None:
     """That given the edge; and what refits differ by."""
     start, x, of = problem(which)

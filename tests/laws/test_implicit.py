@@ -51,9 +51,7 @@ def data(which: str) -> tuple[Any, Any, Any]:
     return CHAIN.sample(jax.random.key(1), 4, 25), jnp.linspace(0.5, 1.5, 4), jnp.asarray(1.0)
 
 
-@pytest.mark.parametrize(
-    ("which", "fitted"), [("mixture", mixture), pytest.param("chain", chain, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("which", "fitted"), [("mixture", mixture), ("chain", chain)])
 def test_it_is_what_refits_differ_by(which: str, fitted: Any) -> None:
     given = data(which)
     value = jax.jit(lambda *given: number(fitted(*given, **EXACT)))

@@ -107,7 +107,6 @@ def test_ten_models_are_dense_conditioning() -> None:
     check("quarters", 10, np.float64, diffuse=False)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("diffuse", [False, True])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize(("kind", "count"), [("quarters", 80), ("months", 60), ("several", 80)])
@@ -129,7 +128,6 @@ def fitted(kind: str, count: int, diffuse: bool, held: tuple[str, ...]) -> Any:
     return jem.fit_many(start, sequences, max_steps=25, tol=0.0)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("diffuse", [False, True])
 @pytest.mark.parametrize(("kind", "count"), [("quarters", 80), ("several", 80)])
 def test_em_climbs_with_only_the_noises_free(kind: str, count: int, diffuse: bool) -> None:

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 import jaxem as jem
-from families import mostly_slow
 from jaxem.pytree import replace
 
 pytestmark = pytest.mark.slow
@@ -165,7 +164,7 @@ CLASSES = [("lca_stouffer_toby", 2), ("lca_stouffer_toby", 3), ("lca_carcinoma",
 CLASSES += [("lca_gss82", 2), ("lca_gss82", 3), ("lca_cheating", 2)]
 
 
-@pytest.mark.parametrize("which", mostly_slow(CLASSES, ("lca_cheating", 2)))
+@pytest.mark.parametrize("which", CLASSES)
 def test_latent_classes(which: tuple[str, int]) -> None:
     """Latent class analysis is a mixture of products of categories; repeated patterns are weights."""
     name, k = which
@@ -183,7 +182,7 @@ def test_latent_classes(which: tuple[str, int]) -> None:
 MISSING = ["cholesterol", "missvals", "apple"]
 
 
-@pytest.mark.parametrize("name", mostly_slow([f"mvn_missing_{name}" for name in MISSING], "mvn_missing_missvals"))
+@pytest.mark.parametrize("name", [f"mvn_missing_{name}" for name in MISSING])
 def test_normals_with_missing_cells(name: str) -> None:
     """Schafer 1997 and the packages norm2 and mvnmle: the observed-data maximum, and how fast EM nears it."""
     found = case(name)
