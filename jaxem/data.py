@@ -59,11 +59,11 @@ def ready(x: Any, weight: Any, labels: Any, components: int | None = None) -> tu
 def _harmless(x: Any, weight: Array) -> tuple[Any, Array]:
     """Rows and weights, zero where nothing was seen; what counts for nothing and could overflow is overwritten."""
     values: Any = getattr(x, "values", x)
-    if not len(weight):
+    if weight.shape[0] == 0:  # which may be a symbol, in `jax.export`
         return x, weight
     values, counts, lib = _with_library(values, weight)
     counts = lib.where(unseen_rows(values), 0, counts)
-    heaviest, size = lib.argmax(counts), lib.max(lib.abs(values).reshape(len(counts), -1), axis=1)
+    heaviest, size = lib.argmax(counts), lib.max(lib.abs(values).reshape(counts.shape[0], -1), axis=1)
     # NaN is not at most anything.
     ignored = (counts <= 0) & ~(size <= TAME * lib.max(lib.where((counts > 0) & ~lib.isnan(size), size, 0)))
 
@@ -120,7 +120,7 @@ def _eased(data: Any) -> Any:
     return jax.tree.map(eased, data)
 
 
-def as_weight(weight: Any, shape: tuple[int, ...], rows: str, name: str = "weight") -> Any:
+def as_weight(weight: Any, shape: tuple[Any, ...], rows: str, name: str = "weight") -> Any:
     """Weights as an array of this shape, all of them finite and zero or above.
 
     Args:

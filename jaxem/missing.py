@@ -119,7 +119,7 @@ def unseen_rows(x: Any) -> Any:
     """`[n]` bool, rows of which no cell was seen: NumPy for NumPy."""
     values = cells(x)
     lib = np if isinstance(values, np.ndarray) else jnp
-    return lib.all(lib.isnan(values.reshape(len(values), -1)), axis=1)
+    return lib.all(lib.isnan(values.reshape(values.shape[0], -1)), axis=1)
 
 
 @module

@@ -121,10 +121,15 @@ SHORT = 4 * BLOCK
 rounding grows with the square root of their number, not with the number."""
 
 
+def _is_short(n: Any) -> bool:
+    """Of a size that is a symbol (in `jax.export`) nothing is known."""
+    return isinstance(n, int) and n <= SHORT
+
+
 def total(values: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
     """The sum over the last axis."""
     n = values.shape[-1]
-    if n <= SHORT:
+    if _is_short(n):
         return jnp.sum(values, axis=-1)
     blocks = -(-n // BLOCK)
     padded = jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, blocks * BLOCK - n)])
@@ -138,7 +143,7 @@ def totals(*values: Float[Array, "*batch n"]) -> tuple[Float[Array, "*batch"], .
     In one pass, because XLA reads (and computes) everything again for each sum by itself: a third of the time.
     """
     n = values[0].shape[-1]
-    if n <= SHORT:
+    if _is_short(n):
         return _one_pass(*values)
     whole = n // BLOCK * BLOCK
     blocks = [value[..., :whole].reshape(*value.shape[:-1], -1, BLOCK) for value in values]

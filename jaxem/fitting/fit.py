@@ -159,7 +159,7 @@ def check_prior(prior: Any) -> None:
 
 def check_rows(model: Any, x: Any) -> None:
     """Raise ValueError if there are no rows or their columns are not the model's."""
-    if not len(x):
+    if jax.tree.leaves(x)[0].shape[0] == 0:
         raise ValueError("x has no rows; a fit needs at least one")
     jax.eval_shape(model.observe, x)
 
@@ -262,21 +262,22 @@ def _climb(trace: Blank, solver: Any, model: Any, limits: Limits, x: Any, weight
 
 def regularisers(model: Any, x: Any, weight: Array, prior: Any) -> tuple[Statistics, Statistics]:
     """The floor, and the floor with the prior: they need the scale of the data, not every row of it."""
-    every = spacing(len(weight))
+    every = spacing(weight.shape[0])
     some = x.sample(weight, every) if isinstance(x, Spread) else jax.tree.map(lambda leaf: leaf[::every], (x, weight))
     floor = model.floor(*some)
     return floor, regulariser(floor, prior, model, *some)
 
 
-def spacing(n: int) -> int:
+def spacing(n: Any) -> int:
     """Every how many of n rows one is taken, to have `SCALE_ROWS` at most.
 
-    A power of two: so who reads rows one after the other, and does not know n, ends with the same ones.
+    A power of two: so who reads rows one after the other, and does not know n, ends with the same ones. All of them
+    where n is a symbol (in `jax.export`).
 
     >>> [spacing(n) for n in (1, 65_536, 65_537, 200_000)]
     [1, 1, 2, 4]
     """
-    return 1 << (-(-n // SCALE_ROWS) - 1).bit_length()
+    return 1 << (-(-n // SCALE_ROWS) - 1).bit_length() if isinstance(n, int) else 1
 
 
 def conclude(solver: Any, start: Any, end: Progress, trace: Array | None, floor: Statistics, weight: Array) -> Fit:

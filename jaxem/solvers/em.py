@@ -220,7 +220,7 @@ def expectation(model: Any, x: Any, weight: Float[Array, "n"], over: Any = log_s
     """
     if isinstance(x, Apart):
         return x.expectation(model, weight, over)
-    n, size = len(weight), chunk_rows(model, x)
+    n, size = weight.shape[0], chunk_rows(model, x)
     if not in_chunks(model, x, weight):
         return _expectation(model, x, weight, over)
 
@@ -249,8 +249,12 @@ def no_rows(model: Any, x: Any, weight: Array) -> Statistics:
 
 
 def in_chunks(model: Any, x: Any, weight: Array) -> bool:
-    """Is x an array of rows, not observed yet, that is too large to go through in one piece?"""
-    return len(weight) > chunk_rows(model, x) and isinstance(x.x if isinstance(x, Labelled) else x, (jax.Array, ByRow))
+    """Is x an array of rows, not observed yet, that is too large to go through in one piece?
+
+    How many a symbol stands for (in `jax.export`) nobody knows: those go through in one piece.
+    """
+    n, rows = weight.shape[0], x.x if isinstance(x, Labelled) else x
+    return isinstance(n, int) and n > chunk_rows(model, x) and isinstance(rows, (jax.Array, ByRow))
 
 
 def chunk_rows(model: Any, x: Any) -> int:
