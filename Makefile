@@ -3,6 +3,7 @@
 #   make demo    fit the shipped flight table: 2,724 aircraft, one mixture each; writes demo/report.html
 #   make test    linter, type checker, the tests that matter most, in six minutes at most
 #   make slow    all other tests: every law on every family by itself, processes, kills, examples, stress; half an hour
+#   make fuzz    100,000 random cases against exact answers, file by file; hours. FUZZ_SEED=n chooses others
 #   make bench   against scikit-learn and lock-step vmap; writes benchmarks/RESULTS.md
 #   make lowest  all tests again, with the oldest dependencies that pyproject.toml allows
 #   make newest  all tests again, with the newest Python here and the newest dependencies that it can install
@@ -41,7 +42,7 @@ endef
 # Made by pattern rules, and not to be thrown away as make does with such.
 .PRECIOUS: %/bin/python $(VENV)/.%
 
-.PHONY: demo test slow bench lowest newest clean
+.PHONY: demo test slow fuzz bench lowest newest clean
 
 demo: $(VENV)/.cli
 	@$(BIN)/jaxem fit jaxem/datasets/flights.parquet --by tailnum --columns dep_delay,arr_delay --family gaussian \
@@ -56,6 +57,10 @@ test: $(VENV)/.test
 
 slow: $(VENV)/.test
 	$(BIN)/pytest $(BOTH) -m slow
+
+# Each file by itself, for its memory, and without the time limit of a test.
+fuzz: $(VENV)/.test
+	for file in tests/fuzz/test_*.py; do FUZZ_CASES=100000 $(BIN)/pytest -n 0 -o timeout=0 $$file || exit 1; done
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/run.py
