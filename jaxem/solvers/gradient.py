@@ -197,7 +197,7 @@ def _bounded(most: int, logarithms: Coordinates) -> Any:
     def search(farthest: Any = None) -> Any:
         return optax.scale_by_zoom_linesearch(most, max_learning_rate=farthest, initial_guess_strategy="one")
 
-    def update(updates: Coordinates, state: Any, params: Any = None, **told: Any) -> Any:
+    def update(updates: Any, state: Any, params: Any = None, **told: Any) -> Any:
         moved = [jnp.max(jnp.abs(one) * is_log, initial=0) for one, is_log in zip(updates, logarithms, strict=True)]
         return search(FARTHEST / jnp.maximum(jnp.max(jnp.stack(moved)), 1e-30)).update(updates, state, params, **told)
 

@@ -79,8 +79,8 @@ def _lifted(leaf: Leaf, new: Array, slope: Array) -> tuple[Array, Array]:
     if leaf.constraint is simplex:
         return _grown(leaf.values, new, slope)
     if leaf.constraint is unit_interval:
-        both = [jnp.stack(pair, axis=-1) for pair in ((1 - leaf.values, leaf.values), (1 - new, new))]
-        values, worth = _grown(*both, jnp.stack([jnp.zeros_like(slope), slope], axis=-1))
+        old, both = (jnp.stack([1 - share, share], axis=-1) for share in (leaf.values, new))
+        values, worth = _grown(old, both, jnp.stack([jnp.zeros_like(slope), slope], axis=-1))
         return values[..., 1], worth
     return new, jnp.zeros((), new.dtype)
 
