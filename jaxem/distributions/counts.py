@@ -166,8 +166,7 @@ class Tables:
 
     def __mul__(self, factor: Array | float) -> Tables:
         """`factor` (a number) times as many of the same rows."""
-        sums = (self.rows, self.total, self.tabled, self.untabled, self.curvature)
-        return Tables(*(each * factor for each in sums), self.log_shape)
+        return replace(jax.tree.map(lambda each: each * factor, self), log_shape=self.log_shape)
 
 
 @module
@@ -217,8 +216,9 @@ class NegativeBinomial(_Counts, Numbers):
         (tabled, above), (_, falls) = jax.jvp(
             lambda r: tables(r, jnp.broadcast_to(counts, r.shape)), (shape,), (shape,)
         )
-        sums = totals(weight, weight * counts, weight * tabled, weight * above, -weight * falls)
-        return Tables(*sums, jnp.log(self.shape))
+        parts = (weight * counts, weight * tabled, weight * above, -weight * falls)
+        rows, total, tabled, lacking, curvature = totals(weight, *parts)
+        return Tables(rows, total, tabled, lacking, curvature, jnp.log(self.shape))
 
     def expected_statistics(self) -> Tables:
         """As tables: a prior is then the same function wherever the shape goes."""
