@@ -1,7 +1,6 @@
 """Published optima and textbook steps.
 
-`fit` adds a floor to every scatter, a millionth of the data's squared spread, so a Gaussian optimum moves by a share
-of about 1e-6: log-likelihoods are compared with 1e-5, and one-sidedly 1e-9 as nothing may exceed the optimum.
+No floor is in the way of a Gaussian optimum: log-likelihoods are compared to what the tolerance of the fit leaves.
 """
 
 from __future__ import annotations
@@ -104,7 +103,7 @@ def best_fit(x: np.ndarray, family: Any, k: int, restarts: int, **options: Any) 
     return jem.fit(start, x, tol=1e-11, max_steps=5000, **options)
 
 
-def assert_optimum(fit: jem.Fit, log_likelihood: float, slack: float = 1e-5) -> None:
+def assert_optimum(fit: jem.Fit, log_likelihood: float, slack: float = 1e-7) -> None:
     assert fit.words == "converged"
     assert -slack < fit.log_likelihood - log_likelihood < 1e-7 * abs(log_likelihood)
 
@@ -191,9 +190,7 @@ def test_normals_with_missing_cells(name: str) -> None:
     start = jem.Gaussian(np.nanmean(x, axis=0), np.diag(np.nanvar(x, axis=0)))
     fit = jem.fit(start, x, jem.SQUAREM(jem.EM()), tol=1e-12, max_steps=3000)
     assert fit.words == "converged"
-    np.testing.assert_allclose(fit.log_likelihood, expected["loglik_with_2pi"], atol=2e-5)
-    assert fit.log_likelihood < expected["loglik_with_2pi"] + 1e-8
-    # The floor of a covariance that is all but singular shows.
-    np.testing.assert_allclose(fit.model.mean, expected["mean"], rtol=1e-4)
-    np.testing.assert_allclose(fit.model.covariance, expected["cov"], rtol=1e-3)
+    np.testing.assert_allclose(fit.log_likelihood, expected["loglik_with_2pi"], atol=1e-8)
+    np.testing.assert_allclose(fit.model.mean, expected["mean"], rtol=1e-6)
+    np.testing.assert_allclose(fit.model.covariance, expected["cov"], rtol=1e-5)
     np.testing.assert_allclose(jem.em_rate(fit.model, x), expected["em_rates"][0], rtol=1e-3)
