@@ -131,8 +131,8 @@ def binet(z: Float[Array, ...]) -> Float[Array, ...]:
     """log Gamma(z) - (z - 1/2) log z + z - 1/2 log(2 pi), Binet's function: about 1 / (12 z) where z is large.
 
     >>> import jax.numpy as jnp
-    >>> (binet(jnp.array([1.0, 1e3])) * 1e6).round(1).tolist()
-    [81061.5, 83.3]
+    >>> [f"{value:.4g}" for value in binet(jnp.array([1.0, 1e3]))]
+    ['0.08106', '8.333e-05']
     """
     far = z >= 2
     near = jnp.where(far, 1, z)
