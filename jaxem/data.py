@@ -69,7 +69,9 @@ def _harmless(x: Any, weight: Array) -> tuple[Any, Array]:
 
     def harmless(leaf: Array) -> Array:
         leaf = lib.asarray(leaf)
-        return jnp.asarray(lib.where(ignored.reshape(-1, *(1 for _ in leaf.shape[1:])), leaf[heaviest][None], leaf))
+        kept = lib.where(ignored.reshape(-1, *(1 for _ in leaf.shape[1:])), leaf[heaviest][None], leaf)
+        # Put there, not computed: cells that were not seen are no error under `jax_debug_nans`.
+        return jax.device_put(kept, may_alias=False) if lib is np else kept
 
     if lib is jnp or ignored.any():
         x = jax.tree.map(harmless, x)

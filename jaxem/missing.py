@@ -191,6 +191,7 @@ def _before(count: Int[Array, "p"]) -> Int[Array, "p"]:
     return jnp.cumsum(count, dtype=jnp.int32) - count
 
 
+@jax.jit
 def hot_deck(key: Array, x: Float[Array, "n *d"], weight: Float[Array, "n"]) -> Float[Array, "n *d"]:
     """Rows without gaps to start from: what is missing is drawn from what was seen in its column."""
     columns = x.reshape(len(x), -1).T
