@@ -105,6 +105,12 @@ def _positive_definite(values: np.ndarray, rounding: float) -> str | None:
     return None if smallest > -rounding * 1e3 * size.max(initial=0.0) else "is not positive definite"
 
 
+def _positive_semidefinite(values: np.ndarray, rounding: float) -> str | None:
+    """Zeros alone are the covariance of what is known; they say nothing of how large rounding is in others."""
+    some = np.moveaxis(values, (-1, -2), (0, 1)).any((0, 1)) if values.shape[-1] == values.shape[-2] else ...
+    return _positive_definite(values[some], rounding)
+
+
 LOOSE = 1e-4
 """How far values may be off that are said to hold: far beyond rounding, far below what steps of a gradient do."""
 
@@ -163,6 +169,9 @@ positive_definite = Constraint(
     "positive definite", 2, lambda size, _: size * (size + 1) // 2, _positive_definite, bijectors.POSITIVE_DEFINITE,
     linalg.symmetrize, _holds_root,
 )  # fmt: skip
+positive_semidefinite = dataclasses.replace(
+    positive_definite, name="positive semidefinite", check=_positive_semidefinite
+)
 held = Constraint("held as it is", 0, lambda: 0, _no_nan, bijectors.HELD)
 
 
@@ -327,7 +336,7 @@ def is_exact(constraint: Constraint, values: np.ndarray, rounding: float) -> boo
     """Is there no more wrong with values than the rounding of their own type?"""
     if constraint is simplex:
         return bool((np.abs(values.sum(-1) - 1) <= rounding * max(8, values.shape[-1])).all())
-    if constraint is positive_definite:
+    if constraint in (positive_definite, positive_semidefinite):
         return bool((values == np.swapaxes(values, -1, -2)).all())
     return True
 

@@ -310,21 +310,16 @@ def triangular_root(
     spanned = squared * jnp.broadcast_to(jnp.asarray(least, matrix.dtype) ** 2, pivots).reshape(
         pivots, *(1,) * (squared.ndim - 1)
     )
-    if pivots > WRITTEN_OUT:
-        index = jnp.arange(size).reshape(size, *(1,) * (matrix.ndim - 2))
+    index = jnp.arange(size, dtype=jnp.int32).reshape(size, *(1,) * (matrix.ndim - 2))
 
-        def column(rest: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
-            i, spanned = now
-            along, rest = _without(rest, jax.lax.dynamic_index_in_dim(rest, i, keepdims=False), spanned)
-            return rest, jnp.where(index >= i, along, 0)
+    def column(rest: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
+        # In a loop: written out, XLA may compute what is left of a row anew wherever it is used, each time with another
+        # rounding. Of a row that others span nothing else is left, and a direction and its length must fit.
+        i, spanned = now
+        along, rest = _without(rest, jax.lax.dynamic_index_in_dim(rest, i, keepdims=False), spanned)
+        return rest, jnp.where(index >= i, along, 0)
 
-        return jnp.swapaxes(jax.lax.scan(column, matrix, (jnp.arange(pivots), spanned))[1], 0, 1)
-    rest, columns = matrix, []
-    for i in range(pivots):
-        along, rest = _without(rest, rest[0], spanned[i])
-        columns.append(jnp.concatenate([jnp.zeros((i, *along.shape[1:]), along.dtype), along]))
-        rest = rest[1:]
-    return jnp.stack(columns, axis=1)
+    return jnp.swapaxes(jax.lax.scan(column, matrix, (jnp.arange(pivots, dtype=jnp.int32), spanned))[1], 0, 1)
 
 
 def _without(
@@ -361,14 +356,9 @@ def reflections(matrix: Float[Array, "d n *s"], pivots: int) -> tuple[Float[Arra
     >>> np.abs(turned).round(5).tolist(), np.abs(reflected(jnp.array([[0.0, 5.0]]), mirrors)).round(5).tolist()
     ([[5.0, 0.0], [4.0, 3.0]], [[4.0, 3.0]])
     """
-    if pivots <= WRITTEN_OUT:
-        mirrors = []
-        for i in range(pivots):
-            mirrors.append(_mirror(matrix[i], i))
-            matrix = _reflected(matrix, mirrors[-1])
-        return matrix, jnp.stack(mirrors)
 
     def turn(rows: Array, i: Array) -> tuple[Array, Array]:
+        # In a loop, as in `triangular_root`: a mirror must have the length that it says.
         mirror = _mirror(jax.lax.dynamic_index_in_dim(rows, i, keepdims=False), i)
         return _reflected(rows, mirror), mirror
 

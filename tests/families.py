@@ -495,5 +495,6 @@ MOVES = {
     constraints.unit_interval: _by_logits,
     constraints.simplex: _by_log_ratios,
     constraints.positive_definite: _by_bending,
+    constraints.positive_semidefinite: _by_bending,
     constraints.held: lambda leaf, change: leaf,
 }

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -124,6 +125,40 @@ class Filtered(NamedTuple):
     gain: Array
     mirrors: Array
     volume: Array
+
+
+class Start(NamedTuple):
+    """The first state: what a root of its covariance says, and beside it directions, of which some are flat.
+
+    A direction of which something is known is a column of `whole` times `share`, and has a unit noise.
+
+    Attributes:
+        root: `[H, H]` of the rest of the covariance.
+        beside: `[H, Q]`.
+        flat: `[Q]`, is nothing known of it?
+        whole: `[H, H]`, a root of the whole covariance.
+        share: `[H]`, of each of its columns; squared, it and what is left are one.
+    """
+
+    root: Array
+    beside: Array
+    flat: np.ndarray
+    whole: Array
+    share: Array
+
+
+class Told(NamedTuple):
+    """What the data tell of the directions beside the root of a start.
+
+    Attributes:
+        mean: `[Q, 1, S]`.
+        root: `[Q, Q, P]`: root root^T is their covariance.
+        lost: `[T, H, Q, P]`, the paths of those of which they tell nothing.
+    """
+
+    mean: Array
+    root: Array
+    lost: Array
 
 
 class States(NamedTuple):
@@ -229,27 +264,27 @@ def _told_by_steps(system: System, columns: Float[Array, "h q"]) -> Float[Array,
     return jax.lax.scan(look, first, None, length=len(columns))[0][2]
 
 
-def _start(system: System) -> tuple[Float[Array, "h h"], Float[Array, "h q"], np.ndarray]:
-    """A root of the first state's covariance, the directions beside it, and of which of those nothing is known.
+def _start(system: System) -> Start:
+    """How the first state is made. Directions beside the root of which something is known are for float32.
 
-    The others, whose noises are unit ones, are for float32: an initial covariance that is large beside the noises would
-    drown them there.
+    There an initial covariance that is large beside the noises would drown them. At least half of each is beside: what
+    the data tell of that is what they tell of the whole.
     """
     system, flat = started(system), np.array(system.diffuse or (False,) * len(system.transition))
     root = semidefinite_root(system.initial_covariance)
+    eye = jnp.eye(len(root), dtype=root.dtype)
     if root.dtype.itemsize >= 8:
-        return root, jnp.eye(len(root), dtype=root.dtype)[:, np.flatnonzero(flat)], flat[flat]
-    part = 1 / (1 + jax.lax.stop_gradient(_told_by_steps(system, root)))
-    inside = jnp.where(flat, 1, jnp.sqrt(part))[None]
-    beside = jnp.where(flat[None], jnp.eye(len(root), dtype=root.dtype), root * jnp.sqrt(1 - part)[None])
-    return root * inside, beside, flat
+        return Start(root, eye[:, np.flatnonzero(flat)], flat[flat], root, jnp.zeros_like(root[0]))
+    part = 1 / (1 + jnp.maximum(jax.lax.stop_gradient(_told_by_steps(system, root)), 1))
+    inside, share = jnp.where(flat, 1, jnp.sqrt(part)), jnp.where(flat, 0, jnp.sqrt(1 - part))
+    return Start(root * inside[None], jnp.where(flat[None], eye, root * share[None]), flat, root, share)
 
 
 def _pass(system: System, x: Observed) -> Filtered:
     """The Kalman filter; of a diffuse start, one path for each unit of it."""
     steps, size, sequences = x.values.shape
     hidden, patterns = len(system.transition), x.seen.shape[-1]
-    root, beside, flat = _start(system)
+    root, beside, flat = _start(system)[:3]
     transition, emission, dtype = system.transition[..., None], system.emission[..., None], x.values.dtype
     noise, moves = _root(system.emission_noise), _root(system.transition_noise)
     resolved = 8 * (size + hidden) * float(jnp.finfo(dtype).eps)
@@ -260,8 +295,8 @@ def _pass(system: System, x: Observed) -> Filtered:
     def zeros(*shape: int) -> Array:
         return jnp.zeros((*shape, 1), dtype)
 
-    def step(carry: tuple[Paths, Array], now: tuple[Array, Array, Array]) -> tuple[Any, Filtered]:
-        mean, root = carry
+    def step(carry: tuple[Paths, Array, Array], now: tuple[Array, Array, Array]) -> tuple[Any, Filtered]:
+        mean, root, largest = carry
         t, values, seen = now
         row = seen[:, None]
         told = product(emission, root)
@@ -271,9 +306,11 @@ def _pass(system: System, x: Observed) -> Filtered:
         lower = wide(zeros(hidden, size), product(transition, root), moves, zeros(hidden, size))
         turned, mirrors = reflections(jnp.concatenate([upper, lower]), size + hidden)
         spread, gain = _lower(turned[:size, :size]), turned[size:, :size]
-        # A cell that those before it tell without any noise has no density of its own.
+        # A cell that those before it tell without any noise has no density of its own: those of the same step, or of
+        # earlier ones, which have left of the states' noises what is rounding beside the largest that there were.
         pivot = _diagonal(spread)
-        certain = jnp.abs(pivot) <= resolved * jnp.sqrt(jnp.sum(spread**2, axis=1))
+        dust = jnp.where(seen, product(jnp.abs(emission), largest[:, None])[:, 0], 0)
+        certain = jnp.abs(pivot) <= resolved * jnp.sqrt(jnp.sum(spread**2, axis=1)) + resolved / 4 * dust
         white = root_inverse(jnp.where(_eye(size, bool) & certain[:, None], 1, spread))
         expected = _apply(emission, mean)
         off = [jnp.where(row, value - e, 0) for value, e in zip((values, 0), expected, strict=False)]
@@ -283,19 +320,22 @@ def _pass(system: System, x: Observed) -> Filtered:
         agrees = jnp.abs(off[0]) <= resolved * scale
         cells = -jnp.log(jnp.abs(jnp.where(certain, 1, pivot))) - jnp.where(seen, 0.5 * math.log(2 * math.pi), 0)
         cells = jnp.where(certain, jnp.where(agrees[:, 0], jnp.inf, -jnp.inf), cells)
-        kept = Filtered(mean, root, innovation, white, gain, mirrors, jnp.sum(cells, axis=0))
+        kept = Filtered(mean, root, innovation, white, gain, mirrors, _total(cells, partial(jnp.sum, axis=0)))
         # Beyond the length nothing moves, lest it overflow.
         over = t >= x.length
         after = _plus(_apply(transition, mean), _apply(gain, innovation))
         mean = tuple(jnp.where(over, old, new) for old, new in zip(mean, after, strict=True))
-        return (mean, jnp.where(over, root, _lower(turned[size:, size : size + hidden]))), kept
+        largest = jnp.maximum(largest, jax.lax.stop_gradient(jnp.sqrt(jnp.sum(lower**2, axis=1))))
+        return (mean, jnp.where(over, root, _lower(turned[size:, size : size + hidden])), largest), kept
 
     mean = (jnp.broadcast_to(system.initial_mean[:, None, None], (hidden, 1, sequences)),)
     if len(flat):
         mean = (*mean, jnp.broadcast_to(beside[..., None], (*beside.shape, patterns)))
     root = jnp.broadcast_to(root[..., None], (hidden, hidden, patterns))
     centred = jnp.where(x.seen, x.values - system.emission_bias[None, :, None], 0)[:, :, None]
-    return jax.lax.scan(step, (mean, root), (jnp.arange(steps, dtype=jnp.int32), centred, x.seen))[1]
+    return jax.lax.scan(
+        step, (mean, root, jnp.zeros_like(root[0])), (jnp.arange(steps, dtype=jnp.int32), centred, x.seen)
+    )[1]
 
 
 def _eye(size: int, dtype: Any) -> Array:
@@ -306,19 +346,29 @@ UNTOLD = 256
 """The data tell nothing of a direction of a diffuse start if no more than so many units of rounding are left of it."""
 
 
-def _told(rows: Float[Array, "r n p"], flat: np.ndarray) -> tuple[Array, Array, Array, Array]:
+def _told(rows: Float[Array, "r n p"], flat: np.ndarray) -> tuple[Array, Array, Array, Array, Array]:
     """Least squares of rows on the first Q of them, by orthogonal transformation.
 
     Returns:
-        `(factor, directions, share, untold)`: in place of the rows others of the same products, as far as they go along
-        the first; `[Q, Q, P]`, the first rows times which are orthonormal, or zero where they are `untold [Q, P]`; and
-        `[Q, 1, S]`, minus how far the others go along them.
+        `(factor, directions, share, untold, volume)`: in place of the rows others of the same products, as far as they
+        go along the first; `[Q, Q, P]`, which times the first rows are orthonormal, or zero where they are
+        `untold [Q, P]`; `[Q, 1, S]`, minus how far the others go along them; and `[P]`, minus the logarithm of the
+        volume that the first rows span.
     """
     count = len(flat)
     factor = triangular_root(rows, count, np.where(flat, UNTOLD * jnp.finfo(rows.dtype).eps, 0).astype(rows.dtype))
     untold = _diagonal(factor[:count]) == 0
     whole = jnp.where(_eye(count, bool) & untold[:, None], 1, factor[:count])
-    return factor, root_inverse(whole), -_swap(factor[count:]).reshape(count, 1, -1), untold
+    directions = root_inverse(whole)
+    # What is told, is told at right angles to what is not.
+    lost = jnp.where(untold[:, None], directions, 0)
+    angles = triangular_root(lost)
+    angles = jnp.where(_eye(count, bool) & ~untold[:, None], 1, angles)
+    lost = product(root_inverse(angles), lost)
+    apart = directions - product(product(directions, _swap(lost)), lost)
+    volume = -jnp.sum(jnp.log(jnp.abs(_diagonal(whole))) + jnp.log(_diagonal(angles)), axis=0)
+    directions = jnp.where(untold[:, None], directions, apart)
+    return factor, directions, -_swap(factor[count:]).reshape(count, 1, -1), untold, volume
 
 
 def _prior(flat: np.ndarray, others: int, like: Array) -> Float[Array, "r q p"]:
@@ -339,21 +389,21 @@ def _rows(paths: tuple[Array, ...], patterns: int) -> Float[Array, "r n p"]:
     return jnp.concatenate([each(path) for path in paths])
 
 
-def forward(system: System, x: Observed) -> tuple[Float[Array, "s"], Filtered, Array | None]:
+def forward(system: System, x: Observed) -> tuple[Float[Array, "s"], Filtered, Told | None]:
     """The Kalman filter: the log-likelihood of each sequence, and what it keeps.
 
     The paths of a diffuse start are those of its mean given the whole sequence, and of the directions of a root of its
-    covariance; and the third, `[T, H, Q, P]`, those of which the data tell nothing.
+    covariance.
     """
     return _settled(system, _pass(system, x))
 
 
-def _settled(system: System, kept: Filtered) -> tuple[Float[Array, "s"], Filtered, Array | None]:
-    start, lost = jnp.zeros((), kept.root.dtype), None
+def _settled(system: System, kept: Filtered) -> tuple[Float[Array, "s"], Filtered, Told | None]:
+    start, told = jnp.zeros((), kept.root.dtype), None
     if len(kept.mean) > 1:
-        flat, rows = _start(system)[2], _rows(kept.innovation[::-1], kept.root.shape[-1])
+        flat, rows = _start(system).flat, _rows(kept.innovation[::-1], kept.root.shape[-1])
         prior = _prior(flat, len(rows) - len(flat), rows)
-        _, directions, share, untold = _told(jnp.concatenate([prior, rows], 1), flat)
+        _, directions, share, untold, volume = _told(jnp.concatenate([prior, rows], 1), flat)
         by_step = jax.vmap(product, (0, None))
         innovation, path = (by_step(each[1], _swap(directions)) for each in (kept.innovation, kept.mean))
         lost = _visible(jnp.where(untold[None, None], path, 0), kept.mean[1])
@@ -362,17 +412,16 @@ def _settled(system: System, kept: Filtered) -> tuple[Float[Array, "s"], Filtere
             innovation=(kept.innovation[0] + by_step(innovation, share), innovation),
             mean=(kept.mean[0] + by_step(path, share), path),
         )
-        cells = jnp.log(jnp.abs(_diagonal(directions))) + jnp.where(flat, 0.5 * math.log(2 * math.pi), 0)[:, None]
+        count = jnp.sum(~untold & flat[:, None], axis=0, dtype=rows.dtype)
         away = product(_swap(product(directions, prior[: len(flat)])), share)
-        start = jnp.sum(jnp.where(untold, 0, cells), axis=0) - 0.5 * jnp.sum(away**2, axis=(0, 1))
+        told = Told(product(_swap(directions), share), _swap(jnp.where(untold[:, None], 0, directions)), lost)
+        start = volume + 0.5 * math.log(2 * math.pi) * count - 0.5 * jnp.sum(away**2, axis=(0, 1))
     steps = kept.volume - 0.5 * jnp.sum(kept.innovation[0] ** 2, axis=(1, 2))
-    return _summed(steps) + start, kept, lost
+    return _summed(steps) + start, kept, told
 
 
-def _without_end(covariance: Float[Array, "t h h p"], lost: Array | None) -> Float[Array, "t h h p"]:
+def _without_end(covariance: Float[Array, "t h h p"], lost: Array) -> Float[Array, "t h h p"]:
     """Covariances, infinite along what the data tell nothing of."""
-    if lost is None:
-        return covariance
     unknown = jax.vmap(_square)(lost)
     return jnp.where(unknown == 0, covariance, jnp.sign(unknown) * jnp.inf)
 
@@ -384,9 +433,19 @@ def _visible(paths: Float[Array, "t h q p"], among: Float[Array, "t h q p"]) -> 
 
 
 def _summed(terms: Float[Array, "t s"]) -> Float[Array, "s"]:
-    nothing = jnp.zeros_like(terms[0])
-    (high, low), _ = jax.lax.scan(lambda sums, term: (two_sum(*sums, term), None), (nothing, nothing), terms)
-    return high + low
+    def compensated(terms: Array) -> Array:
+        nothing = jnp.zeros_like(terms[0])
+        (high, low), _ = jax.lax.scan(lambda sums, term: (two_sum(*sums, term), None), (nothing, nothing), terms)
+        return high + low
+
+    return _total(terms, compensated)
+
+
+def _total(terms: Float[Array, "n s"], add: Callable[[Array], Array]) -> Float[Array, "s"]:
+    """A sum of log-densities: where one is of the impossible so is all, however certain others may be."""
+    endless = jnp.isinf(terms)
+    extreme = jnp.where(jnp.any(terms == -jnp.inf, axis=0), -jnp.inf, jnp.inf)
+    return jnp.where(jnp.any(endless, axis=0), extreme, add(jnp.where(endless, 0, terms)))
 
 
 def _more(total: tuple[Array, Array], term: Array, steps: int) -> tuple[Array, Array]:
@@ -398,7 +457,7 @@ def _added(sums: Any, terms: Any, steps: int) -> Any:
     return jax.tree.map(lambda s, term: _more(s, term, steps), sums, terms, is_leaf=lambda s: isinstance(s, tuple))
 
 
-def backward(system: System, x: Observed, filtered: Filtered, lost: Array | None) -> tuple[Expected, States]:
+def backward(system: System, x: Observed, filtered: Filtered, told: Told | None) -> tuple[Expected, States]:
     """The smoother: what is known of the unit noises of each step, turned back (see `Filtered`).
 
     Of a step's noises, turned, some are innovations, which are known; of some, those of the next state, later steps
@@ -476,13 +535,13 @@ def backward(system: System, x: Observed, filtered: Filtered, lost: Array | None
     first = _square(shift) + _square(apart)
     expected = Expected(first, shift[:, 0], sums["moved"] + sums["moved_spread"], sums["seen"] + seen_spread)
     there = (times[:, None] < x.length[None])[:, None]
-    covariance = _without_end(states.covariance, lost)
+    covariance = states.covariance if told is None else _without_end(states.covariance, told.lost)
     return expected, States(
         jnp.where(there, states.mean, 0), jnp.where(there[:, None], covariance, 0), jnp.where(there, states.noise, 0)
     )
 
 
-def score(system: System, x: Observed, filtered: Filtered) -> Score:
+def score(system: System, x: Observed, filtered: Filtered, told: Told | None) -> Score:
     """The derivative of the log-likelihood: what later steps say of a state is a slope and a root of information."""
     steps, size, sequences = x.values.shape
     transition, emission = system.transition[..., None], system.emission[..., None]
@@ -529,15 +588,39 @@ def score(system: System, x: Observed, filtered: Filtered) -> Score:
         step, (*nothing, nothing[1], jax.tree.map(lambda s: (s, s), sums)), (x.seen, filtered), reverse=True
     )
     found = {name: high + low for name, (high, low) in sums.items()}
-    by_mean = slope[0][:, 0]
-    known = _of_the_start(system, known)
-    by_covariance = (_square(slope[0]) - _square(known)) / 2
+    by_mean, by_covariance = _by_the_start(system, slope[0], _of_the_start(system, known), told)
     if any(system.diffuse):
         given = ~jnp.array(system.diffuse)[:, None]
         by_mean = jnp.where(given, by_mean, 0)
         by_covariance = jnp.where(given[:, None] & given[None], by_covariance, 0)
     own = replace(system, initial_mean=by_mean, initial_covariance=by_covariance, **found)
     return Score(own, -noise)
+
+
+def _by_the_start(system: System, slope: Array, known: Array, told: Told | None) -> tuple[Array, Array]:
+    """The derivatives by mean and covariance of the first state, from a slope and a root of the information on it.
+
+    Of a start that is all but unknown both are nothing beside what they are sums of. In units of its covariance L L^T
+    they are what the data tell of it: L^T slope is the mean of its unit noises, and L^T information L is how much less
+    than one their covariance is. Of a direction beside, which is a share of a unit noise, that is both over the share.
+    """
+    start = _start(system)
+    if told is None or slope.dtype.itemsize >= 8:
+        return slope[:, 0], (_square(slope) - _square(known)) / 2
+    used = ~jnp.asarray(start.flat) & (linalg.diagonal(start.whole) > 0)
+    whole = jnp.where(used[None], start.whole, jnp.eye(len(used), dtype=slope.dtype))[..., None]
+    share = jnp.where(used, start.share, 1)[:, None, None]
+    mean, root = product(_swap(whole), slope), product(_swap(whole), known)
+    mean = jnp.where(used[:, None, None], told.mean / share, mean)
+    lack = (_eye(len(used), slope.dtype) - _square(told.root)) / (share * _swap(share))
+    # Of what the data hardly tell, the sum has the digits.
+    clear = used[:, None] & (_diagonal(lack) > CLEAR)
+    information = jnp.where(
+        used[:, None, None] & used[None, :, None] & (clear[:, None] | clear[None]), lack, _square(root)
+    )
+    back = _swap(root_inverse(whole))
+    both = product(product(back, _square(mean) - information), _swap(back))
+    return product(back, mean)[:, 0], both / 2
 
 
 def _same(seen: Bool[Array, "t d s"], length: Int[Array, "s"]) -> Bool[Array, ""]:
@@ -568,9 +651,13 @@ def _by_patterns(function: Callable[[Observed], Any], x: Observed) -> Any:
     return jax.lax.cond(_alike(x.seen, x.length), shared, function, x)
 
 
+CLEAR = 0.01
+"""Of a direction of a start the data tell so much, if its variance is less by this part."""
+
+
 def _of_the_start(system: System, known: Float[Array, "h k p"]) -> Float[Array, "h k p"]:
     """A root of the information on the first state, once the directions of the start are not given, but unknown."""
-    _, beside, flat = _start(system)
+    _, beside, flat = _start(system)[:3]
     if not len(flat):
         return known
     # What tells of a flat direction tells of it alone.
@@ -593,8 +680,8 @@ def expectations(system: System, x: Observed) -> tuple[Float[Array, "s"], Expect
     """The log-likelihood of each sequence, and what the E-step needs."""
 
     def both(x: Observed) -> tuple[Array, Expected]:
-        value, kept, lost = forward(system, x)
-        return value, backward(system, x, kept, lost)[0]
+        value, kept, told = forward(system, x)
+        return value, backward(system, x, kept, told)[0]
 
     return _by_patterns(both, x)
 
@@ -613,7 +700,7 @@ def filtered(system: System, x: Observed) -> tuple[Float[Array, "s"], Float[Arra
 
 def _up_to_now(system: System, kept: Filtered) -> tuple[Float[Array, "t h s"], Float[Array, "t h h p"]]:
     """Mean and covariance of each state given its own step, too."""
-    (_, hidden, _, patterns), size, flat = kept.root.shape, kept.gain.shape[2], _start(system)[2]
+    (_, hidden, _, patterns), size, flat = kept.root.shape, kept.gain.shape[2], _start(system).flat
 
     def own(root: Array, mirrors: Array) -> Array:
         blank = jnp.zeros((hidden, size + hidden, patterns), root.dtype)
@@ -627,7 +714,7 @@ def _up_to_now(system: System, kept: Filtered) -> tuple[Float[Array, "t h s"], F
         return mean[0][:, :, 0], covariance
 
     def told(factor: Array, now: Paths) -> tuple[Array, tuple[Array, Array, Array]]:
-        factor, directions, share, untold = _told(jnp.concatenate([factor, _rows(now, patterns)], 1), flat)
+        factor, directions, share, untold, _ = _told(jnp.concatenate([factor, _rows(now, patterns)], 1), flat)
         return factor, (directions, share, untold)
 
     prior = _prior(flat, kept.innovation[0].shape[-1] // patterns, kept.root[0])
@@ -643,8 +730,8 @@ def smoothed(system: System, x: Observed) -> tuple[Float[Array, "s"], Array, Arr
     """The log-likelihoods, and `States` given all of each sequence."""
 
     def states(x: Observed) -> tuple[Array, Array, Array, Array]:
-        value, kept, lost = forward(system, x)
-        found = backward(system, x, kept, lost)[1]
+        value, kept, told = forward(system, x)
+        found = backward(system, x, kept, told)[1]
         return value, found.mean, found.covariance, found.noise
 
     return _by_patterns(states, x)
@@ -661,8 +748,8 @@ def _log_normalizer_jvp(primals: tuple[System, Observed], tangents: tuple[System
     system, x = primals
 
     def both(x: Observed) -> tuple[Array, Score]:
-        value, kept, _ = forward(system, x)
-        return value, score(system, x, kept)
+        value, kept, told = forward(system, x)
+        return value, score(system, x, kept, told)
 
     value, slope = _by_patterns(both, x)
 

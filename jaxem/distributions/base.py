@@ -144,6 +144,13 @@ class Distribution:
         """`[...]` bool: has this member shrunk to where only `floor` holds it up?"""
         raise NotImplementedError
 
+    def roundings(self, pseudo: Statistics) -> Array | float:
+        """How many units of rounding the log-probability of a row is known to: it is a sum over columns.
+
+        `pseudo` are the statistics that every M-step adds: they know the scale of the data.
+        """
+        return max((1, *self.event_shape))
+
     def vanished(self, rows: Array) -> Array:
         """`[...]` bool: has a hidden state lost (nearly) all of the `rows`? Without hidden states, no."""
         return jnp.zeros(self.batch_shape, bool)

@@ -113,8 +113,7 @@ def advance(
     proposal, state, log_likelihood = solver.step(now.ahead, now.state, x, weight, prior)
     objective = log_likelihood + now.ahead.expected_log_prob(prior)
     steps = now.steps + 1
-    columns = max((1, *now.ahead.event_shape))
-    rounding = float(jnp.finfo(objective.dtype).eps) * columns * (jnp.abs(objective) + rows)
+    rounding = float(jnp.finfo(objective.dtype).eps) * now.ahead.roundings(prior) * (jnp.abs(objective) + rows)
     left, tolerance = solver.left(state), limits.tol * rows
     look = Look(objective, now.objective, left, steps - solver.warmup, tolerance, rounding)
     gains, answer = now.gains.after(look, solver)

@@ -15,7 +15,7 @@ from jaxem import linalg
 from jaxem.arguments import as_key, whole
 from jaxem.chains import kalman
 from jaxem.chains.kalman import Observed, System
-from jaxem.constraints import check_parameters, matrix, parameter, parameters, positive_definite, told, vector
+from jaxem.constraints import check_parameters, matrix, parameter, parameters, positive_semidefinite, told, vector
 from jaxem.data import ready
 from jaxem.distributions import quadratic
 from jaxem.distributions.base import Distribution, Labelled, Pullback, convert_parameters, type_of
@@ -129,14 +129,15 @@ class LinearGaussianSSM(Distribution):
     covariances are infinite there, and expected squares leave it out. A diffuse start has nothing to fit:
     `initial_mean` and `initial_covariance` are held. Only draws of `sample` set out from them.
 
-    In float32 an initial covariance in mixed directions, whose eigenvalues are from 1 to 1e7, does not exist: rounding
-    its entries changes it, and all that is told with it. Variances of 1 to 1e7 of single states do: results then hold
-    three digits, but for derivatives by `initial_mean` and `initial_covariance`, which may hold none where a start is
-    all but unknown. Use `diffuse`, or float64, where these are needed.
+    In float32 results hold three digits for variances of first states from 1 to 1e7, derivatives included, with data
+    that tell them. Of sequences too short for that, derivatives are known to rounding beside one over the noise only.
+    An initial covariance in mixed directions, whose eigenvalues differ by a factor of 1e6 or more, does not exist
+    there: rounding its entries changes it, and all that is told with it. Use `diffuse`, or float64.
 
     Args:
         initial_mean: `[..., H]`.
-        initial_covariance: `[..., H, H]`, symmetric positive definite, as are the other two; they may be singular.
+        initial_covariance: `[..., H, H]`, symmetric positive semidefinite, as are the other two: where nothing is noise
+            they are zero, and stay so.
         transition: `[..., H, H]`: the new state is this times the old.
         transition_noise: `[..., H, H]`.
         emission: `[..., D, H]`.
@@ -160,12 +161,12 @@ class LinearGaussianSSM(Distribution):
     """
 
     initial_mean: Float[Array, "*batch h"] = parameter(vector)
-    initial_covariance: Float[Array, "*batch h h"] = parameter(positive_definite)
+    initial_covariance: Float[Array, "*batch h h"] = parameter(positive_semidefinite)
     transition: Float[Array, "*batch h h"] = parameter(matrix)
-    transition_noise: Float[Array, "*batch h h"] = parameter(positive_definite)
+    transition_noise: Float[Array, "*batch h h"] = parameter(positive_semidefinite)
     emission: Float[Array, "*batch d h"] = parameter(matrix)
     emission_bias: Float[Array, "*batch d"] = parameter(vector)
-    emission_noise: Float[Array, "*batch d d"] = parameter(positive_definite)
+    emission_noise: Float[Array, "*batch d d"] = parameter(positive_semidefinite)
     held: tuple[str, ...] = static(default=())
     diffuse: tuple[bool, ...] = static(default=())
 
@@ -372,10 +373,12 @@ class LinearGaussianSSM(Distribution):
     def floor(self, x: Any, weight: Array) -> StateSpaceStatistics:
         """No rows, and for the emission a diagonal scatter of `FLOOR` times the squared scale of each column.
 
-        With noise in what is seen the likelihood is bounded, whatever becomes of the states.
+        With noise in what is seen the likelihood is bounded, whatever becomes of the states. A noise that is held needs
+        none, and may be zero.
         """
         nothing = jax.tree.map(jnp.zeros_like, self.expected_statistics())
         scatter = FLOOR[self.emission.dtype.itemsize] * _spread(self.observe(x), weight) ** 2
+        scatter = jnp.zeros_like(scatter) if "emission_noise" in self.held else scatter
         emission = Regression(
             nothing.emission.rows,
             jnp.broadcast_to(linalg.diagonal_matrix(scatter), self.emission_noise.shape),
@@ -393,6 +396,18 @@ class LinearGaussianSSM(Distribution):
         """Is the noise of some column, given those before it, no more than the floor of a single step?"""
         pivot = linalg.diagonal(linalg.cholesky(self.emission_noise)) ** 2
         return jnp.any(pivot < linalg.diagonal(floor.emission.residual), axis=-1) & ("emission_noise" not in self.held)
+
+    def roundings(self, pseudo: StateSpaceStatistics) -> Array:
+        """Data are measured in units of the noise of one step: roundings count as often as that is the smaller.
+
+        Half of the digits are taken to be there in any case.
+        """
+        eps, size = float(jnp.finfo(self.emission.dtype).eps), self.emission.shape[-2]
+        moved = matmul(matmul(self.emission, self.transition_noise), transpose(self.emission))
+        white = linalg.whitening(linalg.symmetrize(self.emission_noise + moved))
+        squared = linalg.diagonal(pseudo.emission.residual) / FLOOR[self.emission.dtype.itemsize]
+        apart = jnp.sqrt(jnp.sum(white**2 * squared[..., None, :], axis=(-1, -2)))
+        return jnp.clip(jnp.max(apart), size, eps**-0.5)
 
     def inside(self, x: Any) -> Array:
         """`[S]` bool: sequences of finite numbers."""

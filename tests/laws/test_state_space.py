@@ -140,6 +140,69 @@ def test_singular_noises_are_no_danger() -> None:
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
+def test_what_is_no_noise_is_zero() -> None:
+    """An autoregression, seen as it is: likelihood and estimates are those of plain regression; and zero stays zero."""
+    rng, x = np.random.default_rng(0), np.zeros(30)
+    for t in range(1, len(x)):
+        x[t] = 0.8 * x[t - 1] + rng.normal()
+    one, zero = np.eye(1), np.zeros((1, 1))
+    held = ("initial_mean", "initial_covariance", "emission", "emission_bias", "emission_noise")
+    model = jem.LinearGaussianSSM([0.0], 4 * one, 0.5 * one, 2 * one, one, [0.0], zero, held=held)
+    moved = x[1:] - 0.5 * x[:-1]
+    expected = -0.5 * (x[0] ** 2 / 4 + np.log(8 * np.pi) + (moved**2).sum() / 2 + len(moved) * np.log(4 * np.pi))
+    np.testing.assert_allclose(model.log_prob([x])[0], expected, rtol=1e-12)
+    fit = jem.fit(model, [x[:, None]], tol=1e-9)
+    assert fit.converged, fit.words
+    slope = (x[1:] @ x[:-1]) / (x[:-1] @ x[:-1])
+    np.testing.assert_allclose(fit.model.transition, [[slope]], rtol=1e-10)
+    np.testing.assert_allclose(fit.model.transition_noise, [[((x[1:] - slope * x[:-1]) ** 2).mean()]], rtol=1e-10)
+    np.testing.assert_array_equal(fit.model.emission_noise, zero)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_what_is_told_without_noise_has_no_density_of_its_own(dtype: Any) -> None:
+    """It is infinite where the data agree with that, and zero where they do not: beside each other, and in time."""
+    one, zero = np.eye(1, dtype=dtype), np.zeros((1, 1), dtype)
+    zeros, twice = np.zeros((2, 2), dtype), np.full((2, 1), 1.5, dtype)
+    beside = jem.LinearGaussianSSM(zero[0], 3 * one, 0.3 * one, one, twice, np.zeros(2, dtype), zeros)
+    later = jem.LinearGaussianSSM(zero[0], 3 * one, 0.7 * one, zero, 1.5 * one, zero[0], zero)
+    for model, x, y in (
+        (beside, [[0.7, 0.7], [1.1, 1.1]], [[0.7, 0.7], [1.1, 1.2]]),
+        (later, [[1.0], [0.7], [np.nan], [0.343]], [[1.0], [0.7], [np.nan], [0.344]]),
+    ):
+        agrees, differs = (np.asarray(each, dtype) for each in (x, y))
+        np.testing.assert_array_equal(model.log_prob(jem.Sequences.from_list([agrees, differs])), [np.inf, -np.inf])
+
+
+def test_what_a_sequence_does_not_tell_of_a_diffuse_start_is_left_out() -> None:
+    """A level and a slope of which nothing is known: one step tells of the level, and of the noises what they are."""
+    trend, one = [[1.0, 1.0], [0.0, 1.0]], np.eye(1)
+    held = ("transition", "emission", "emission_bias")
+    model = jem.LinearGaussianSSM(
+        np.zeros(2), np.eye(2), trend, np.diag([0.5, 0.2]), [[1.0, 0.0]], [0.0], 2 * one, held=held, diffuse=True
+    )
+    log_prob, statistics = e_step(model, jem.Sequences.from_list([[3.0], [5.0]]), jnp.ones(2))
+    np.testing.assert_allclose(log_prob, 0, atol=1e-14)
+    # What is seen is level and noise, of which nothing is told: the noise is what it was.
+    np.testing.assert_allclose(statistics.emission.residual, 2 * 2 * one, rtol=1e-12)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(statistics))
+    np.testing.assert_allclose(m_step(model, statistics).emission_noise, 2 * one, rtol=1e-12)
+    # Two steps tell both, and no more; of three steps one second difference is left.
+    x = [[1.0, 2.0], [4.0, 1.0, 3.0], [np.nan, 6.0]]
+    spread = 2 * 6 + 0.5 * 2 + 0.2
+    value = -0.5 * (5.0**2 / spread + np.log(2 * np.pi * spread))
+    np.testing.assert_allclose(model.log_prob(x), [0, value, -0.5 * np.log(2)], atol=1e-12)
+    wide = replace(model, initial_covariance=1e10 * np.eye(2), diffuse=())
+    limit = wide.log_prob(x) + np.array([2, 2, 1]) / 2 * np.log(2 * np.pi * 1e10)
+    np.testing.assert_allclose(model.log_prob(x), limit, atol=1e-6)
+    slope = jax.grad(lambda model: model.log_prob(x).sum())
+    for name in ("transition", "transition_noise", "emission", "emission_noise"):
+        np.testing.assert_allclose(getattr(slope(model), name), getattr(slope(wide), name), atol=1e-5, err_msg=name)
+    trace = np.asarray(jem.fit(model, [*x, [2.0], [1.0, 0.0, 2.0, 5.0, 3.0]], max_steps=20, tol=0.0).trace)
+    assert (np.diff(trace[np.isfinite(trace)]) > -1e-12).all()
+    assert trace[20] > trace[0]
+
+
 HELD = ("emission", "emission_noise")
 
 
