@@ -190,11 +190,11 @@ def measured(case: str) -> dict[str, Any]:
 
 def command_line(spawned: float, *arguments: str) -> dict[str, Any]:
     """`jaxem` with these arguments, in this process: when its first program was there, and what all of it took."""
-    from jaxem import cli
+    from jaxem.cli import app
 
     programs, sys.argv = Programs(), ["jaxem", *arguments]
     with contextlib.suppress(SystemExit):
-        cli.main()
+        app.main()
     if programs.first is None:
         raise SystemExit("jaxem compiled nothing")
     starts = {"wall": programs.first[0] - spawned, "processors": programs.first[1]}

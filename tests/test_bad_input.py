@@ -11,6 +11,7 @@ import pytest
 
 import jaxem as jem
 from jaxem.arguments import as_key, whole
+from jaxem.cli.columns import FAMILIES as WORDS
 from jaxem.compare import as_solvers
 from jaxem.distributions.words import FAMILIES, as_family
 from jaxem.fitting.fit import check_limits

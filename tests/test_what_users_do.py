@@ -17,7 +17,8 @@ import scipy.stats as ss
 from typer.testing import CliRunner
 
 import jaxem as jem
-from jaxem import chains, cli, linalg
+from jaxem import chains, linalg
+from jaxem.cli import app
 from jaxem.constraints import parameter, positive, vector
 from jaxem.distributions.base import Family
 from jaxem.pytree import module, replace
@@ -356,7 +357,7 @@ def test_tables_as_people_have_them(encoding: str, tmp_path: Path, rng: Rng) -> 
     table, out = tmp_path / "t.csv", tmp_path / "out"
     table.write_bytes(text.encode(encoding))
     options = ["--by", "stadt,linie", "--columns", "x", "--missing", "drop", "--components", "1", "--out", str(out)]
-    done = CliRunner().invoke(cli.app, ["fit", str(table), *options])
+    done = CliRunner().invoke(app.app, ["fit", str(table), *options])
     if encoding == "latin-1":
         assert (done.exit_code, "cannot be read as CSV (invalid utf-8" in done.stderr) == (2, True)
         return

@@ -8,11 +8,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from jaxem import results, slabs, tables
-from jaxem.errors import InputError
+from jaxem.cli.columns import Kind
+from jaxem.cli.errors import InputError
+from jaxem.cli.fit import frames, schedule
+from jaxem.cli.fit.result import choose
+from jaxem.cli.table import groups
 from jaxem.fitting.status import Status
-from jaxem.kinds import Kind
-from jaxem.outcome import choose
 
 GOOD, POOR, FAILED = int(Status.converged), int(Status.covariance_collapsed), int(Status.nonfinite)
 
@@ -27,14 +28,14 @@ def test_every_group_is_in_one_slab_and_fits_into_it() -> None:
     rng = np.random.default_rng(0)
     sizes = rng.integers(5, 900, 1500)
     frame = pl.DataFrame({"g": np.repeat(np.arange(len(sizes)), sizes), "x": rng.normal(size=sizes.sum())})
-    grouped = tables.group(frame, Kind.parse(["gaussian"], ["x"]), ["g"])
+    grouped = groups.group(frame, Kind.parse(["gaussian"], ["x"]), ["g"])
     fittable = grouped.n >= 30
-    plan = slabs.plan(grouped, fittable, [1, 2, 3, 5], 4)
+    plan = schedule.plan(grouped, fittable, [1, 2, 3, 5], 4)
     assert sorted(np.concatenate([slab.groups for slab in plan.slabs])) == np.flatnonzero(fittable).tolist()
-    assert len({(slab.length, slab.size) for slab in plan.slabs}) <= slabs.LENGTHS
+    assert len({(slab.length, slab.size) for slab in plan.slabs}) <= schedule.LENGTHS
     assert sorted(k for _, counts in plan.capacities for k in counts) == [1, 2, 3, 5]
     slab = plan.slabs[0]
-    x, weight = slabs.stack(grouped, slab, "float32")
+    x, weight = schedule.stack(grouped, slab, "float32")
     assert x.shape == (slab.size, slab.length, 1)
     assert weight.dtype == np.float32
     assert weight.sum(1)[: len(slab.groups)].tolist() == grouped.n[slab.groups].tolist()
@@ -44,21 +45,21 @@ def test_every_group_is_in_one_slab_and_fits_into_it() -> None:
 
 def test_a_small_job_has_one_shape() -> None:
     frame = pl.DataFrame({"g": [0] * 30 + [1] * 60, "x": np.arange(90.0)})
-    grouped = tables.group(frame, Kind.parse(["gaussian"], ["x"]), ["g"])
-    plan = slabs.plan(grouped, grouped.n > 0, [1, 2, 3], 4)
+    grouped = groups.group(frame, Kind.parse(["gaussian"], ["x"]), ["g"])
+    plan = schedule.plan(grouped, grouped.n > 0, [1, 2, 3], 4)
     assert len(plan.slabs) == len(plan.capacities) == 1
 
 
 def test_nested_lists_are_cut_to_their_components() -> None:
     values = np.arange(12.0).reshape(2, 3, 2)
-    assert results.nested(values, np.array([2, 0])).to_list() == [[[0.0, 1.0], [2.0, 3.0]], None]
-    assert results.nested(values[:, :, 0], np.array([1, 3])).to_list() == [[0.0], [6.0, 8.0, 10.0]]
-    assert results.nested(np.array([1.0, np.nan]), np.array([1, 0])).to_list() == [1.0, None]
+    assert frames.nested(values, np.array([2, 0])).to_list() == [[[0.0, 1.0], [2.0, 3.0]], None]
+    assert frames.nested(values[:, :, 0], np.array([1, 3])).to_list() == [[0.0], [6.0, 8.0, 10.0]]
+    assert frames.nested(np.array([1.0, np.nan]), np.array([1, 0])).to_list() == [1.0, None]
 
 
 def test_files_appear_together_or_not_at_all(tmp_path: Path) -> None:
     def interrupted() -> None:
-        with results.together(tmp_path) as place:
+        with frames.together(tmp_path) as place:
             place("a").write_text("half")
             raise RuntimeError
 

@@ -16,13 +16,14 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import jaxem as jem
-from jaxem import cli, job, slabs
+from jaxem.cli import app
+from jaxem.cli.fit import run, schedule
 
 QUICK = ["--components", "1:2", "--restarts", "2"]
 
 
 def jaxem(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.app, ["fit", *(str(a) for a in arguments)])
+    return CliRunner().invoke(app.app, ["fit", *(str(a) for a in arguments)])
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def test_a_second_run_is_the_same_and_compiles_nothing(table: Path, tmp_path: Pa
     command = (table, "--by", "g", "--columns", "x,y", "--missing", "drop", *QUICK, "--assign", "--out")
     assert jaxem(*command, first).exit_code == 0
     compiled: list[float] = []
-    listen = lambda event, seconds, **_: compiled.append(seconds) if event == job.COMPILING else None
+    listen = lambda event, seconds, **_: compiled.append(seconds) if event == run.COMPILING else None
     jax.monitoring.register_event_duration_secs_listener(listen)
     result = jaxem(*command, second)
     jax.monitoring.unregister_event_duration_listener(listen)
@@ -325,7 +326,7 @@ def test_groups_named_like_a_column_of_the_results(tmp_path: Path) -> None:
     frame.write_csv(tmp_path / "t.CSV")
     arguments = ["--by", "n,status", "--columns", "x", "--family", "Gaussian", "--components", 1, "--assign"]
     result = jaxem(tmp_path / "t.CSV", *arguments, "--out", tmp_path / "out")
-    assert result.exit_code == cli.NOTHING_FITTED
+    assert result.exit_code == app.NOTHING_FITTED
     assert "jaxem: --by n is named by_n in the results\n" in result.stderr
     assert "none of 2 groups could be fitted" in result.stdout
     for name in ("models", "selection", "assignments"):
@@ -346,15 +347,15 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ctrl_c_leaves_the_finished_groups(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupted when the first slab is stored: its groups are there, the others say that they are not."""
-    store = job.Outcome.store
+    store = run.Outcome.store
 
-    def interrupt_after(self: job.Outcome, *arguments: object) -> None:
+    def interrupt_after(self: run.Outcome, *arguments: object) -> None:
         store(self, *arguments)  # type: ignore[arg-type]
         if not self.interrupted:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(slabs, "SLAB", 1)
-    monkeypatch.setattr(job.Outcome, "store", interrupt_after)
+    monkeypatch.setattr(schedule, "SLAB", 1)
+    monkeypatch.setattr(run.Outcome, "store", interrupt_after)
     arguments = ["--by", "g", "--columns", "x,y", "--components", 1, "--workers", 1, "--assign"]
     result = jaxem(table, *arguments, "--out", tmp_path)
     assert result.exit_code == 130
@@ -374,7 +375,7 @@ def test_a_signal_ends_the_process_with_130(tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ["fit", "flights", "--by", "tailnum", "--columns", "dep_delay,arr_delay", "--out", str(out)]
     arguments += ["--family", "diagonal", "--components", "1", "--restarts", "1"]
-    process = subprocess.Popen([sys.executable, "-m", "jaxem.cli", *arguments], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-m", "jaxem.cli.app", *arguments], stderr=subprocess.PIPE, text=True)
     while not out.exists() and process.poll() is None:
         # The folder is made just before the fits begin.
         time.sleep(0.05)
@@ -387,7 +388,7 @@ def test_a_signal_ends_the_process_with_130(tmp_path: Path) -> None:
 
 
 def test_help_reads_well() -> None:
-    result = CliRunner().invoke(cli.app, ["--help"])
+    result = CliRunner().invoke(app.app, ["--help"])
     assert result.exit_code == 0
     assert "fit" in result.output
-    assert CliRunner().invoke(cli.app, ["--version"]).output == f"jaxem {jem.__version__}\n"
+    assert CliRunner().invoke(app.app, ["--version"]).output == f"jaxem {jem.__version__}\n"

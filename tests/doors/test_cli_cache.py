@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from jaxem import cli
+from jaxem.cli import app
 
 pytestmark = pytest.mark.slow
 
 # The command line as it starts; a command compiles one small program instead of many.
 PROGRAM = """
 import jax
-from jaxem import cli
-cli._run = lambda command, options: print(jax.jit(lambda x: x + 1.0)(2.0))
-cli.main()
+from jaxem.cli import app
+app._run = lambda command, options: print(jax.jit(lambda x: x + 1.0)(2.0))
+app.main()
 """
 
 
@@ -51,6 +51,6 @@ def test_where_nothing_can_be_written_it_does_without(tmp_path: Path) -> None:
 
 
 def test_help_says_where() -> None:
-    told = " ".join(CliRunner().invoke(cli.app, ["--help"]).output.split())
+    told = " ".join(CliRunner().invoke(app.app, ["--help"]).output.split())
     assert "--no-cache" in told
     assert "$XDG_CACHE_HOME/jaxem" in told

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import jaxem as jem
-from jaxem import cli
+from jaxem.cli import app
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ SEVERAL = [*COLUMNS, "--sequence", "part"]
 
 
 def jaxem(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.app, ["hmm", *(str(a) for a in arguments)])
+    return CliRunner().invoke(app.app, ["hmm", *(str(a) for a in arguments)])
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ def start(table: Path, out: Path, workers: int = 2) -> subprocess.Popen[str]:
     options = f"--by g --columns x --family poisson --components 2 --restarts 1 --method random --workers {workers}"
     cache = {"JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir)}  # type: ignore[attr-defined]
     return subprocess.Popen(
-        [sys.executable, "-m", "jaxem.cli", "fit", table, *options.split(), "--out", out],
+        [sys.executable, "-m", "jaxem.cli.app", "fit", table, *options.split(), "--out", out],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=os.environ | cache,

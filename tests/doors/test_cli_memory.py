@@ -9,14 +9,15 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from jaxem import cli, large_job, typed
-from jaxem.errors import InputError
+from jaxem.cli import app, parsing
+from jaxem.cli.errors import InputError
+from jaxem.cli.fit import streamed
 
 pytestmark = pytest.mark.slow
 
 
 def run(*words: str | Path) -> tuple[int, str]:
-    result = CliRunner().invoke(cli.app, ["fit", *map(str, words)])
+    result = CliRunner().invoke(app.app, ["fit", *map(str, words)])
     return result.exit_code, result.stderr
 
 
@@ -70,7 +71,7 @@ def assert_same(usual: dict[str, pl.DataFrame], streamed: dict[str, pl.DataFrame
 
 def test_the_results_are_those_of_the_usual_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows with gaps, in pieces and batches of which none is the whole."""
-    monkeypatch.setattr("jaxem.large_job.ROWS", 150)
+    monkeypatch.setattr("jaxem.cli.fit.streamed.ROWS", 150)
     table().write_parquet(tmp_path / "t.parquet")
     usual, streamed = both(
         tmp_path / "t.parquet", tmp_path, "--columns", "a,b", "--components", "1:3", "--restarts", "2"
@@ -82,8 +83,8 @@ def test_the_results_are_those_of_the_usual_way(tmp_path: Path, monkeypatch: pyt
 
 def test_columns_of_a_csv_with_families_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The categories of all pieces get the numbers that they have in the whole."""
-    monkeypatch.setattr("jaxem.large_job.ROWS", 150)
-    monkeypatch.setattr("jaxem.large_job.PIECE", 999)
+    monkeypatch.setattr("jaxem.cli.fit.streamed.ROWS", 150)
+    monkeypatch.setattr("jaxem.cli.fit.streamed.PIECE", 999)
     table().sort("colour").write_csv(tmp_path / "t.csv", null_value="NA")
     words = ["--columns", "b,colour,k", "--family", "gaussian,categorical,poisson", "--components", "2"]
     usual, streamed = both(tmp_path / "t.csv", tmp_path, *words, "--restarts", "2", "--missing", "drop")
@@ -92,7 +93,7 @@ def test_columns_of_a_csv_with_families_of_their_own(tmp_path: Path, monkeypatch
 
 
 def test_a_wrong_cell_is_said_with_its_row_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxem.large_job.ROWS", 150)
+    monkeypatch.setattr("jaxem.cli.fit.streamed.ROWS", 150)
     lines = [str(i % 7) for i in range(400)]
     rest = ["--columns", "k", "--memory", "1kB", "--out", tmp_path / "out"]
     for text, family, message in (
@@ -116,14 +117,14 @@ def test_text_in_pieces_is_the_text_of_the_whole(tmp_path: Path, monkeypatch: py
     path.write_text(text)
     whole = pl.read_csv(path, infer_schema=False)
     for size in range(1, len(text) + 1):
-        monkeypatch.setattr("jaxem.large_job.PIECE", size)
-        assert pl.concat(large_job._frames(path, whole.columns)).equals(whole)
+        monkeypatch.setattr("jaxem.cli.fit.streamed.PIECE", size)
+        assert pl.concat(streamed._frames(path, whole.columns)).equals(whole)
 
 
 @pytest.mark.parametrize("text", ["", "2", "many", "0GB", "-1GB", "2 PB", "2GBs"])
 def test_a_budget_is_a_number_with_a_unit(text: str) -> None:
     if text == "2":
-        assert typed.memory(text) == 2
+        assert parsing.memory(text) == 2
         return
     with pytest.raises(InputError, match=r"--memory .*: it must be a number with a unit; write for example 500MB"):
-        typed.memory(text)
+        parsing.memory(text)

@@ -11,8 +11,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import jaxem as jem
-from jaxem import cli, race_job, slabs, tables
-from jaxem.kinds import Kind
+from jaxem.cli import app
+from jaxem.cli.columns import Kind
+from jaxem.cli.fit import schedule
+from jaxem.cli.race import run
+from jaxem.cli.table import groups
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +23,7 @@ COLUMNS = ["--columns", "x,y", "--by", "g"]
 
 
 def jaxem(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
+    return CliRunner().invoke(app.app, [str(a) for a in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +88,7 @@ def test_families_of_whole_rows_say_what_they_left_out(table: Path) -> None:
     # Nothing is fitted: that needs no compilation.
     arguments = ["--family", "linear_regression", "--components", 1, "--min-rows", 29, "--out", out]
     result = jaxem("fit", table, *COLUMNS, *arguments)
-    assert result.exit_code == cli.NOTHING_FITTED, result.output
+    assert result.exit_code == app.NOTHING_FITTED, result.output
     said = "rows that lack some of their cells were left out (linear_regression reads whole rows).\n"
     assert result.stderr == f"jaxem: 11 {said}"
     assert pl.read_parquet(out / "models.parquet").select("n", "dropped").rows() == [(28, 4), (0, 8)]
@@ -94,25 +97,25 @@ def test_families_of_whole_rows_say_what_they_left_out(table: Path) -> None:
 
 def test_patterns_are_those_of_the_fullest_group(frame: pl.DataFrame) -> None:
     kind = Kind.parse(["gaussian"], ["x", "y"])
-    gaps = tables.group(frame, kind, ["g"])
+    gaps = groups.group(frame, kind, ["g"])
     assert gaps.patterns == 4  # complete, no x, no y: a power of two
     assert gaps.lacks.tolist() == [False, True]
-    x, weight = slabs.stack(gaps, slabs.Slab(0, np.array([0]), 40, 1, 2, 4), "float64")
+    x, weight = schedule.stack(gaps, schedule.Slab(0, np.array([0]), 40, 1, 2, 4), "float64")
     assert (x.patterns, x.values.shape, int(np.isnan(x.values[0][weight[0] > 0]).sum())) == (4, (2, 40, 2), 3)
-    complete = tables.group(frame, kind, ["g"], missing="drop")
+    complete = groups.group(frame, kind, ["g"], missing="drop")
     assert (complete.patterns, complete.partly, complete.n.tolist()) == (0, 11, [28, 0])
 
 
 def test_units_are_those_of_the_cells_that_are_there(frame: pl.DataFrame) -> None:
     kind = Kind.parse(["gaussian"], ["x", "y"])
-    scaled = race_job.in_standard_units(tables.group(frame, kind, ["g"]), [0]).rows_of(0)
+    scaled = run.in_standard_units(groups.group(frame, kind, ["g"]), [0]).rows_of(0)
     np.testing.assert_allclose(np.nanmean(scaled, axis=0), 0, atol=1e-12)
     np.testing.assert_allclose(np.nanstd(scaled, axis=0), 1)
 
 
 def test_open_ends_are_no_gaps() -> None:
     frame = pl.DataFrame({"low": [1.0, None, 3.0, None], "high": [1.0, 2.0, None, None]})
-    grouped = tables.group(frame, Kind.parse(["censored_gaussian"], ["low", "high"]))
+    grouped = groups.group(frame, Kind.parse(["censored_gaussian"], ["low", "high"]))
     assert grouped.x.tolist() == [[1, 1], [-np.inf, 2], [3, np.inf]]
     assert (grouped.dropped.tolist(), grouped.partly) == ([1], 0)
 
@@ -120,9 +123,9 @@ def test_open_ends_are_no_gaps() -> None:
 def test_complete_groups_are_apart_where_that_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     frame = pl.DataFrame({"g": np.repeat(np.arange(40), 30), "x": np.arange(1200.0), "y": np.arange(1200.0)})
     frame = frame.with_columns(y=pl.when(pl.int_range(pl.len()) == 3).then(None).otherwise(pl.col("y")))
-    grouped = tables.group(frame, Kind.parse(["gaussian"], ["x", "y"]), ["g"])
+    grouped = groups.group(frame, Kind.parse(["gaussian"], ["x", "y"]), ["g"])
     for price, expected in ((10, [0, 2]), (10**7, [2])):
-        monkeypatch.setattr(slabs, "SHAPE", price)
-        found = slabs.plan(grouped, grouped.n > 0, [1, 2, 3], 4).slabs
+        monkeypatch.setattr(schedule, "SHAPE", price)
+        found = schedule.plan(grouped, grouped.n > 0, [1, 2, 3], 4).slabs
         assert sorted({slab.patterns for slab in found}) == expected
         assert all(slab.patterns or not grouped.has_gaps[slab.groups].any() for slab in found)

@@ -14,7 +14,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import jaxem as jem
-from jaxem import cli, files, job, parts, report, slabs
+from jaxem import files
+from jaxem.cli import app
+from jaxem.cli.fit import checkpoint, report, run, schedule
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +32,7 @@ TABLES = ["assignments.parquet", "models.parquet", "selection.parquet"]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slab for each group, and no pictures."""
-    monkeypatch.setattr(slabs, "SLAB", 1)
+    monkeypatch.setattr(schedule, "SLAB", 1)
     monkeypatch.setattr(report, "_examples", lambda outcome, groups: "")
 
 
@@ -45,7 +47,7 @@ def table(tmp_path: Path) -> Path:
 
 def jaxem(command: str, table: Path, out: Path) -> Result:
     name, *options = command.split()
-    return CliRunner().invoke(cli.app, [name, str(table), *options, "--out", str(out)])
+    return CliRunner().invoke(app.app, [name, str(table), *options, "--out", str(out)])
 
 
 def on_a_full_disk(monkeypatch: pytest.MonkeyPatch, command: str, table: Path, out: Path) -> Result:
@@ -89,15 +91,15 @@ def test_after_a_full_disk_the_same_command_goes_on(
 
 
 def test_ctrl_c_keeps_the_parts(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = job.Outcome.store
+    store = run.Outcome.store
 
-    def interrupt_after(self: job.Outcome, *arguments: object) -> None:
+    def interrupt_after(self: run.Outcome, *arguments: object) -> None:
         store(self, *arguments)  # type: ignore[arg-type]
         if not self.interrupted:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(job.Outcome, "store", interrupt_after)
+        patch.setattr(run.Outcome, "store", interrupt_after)
         result = jaxem(MIXTURES, table, tmp_path)
     assert result.exit_code == 130
     assert result.stderr.endswith(f"of 4 groups are in {tmp_path}; the same command goes on with the others\n")
@@ -140,7 +142,7 @@ def test_another_job_is_refused_until_it_starts_over(
 
 def test_a_kill_while_the_parts_go_is_no_harm(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(parts.Parts, "remove", lambda self: None)
+        patch.setattr(checkpoint.Parts, "remove", lambda self: None)
         jaxem(MIXTURES, table, tmp_path)
     # Some are gone, others not; and some files were only half written when an earlier process was killed.
     folder = tmp_path / "parts"

@@ -18,12 +18,13 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from jaxem import cli, parts, processes
-from jaxem.errors import InputError
+from jaxem.cli import app, cluster
+from jaxem.cli.errors import InputError
+from jaxem.cli.fit import checkpoint
 
 pytestmark = pytest.mark.slow
 
-COMMAND = "from jaxem import cli, processes; processes.SILENCE = 10; cli.main()"
+COMMAND = "from jaxem.cli import app, cluster; cluster.SILENCE = 10; app.main()"
 """Who is gone is missed sooner than by a person's patience."""
 
 OPTIONS = "--by g --columns x --family poisson --components 1 --restarts 1 --method random"
@@ -63,13 +64,13 @@ def ended(started: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL to send")
 def test_four_processes_lose_one_and_two_go_on_to_what_one_finds(table: Path, tmp_path: Path) -> None:
     alone, shared = tmp_path / "alone", tmp_path / "shared"
-    assert CliRunner().invoke(cli.app, ["fit", str(table), *OPTIONS.split(), "--out", str(alone)]).exit_code == 0
+    assert CliRunner().invoke(app.app, ["fit", str(table), *OPTIONS.split(), "--out", str(alone)]).exit_code == 0
 
     four = start(table, shared, count=4)
     while not (shared / "parts" / "process-3").exists() and four[3].poll() is None:
         time.sleep(0.01)
     four[3].kill()
-    assert processes.SILENCE + processes.BEAT < 60
+    assert cluster.SILENCE + cluster.BEAT < 60
     found = ended(four)
     assert found[3][0] == -signal.SIGKILL
     gone = (
@@ -100,7 +101,7 @@ def test_two_processes_share_the_rows_of_one_large_table(tmp_path: Path) -> None
     pl.DataFrame({"x": rng.poisson(rng.choice([2, 9], 140_000))}).write_parquet(table)
     options += " --memory 1MB --max-steps 3 --assign"
     alone, shared = tmp_path / "alone", tmp_path / "shared"
-    assert CliRunner().invoke(cli.app, ["fit", str(table), *options.split(), "--out", str(alone)]).exit_code == 0
+    assert CliRunner().invoke(app.app, ["fit", str(table), *options.split(), "--out", str(alone)]).exit_code == 0
     (status, _, _), (other, share, _) = ended(start(table, shared, count=2, options=options))
     assert (status, other) == (0, 0)
     assert "jaxem: process 1 of 2 has done its share, " in share
@@ -144,15 +145,15 @@ BAD = {
 def test_wrong_numbers_are_one_line(case: str, table: Path, tmp_path: Path) -> None:
     options, message = BAD[case]
     command = ["fit", str(table), *OPTIONS.split(), *options.split(), "--out", str(tmp_path / "out")]
-    result = CliRunner().invoke(cli.app, command)
+    result = CliRunner().invoke(app.app, command)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith(f"jaxem: error: {message}")
     assert result.stderr.count("\n") == 1
 
 
 def test_a_process_that_stays_alone_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "WAIT", 2.0)
-    alone = processes.met(processes.Meeting("localhost:9", 2, 1))
+    monkeypatch.setattr(cluster, "WAIT", 2.0)
+    alone = cluster.met(cluster.Meeting("localhost:9", 2, 1))
     with pytest.raises(InputError, match="not all processes have come within 2 s; see that each was started"), alone:
         pass
 
@@ -162,13 +163,13 @@ def test_a_process_that_fails_before_the_work_does_not_leave_the_others_waiting(
         address = f"localhost:{free.getsockname()[1]}"
 
     def first() -> None:
-        with contextlib.suppress(ZeroDivisionError), processes.met(processes.Meeting(address, 2, 0)) as place:
+        with contextlib.suppress(ZeroDivisionError), cluster.met(cluster.Meeting(address, 2, 0)) as place:
             assert place == (0, 2)
             raise ZeroDivisionError
 
     thread = threading.Thread(target=first)
     thread.start()
-    second = processes.met(processes.Meeting(address, 2, 1))
+    second = cluster.met(cluster.Meeting(address, 2, 1))
     with pytest.raises(InputError, match="another process ended before the work began; see what it says"), second:
         pass
     thread.join()
@@ -177,18 +178,18 @@ def test_a_process_that_fails_before_the_work_does_not_leave_the_others_waiting(
 def test_all_processes_must_have_the_same_options_and_folder(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "met", lambda meeting: contextlib.nullcontext((1, 2)))
+    monkeypatch.setattr(cluster, "met", lambda meeting: contextlib.nullcontext((1, 2)))
     command = ["fit", str(table), *OPTIONS.split(), "--out", str(tmp_path)]
-    result = CliRunner().invoke(cli.app, command)
+    result = CliRunner().invoke(app.app, command)
     assert result.exit_code == 2
     assert result.stderr == (
         f"jaxem: error: --out {tmp_path}: process 1 of 2 does not see what process 0 has written there; all need the "
         "same folder\n"
     )
-    monkeypatch.setattr(parts, "changes", lambda was, now: ["--seed was 0 and is 1"])
+    monkeypatch.setattr(checkpoint, "changes", lambda was, now: ["--seed was 0 and is 1"])
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "job.json").write_text('{"command": 0, "options": 0, "rows": 0, "versions": 0}')
-    result = CliRunner().invoke(cli.app, command)
+    result = CliRunner().invoke(app.app, command)
     assert result.exit_code == 2
     assert result.stderr == (
         "jaxem: error: process 1 of 2 was started otherwise than process 0: --seed was 0 and is 1\n"
@@ -197,14 +198,14 @@ def test_all_processes_must_have_the_same_options_and_folder(
 
 @pytest.mark.parametrize("how", ["silence", "failure", "absence"])
 def test_a_process_that_is_gone_stops_the_others(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "BEAT", 0.01)
-    monkeypatch.setattr(processes, "SILENCE", 999 if how == "failure" else 0.2)
+    monkeypatch.setattr(cluster, "BEAT", 0.01)
+    monkeypatch.setattr(cluster, "SILENCE", 999 if how == "failure" else 0.2)
     stop, ours, sign = threading.Event(), tmp_path / "process-0", tmp_path / "process-1"
     if how != "absence":
         sign.write_text("0")
 
     def work() -> None:
-        with processes.Peers(tmp_path, 0, 2).watched(stop, "do this"):
+        with cluster.Peers(tmp_path, 0, 2).watched(stop, "do this"):
             if how == "failure":
                 # From its second sign on it has seen that of the other.
                 while not ours.exists() or ours.read_text() in ("", "0"):
@@ -218,10 +219,10 @@ def test_a_process_that_is_gone_stops_the_others(how: str, tmp_path: Path, monke
 
 
 def test_a_process_that_is_done_may_be_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "BEAT", 0.01)
-    monkeypatch.setattr(processes, "SILENCE", 0.1)
+    monkeypatch.setattr(cluster, "BEAT", 0.01)
+    monkeypatch.setattr(cluster, "SILENCE", 0.1)
     stop = threading.Event()
     (tmp_path / "process-1").write_text("done")
-    with processes.Peers(tmp_path, 0, 2).watched(stop, ""):
+    with cluster.Peers(tmp_path, 0, 2).watched(stop, ""):
         assert not stop.wait(0.3)
     assert (tmp_path / "process-0").read_text() == "done"

@@ -12,8 +12,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import jaxem as jem
-from jaxem import cli, race_job, race_report, tables
-from jaxem.kinds import Kind
+from jaxem.cli import app
+from jaxem.cli.columns import Kind
+from jaxem.cli.race import report, run
+from jaxem.cli.table import groups
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +25,7 @@ QUICK += ["--max-steps", STEPS, "--min-rows", 10]
 
 
 def jaxem(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.app, ["race", *(str(a) for a in arguments)])
+    return CliRunner().invoke(app.app, ["race", *(str(a) for a in arguments)])
 
 
 @pytest.fixture(scope="module")
@@ -160,8 +162,8 @@ def test_several_tables_name_their_groups(frame: pl.DataFrame, tmp_path: Path) -
 
 
 def test_a_table_without_groups_has_the_name_of_its_file() -> None:
-    rows = tables.group(pl.DataFrame({"x": np.arange(30.0)}), Kind.parse(["gaussian"], ["x"]))
-    card = race_job.prepare({"t.csv": rows, "u.csv": rows}, race_job.Settings(size=1, groups=2))
+    rows = groups.group(pl.DataFrame({"x": np.arange(30.0)}), Kind.parse(["gaussian"], ["x"]))
+    card = run.prepare({"t.csv": rows, "u.csv": rows}, run.Settings(size=1, groups=2))
     assert [problem.label for problem in card.problems] == ["t.csv", "u.csv"]
 
 
@@ -175,23 +177,23 @@ def test_hidden_markov_models_race_too(frame: pl.DataFrame, tmp_path: Path) -> N
     assert "Hidden Markov models of 2" in (tmp_path / "out" / "report.html").read_text()
 
 
-def grouped(family: str) -> tables.Grouped:
+def grouped(family: str) -> groups.Grouped:
     rng = np.random.default_rng(1)
     frame = pl.DataFrame({"g": [1] * 20 + [2] * 30, "x": rng.normal(5, 9, 50), "y": rng.poisson(3, 50) + 0.0})
-    return tables.group(frame, Kind.parse(family.split(","), ["x", "y"]), ["g"])
+    return groups.group(frame, Kind.parse(family.split(","), ["x", "y"]), ["g"])
 
 
 def test_gaussian_columns_are_in_standard_units_within_each_group() -> None:
     given = grouped("gaussian")
-    first = race_job.in_standard_units(given, [0])
+    first = run.in_standard_units(given, [0])
     np.testing.assert_allclose(first.rows_of(0).mean(axis=0), 0, atol=1e-12)
     np.testing.assert_allclose(first.rows_of(0).std(axis=0), 1)
     np.testing.assert_array_equal(first.rows_of(1), given.rows_of(1))
-    mixed = race_job.in_standard_units(grouped("gaussian,poisson"), [0, 1])
+    mixed = run.in_standard_units(grouped("gaussian,poisson"), [0, 1])
     np.testing.assert_allclose(mixed.rows_of(1)[:, 0].std(), 1)
     np.testing.assert_array_equal(mixed.x[:, 1], given.x[:, 1])
     # One variance for all columns: they must keep their proportions.
-    spherical = race_job.in_standard_units(grouped("spherical"), [1]).rows_of(1).std(axis=0)
+    spherical = run.in_standard_units(grouped("spherical"), [1]).rows_of(1).std(axis=0)
     np.testing.assert_allclose(np.square(spherical).mean(), 1)
     np.testing.assert_allclose(np.divide(*spherical), np.divide(*given.rows_of(1).std(axis=0)))
 
@@ -265,7 +267,7 @@ def test_nothing_is_half_written(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(jem if what == "compare_many" else race_report, what, fail)
+    monkeypatch.setattr(jem if what == "compare_many" else report, what, fail)
     result = jaxem(table, "--by", "g", *QUICK, "--out", tmp_path)
     assert result.exit_code == status
     assert result.stderr.count("\n") == 1
@@ -274,7 +276,7 @@ def test_nothing_is_half_written(
 
 
 def test_help_reads_well() -> None:
-    said = " ".join(CliRunner().invoke(cli.app, ["race", "--help"], env={"COLUMNS": "200"}).output.split())
+    said = " ".join(CliRunner().invoke(app.app, ["race", "--help"], env={"COLUMNS": "200"}).output.split())
     for words in (
         "Race EM against gradient methods",
         "em,squarem,anderson,lbfgs,adam,sgd",

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from jaxem import cli
+from jaxem.cli import app
 
 RUNS = {
     "fit": ("--components 1:2 --restarts 1 --assign", "models selection assignments"),
@@ -19,7 +19,7 @@ RUNS = {
 
 
 def test_all_are_run() -> None:
-    assert {command.callback.__name__ for command in cli.app.registered_commands} == set(RUNS)  # type: ignore[union-attr]
+    assert {command.callback.__name__ for command in app.app.registered_commands} == set(RUNS)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("command", RUNS)
@@ -30,7 +30,7 @@ def test_from_a_table_to_its_files(command: str, tmp_path: Path) -> None:
     pl.DataFrame({"g": group, "t": np.arange(80), "k": counts}).write_csv(table)
     options, files = RUNS[command]
     given = f"{command} {table} --by g --columns k --family poisson --out {out} {options}"
-    done = CliRunner().invoke(cli.app, given.split())
+    done = CliRunner().invoke(app.app, given.split())
     assert (done.exit_code, done.stderr) == (0, ""), done.output
     assert {path.name for path in out.iterdir()} == {f"{name}.parquet" for name in files.split()} | {"report.html"}
     first = pl.read_parquet(out / f"{files.split()[0]}.parquet")

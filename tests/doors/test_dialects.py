@@ -9,9 +9,11 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from jaxem import cli, large_job, tables
-from jaxem.errors import InputError
-from jaxem.kinds import Kind
+from jaxem.cli import app
+from jaxem.cli.columns import Kind
+from jaxem.cli.errors import InputError
+from jaxem.cli.fit import streamed
+from jaxem.cli.table import groups
 
 TWO = Kind.parse(["gaussian"], ["x", "y"])
 EXPECTED = [[1.5, 2], [-2.5, 3], [1000.25, 4]]
@@ -19,7 +21,7 @@ EXPECTED = [[1.5, 2], [-2.5, 3], [1000.25, 4]]
 
 def numbers(path: Path, columns: tuple[str, ...] = ("x", "y")) -> list[list[float]]:
     kind = Kind.parse(["gaussian"], columns)
-    return tables.group(tables.read(path, columns), kind).x.tolist()
+    return groups.group(groups.read(path, columns), kind).x.tolist()
 
 
 @pytest.mark.parametrize(
@@ -48,8 +50,8 @@ def test_a_text_table_is_read_however_it_is_written(name: str, content: bytes, t
     path.write_bytes(content)
     assert numbers(path) == EXPECTED
     # A piece at a time, too.
-    pieces = pl.concat(large_job._frames(path, ["x", "y"]))
-    assert tables.numbers(pieces, TWO)[0].tolist() == EXPECTED
+    pieces = pl.concat(streamed._frames(path, ["x", "y"]))
+    assert groups.numbers(pieces, TWO)[0].tolist() == EXPECTED
 
 
 def test_a_packed_table_in_capitals(tmp_path: Path) -> None:
@@ -84,7 +86,7 @@ def test_names_with_commas(tmp_path: Path) -> None:
     pl.DataFrame({"weight, kg": [1.5, -2.5, 1000.25], "y": [2, 3, 4]}).write_csv(tmp_path / "t.csv")
     assert numbers(tmp_path / "t.csv", ("weight, kg", "y")) == EXPECTED
     arguments = ["fit", str(tmp_path / "t.csv"), "--columns", "weight,kg", "--out", str(tmp_path / "out")]
-    result = CliRunner().invoke(cli.app, arguments)
+    result = CliRunner().invoke(app.app, arguments)
     assert result.exit_code == 2
     assert "did you mean '\"weight, kg\"'?" in result.stderr
 
@@ -92,17 +94,17 @@ def test_names_with_commas(tmp_path: Path) -> None:
 @pytest.mark.parametrize("values", [["b", "NA", "a", "-", " ", "nan"], ["NaN", "b", "-", "a", "NA", None]])
 def test_texts_that_stand_for_missing_do_so_in_every_column(values: list[str]) -> None:
     frame = pl.DataFrame({"c": values, "g": values})
-    grouped = tables.group(frame, Kind.parse(["categorical"], ["c"]), ["g"], null=["NA", "-", "NaN"])
+    grouped = groups.group(frame, Kind.parse(["categorical"], ["c"]), ["g"], null=["NA", "-", "NaN"])
     assert grouped.kind.levels == (("a", "b"),)
     assert grouped.keys["g"].to_list() == ["a", "b", None]
     assert (grouped.n.tolist(), grouped.dropped.tolist()) == ([1, 1, 0], [0, 0, 4])
     # Without them they are words like others.
-    assert len(tables.group(frame, Kind.parse(["categorical"], ["c"]), null=[]).kind.levels[0]) == 5
+    assert len(groups.group(frame, Kind.parse(["categorical"], ["c"]), null=[]).kind.levels[0]) == 5
 
 
 def test_missing_categories_in_a_table_that_is_read_in_pieces(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("c\nb\nNA\na\n")
     kind = Kind.parse(["categorical"], ["c"])
-    with large_job.read(tmp_path / "t.csv", kind, ["NA"], "em", "float64", tmp_path) as table:
+    with streamed.read(tmp_path / "t.csv", kind, ["NA"], "em", "float64", tmp_path) as table:
         assert table.grouped.kind.levels == (("a", "b"),)
         np.testing.assert_array_equal(next(iter(table.batches)), [1, 0])

@@ -15,8 +15,10 @@ from matplotlib.figure import Figure
 from typer.testing import CliRunner, Result
 
 import jaxem as jem
-from jaxem import cli, plot, tables
-from jaxem.kinds import FAMILIES, Kind, Reads, fixed_states, map_states, parameter_names
+from jaxem import plot
+from jaxem.cli import app
+from jaxem.cli.columns import FAMILIES, Kind, Reads, fixed_states, map_states, parameter_names
+from jaxem.cli.table import groups
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +27,7 @@ N = 40
 
 
 def jaxem(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
+    return CliRunner().invoke(app.app, [str(a) for a in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +69,9 @@ def kind_of(word: str) -> Kind:
     return Kind.parse([word], columns(word), [9] if word == "binomial" else [], factors)
 
 
-def read(word: str, frame: pl.DataFrame) -> tables.Grouped:
+def read(word: str, frame: pl.DataFrame) -> groups.Grouped:
     frame = frame.with_columns(pl.col("positive").round()) if word == "multinomial" else frame
-    return tables.group(frame, kind_of(word))
+    return groups.group(frame, kind_of(word))
 
 
 SHAPES: dict[str, dict[str, tuple[int, ...]]] = {

@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from jaxem import tables
-from jaxem.errors import InputError
-from jaxem.kinds import Kind
+from jaxem.cli.columns import Kind
+from jaxem.cli.errors import InputError
+from jaxem.cli.table import groups
 
 KIND = Kind.parse(["gaussian"], ["x"])
 
@@ -21,20 +21,20 @@ def days(*numbers: int) -> list[datetime.date]:
 
 def test_rows_are_sorted_within_their_sequence() -> None:
     frame = pl.DataFrame({"g": ["b", "a", "b", "a", "b"], "t": [3, 9, 1, 8, 2], "x": [30.0, 9.0, 10.0, 8.0, 20.0]})
-    grouped = tables.group(frame, KIND, ["g"], order="t")
+    grouped = groups.group(frame, KIND, ["g"], order="t")
     assert grouped.x.ravel().tolist() == [8, 9, 10, 20, 30]
     assert grouped.row.tolist() == [4, 2, 3, 5, 1]
     assert grouped.first is not None
     assert grouped.first.tolist() == [True, False, True, False, False]
     assert grouped.notes == ("the rows were not in the order of --order t and were sorted by it",)
-    assert tables.group(frame.sort("t"), KIND, ["g"], order="t").notes == ()
+    assert groups.group(frame.sort("t"), KIND, ["g"], order="t").notes == ()
 
 
 @pytest.mark.parametrize("text", [True, False])
 def test_absent_dates_are_told(text: bool) -> None:
     frame = pl.DataFrame({"t": days(1, 2, 3, 6, 7, 10), "x": np.arange(6.0)})
     frame = frame.with_columns(pl.col("t").cast(pl.String)) if text else frame
-    (note,) = tables.group(frame, KIND, order="t").notes
+    (note,) = groups.group(frame, KIND, order="t").notes
     assert "--order t lacks 4 of its regular steps (between 2026-01-03 and 2026-01-06, for one)" in note
     assert "count as neighbours. --frequency 1d puts steps there" in note
 
@@ -44,12 +44,12 @@ def test_absent_dates_are_told(text: bool) -> None:
 )
 def test_nothing_is_told_where_nothing_is_absent(places: list[object]) -> None:
     frame = pl.DataFrame({"t": places, "x": np.arange(float(len(places)))})
-    assert tables.group(frame, KIND, order="t").notes == ()
+    assert groups.group(frame, KIND, order="t").notes == ()
 
 
 def test_a_frequency_puts_unseen_steps_into_the_gaps() -> None:
     frame = pl.DataFrame({"g": ["a", "a", "b", "a", "b"], "t": days(4, 1, 7, 3, 8), "x": [4.0, 1.0, 7.0, 3.0, 8.0]})
-    grouped = tables.group(frame, KIND, ["g"], order="t", frequency="1d")
+    grouped = groups.group(frame, KIND, ["g"], order="t", frequency="1d")
     np.testing.assert_array_equal(grouped.x.ravel(), [1, np.nan, 3, 4, 7, 8])
     assert grouped.row.tolist() == [2, 0, 4, 1, 3, 5]
     assert (grouped.size.tolist(), grouped.n.tolist(), grouped.dropped.tolist()) == ([4, 2], [3, 2], [1, 0])
@@ -70,7 +70,7 @@ def test_a_frequency_puts_unseen_steps_into_the_gaps() -> None:
 )
 def test_frequencies_of_all_kinds(places: list[object], frequency: str, steps: int) -> None:
     frame = pl.DataFrame({"t": places, "x": np.arange(float(len(places)))})
-    grouped = tables.group(frame, KIND, order="t", frequency=frequency)
+    grouped = groups.group(frame, KIND, order="t", frequency=frequency)
     assert (len(grouped.x), int(grouped.seen.sum())) == (steps, len(places))
 
 
@@ -89,10 +89,10 @@ def test_frequencies_of_all_kinds(places: list[object], frequency: str, steps: i
 def test_frequencies_that_do_not_fit_are_refused(places: list, order: str, frequency: str, message: str) -> None:
     frame = pl.DataFrame({"t": places, "x": np.arange(float(len(places)))})
     with pytest.raises(InputError, match=message):
-        tables.group(frame, KIND, order=order, frequency=frequency)
+        groups.group(frame, KIND, order=order, frequency=frequency)
 
 
 def test_a_forgotten_sequence_is_said_first() -> None:
     frame = pl.DataFrame({"t": days(1, 2, 1, 2), "x": np.arange(4.0)})
     with pytest.raises(InputError, match=r"row 3: 2026-01-01 is there twice .* tell several sequences .* --sequence"):
-        tables.group(frame, KIND, order="t")
+        groups.group(frame, KIND, order="t")

@@ -1,6 +1,6 @@
 """What was typed, checked: options become settings and tables, or an InputError that says in a line what is wrong.
 
-As in `jaxem.cli`, nothing heavy is imported before it is needed.
+As in `jaxem.cli.app`, nothing heavy is imported before it is needed.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxem.errors import InputError
+from jaxem.cli.errors import InputError
 
 if TYPE_CHECKING:
-    from jaxem import job, race_job
-    from jaxem.kinds import Kind
-    from jaxem.processes import Meeting
-    from jaxem.tables import Grouped
+    from jaxem.cli.cluster import Meeting
+    from jaxem.cli.columns import Kind
+    from jaxem.cli.fit.run import Settings
+    from jaxem.cli.race.run import Settings as RaceSettings
+    from jaxem.cli.table.groups import Grouped
 
 MOST_COMPONENTS = 1000
 COMPONENTS = 3
@@ -29,9 +30,9 @@ SHIPPED = {"tables": ["flights"], "columns": "dep_delay,arr_delay", "by": "tailn
 """What is raced if no table is named."""
 
 
-def job_settings(options: dict[str, Any], hidden: str, least: int = 1) -> job.Settings:
+def job_settings(options: dict[str, Any], hidden: str, least: int = 1) -> Settings:
     """How to fit; `hidden` is the option for the numbers of components or states, of which `least` are needed."""
-    from jaxem.job import Settings
+    from jaxem.cli.fit.run import Settings
 
     words = ("select", "prior", "method", "dtype")
     _check_words(options, *words)
@@ -42,14 +43,15 @@ def job_settings(options: dict[str, Any], hidden: str, least: int = 1) -> job.Se
     return Settings(components=tried, **{name: options[name] for name in names})
 
 
-def race_settings(options: dict[str, Any]) -> race_job.Settings:
+def race_settings(options: dict[str, Any]) -> RaceSettings:
     """What to race on what."""
-    from jaxem import contenders, race_job
+    from jaxem.cli.race import solver_specs
+    from jaxem.cli.race.run import Settings
 
     _check_words(options, "prior", "method", "dtype")
     names = ("starts", "groups", "min_rows", "prior", "method", "tol", "max_steps", "seed", "dtype")
-    return race_job.Settings(
-        contenders=contenders.parse(split(options["solvers"])),
+    return Settings(
+        contenders=solver_specs.parse(split(options["solvers"])),
         size=options["states"] or options["components"] or COMPONENTS,
         scale=not options["raw"],
         **{name: options[name] for name in names},
@@ -58,7 +60,7 @@ def race_settings(options: dict[str, Any]) -> race_job.Settings:
 
 def _check_words(options: dict[str, Any], *names: str) -> None:
     """Of the options that take one of some words; and the tolerance."""
-    from jaxem.outcome import CRITERIA
+    from jaxem.cli.fit.result import CRITERIA
     from jaxem.start import METHODS
 
     words = {"select": CRITERIA, "prior": ("weak", "none"), "method": METHODS, "dtype": ("float64", "float32")}
@@ -73,7 +75,7 @@ def _check_words(options: dict[str, Any], *names: str) -> None:
 
 def meeting(options: dict[str, Any]) -> Meeting | None:
     """Where the processes of this job meet; None if there is only this one."""
-    from jaxem.processes import Meeting
+    from jaxem.cli.cluster import Meeting
 
     names = ("coordinator", "processes", "process")
     given = [name for name in names if options[name] not in ("", None)]
@@ -195,7 +197,7 @@ def _names(sources: list[str]) -> list[str]:
 
 def families(options: dict[str, Any], columns: list[str]) -> Kind:
     """Which family reads which of the columns."""
-    from jaxem.kinds import Kind
+    from jaxem.cli.columns import Kind
 
     trials = [whole("--trials", t) for t in split(options["trials"])]
     return Kind.parse(split(options["family"]), columns, trials, options["factors"])
@@ -212,11 +214,11 @@ def read(
     frequency: str = "",
 ) -> Grouped:
     """The rows of a table, in groups."""
-    from jaxem import tables
+    from jaxem.cli.table import groups
 
     others = {"--by": by, "--order": [order] if order else [], "--sequence": sequence}
-    frame = tables.read(source, kind.columns, others)
-    return tables.group(frame, kind, by, null, order, sequence, missing, frequency)
+    frame = groups.read(source, kind.columns, others)
+    return groups.group(frame, kind, by, null, order, sequence, missing, frequency)
 
 
 def prefixed(columns: list[str], parameters: tuple[str, ...]) -> list[str]:
@@ -251,7 +253,7 @@ def key_names(by: list[str], own: set[str]) -> dict[str, str]:
     return found
 
 
-def check_sizes(grouped: Grouped, settings: job.Settings, hidden: str) -> None:
+def check_sizes(grouped: Grouped, settings: Settings, hidden: str) -> None:
     """Raise InputError if the largest group has fewer rows that count than components are asked for."""
     largest, most = int(grouped.n.max()), max(settings.components)
     if most > largest:
@@ -262,9 +264,9 @@ def check_sizes(grouped: Grouped, settings: job.Settings, hidden: str) -> None:
 
 def check_range(grouped: Grouped, dtype: str) -> None:
     """Raise InputError for a number that the float type cannot hold."""
-    from jaxem import tables
+    from jaxem.cli.table import groups
 
-    tables.check_range(grouped.x, grouped.row, grouped.kind, dtype)
+    groups.check_range(grouped.x, grouped.row, grouped.kind, dtype)
 
 
 def memory(text: str) -> float:

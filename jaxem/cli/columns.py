@@ -16,7 +16,7 @@ import jaxem as jem
 from jaxem.constraints import Constraint, held, leaves, parameters
 from jaxem.distributions.either import Either, EitherFamily
 from jaxem.distributions.words import FAMILIES as NAMED
-from jaxem.errors import InputError
+from jaxem.cli.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)

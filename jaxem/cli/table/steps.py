@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from jaxem.errors import InputError
+from jaxem.cli.errors import InputError
 
 DURATION = re.compile(r"([1-9]\d*)(ns|us|ms|s|m|h|d|w|mo|q|y)?")
 DAY = 86_400 * 10**9

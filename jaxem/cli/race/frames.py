@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from jaxem.race_job import Outcome
+from jaxem.cli.race.run import Outcome
 
 
 def solvers(outcome: Outcome) -> pl.DataFrame:

@@ -20,12 +20,12 @@ import numpy as np
 
 from jaxem import files
 from jaxem._version import version
-from jaxem.errors import InputError
-from jaxem.outcome import Scores
-from jaxem.processes import Peers
-from jaxem.results import unwritable
-from jaxem.slabs import Slab
-from jaxem.tables import Grouped
+from jaxem.cli.cluster import Peers
+from jaxem.cli.errors import InputError
+from jaxem.cli.fit.frames import unwritable
+from jaxem.cli.fit.result import Scores
+from jaxem.cli.fit.schedule import Slab
+from jaxem.cli.table.groups import Grouped
 
 INCIDENTAL = ("table", "out", "workers", "memory", "restart", "coordinator", "processes", "process", "distributed")
 """Options that change no number in the results; of the table its rows count, not its name."""
@@ -109,7 +109,7 @@ class Parts:
 def described(command: str, options: dict[str, Any], grouped: Grouped) -> dict[str, Any]:
     """All that decides what a job finds, for `job.json`: its options in words, its rows as a hash, who works on it.
 
-    >>> import polars as pl; from jaxem import tables; from jaxem.kinds import Kind
+    >>> import polars as pl; from jaxem import tables; from jaxem.cli.columns import Kind
     >>> grouped = tables.group(pl.DataFrame({"x": [1.0, 2.0]}), Kind.parse(["gaussian"], ["x"]))
     >>> described("fit", {"table": "t.csv", "seed": 0, "workers": 2}, grouped)["options"]
     {'seed': 0}

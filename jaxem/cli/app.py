@@ -19,18 +19,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from jaxem import typed
 from jaxem._version import version
-from jaxem.errors import InputError
+from jaxem.cli import parsing
+from jaxem.cli.errors import InputError
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from jaxem import job, race_job
-    from jaxem.kinds import Kind
-    from jaxem.large_job import Assignments
-    from jaxem.outcome import Outcome
-    from jaxem.processes import Meeting, Peers
+    from jaxem.cli.cluster import Meeting, Peers
+    from jaxem.cli.columns import Kind
+    from jaxem.cli.fit.result import Outcome
+    from jaxem.cli.fit.run import Settings
+    from jaxem.cli.fit.streamed import Assignments
+    from jaxem.cli.race.run import Outcome as RaceOutcome
 
 INTERRUPTED = 130
 NOTHING_FITTED = 1
@@ -200,13 +201,13 @@ Size = Annotated[
     int | None,
     _option(
         "Model",
-        f"Race mixtures of so many components; {typed.COMPONENTS} if left out.",
+        f"Race mixtures of so many components; {parsing.COMPONENTS} if left out.",
         min=1,
-        max=typed.MOST_COMPONENTS,
+        max=parsing.MOST_COMPONENTS,
     ),
 ]
 Chain = Annotated[
-    int | None, _option("Model", "Race hidden Markov models of so many states.", min=1, max=typed.MOST_COMPONENTS)
+    int | None, _option("Model", "Race hidden Markov models of so many states.", min=1, max=parsing.MOST_COMPONENTS)
 ]
 Solvers = Annotated[
     str,
@@ -360,39 +361,40 @@ def complain(message: str) -> int:
 
 def _fit(command: str, options: dict[str, Any]) -> int:
     """The work of `jaxem fit` and `jaxem hmm`; returns the exit status."""
-    from jaxem import job, parts, processes, results
+    from jaxem.cli import cluster
+    from jaxem.cli.fit import checkpoint, frames, run
 
-    columns, by = typed.split(options["columns"]), typed.split(options["by"])
+    columns, by = parsing.split(options["columns"]), parsing.split(options["by"])
     # A command without that option fits rows without order.
     order = options["order"].strip() if "order" in options else None
-    sequence = typed.split(options.get("sequence", ""))
-    meeting = typed.meeting(options)
-    typed.check_names(columns, by)
-    own = {*results.OWN, *results.PARAMETERS, *typed.prefixed(columns, results.PARAMETERS)}
-    kind = typed.families(options, columns)
+    sequence = parsing.split(options.get("sequence", ""))
+    meeting = parsing.meeting(options)
+    parsing.check_names(columns, by)
+    own = {*frames.OWN, *frames.PARAMETERS, *parsing.prefixed(columns, frames.PARAMETERS)}
+    kind = parsing.families(options, columns)
     hidden = {"fit": "components", "hmm": "states"}[command]
-    settings = typed.job_settings(options, hidden, kind.least)
+    settings = parsing.job_settings(options, hidden, kind.least)
     if command == "fit" and not by and _too_large(options, columns):
         return _fit_large(options, kind, settings, meeting)
-    typed.check_device(options["device"])
+    parsing.check_device(options["device"])
     began = time.perf_counter()
-    null, missing = typed.split(options["null"]), options["missing"]
-    grouped = typed.read(options["table"], kind, by, null, order, sequence, missing, options.get("frequency", ""))
-    renamed = typed.key_names(by, own)
+    null, missing = parsing.split(options["null"]), options["missing"]
+    grouped = parsing.read(options["table"], kind, by, null, order, sequence, missing, options.get("frequency", ""))
+    renamed = parsing.key_names(by, own)
     grouped = dataclasses.replace(grouped, keys=grouped.keys.rename(renamed))
     for note in (*(f"--by {old} is named {new} in the results" for old, new in renamed.items()), *grouped.notes):
         typer.echo(f"jaxem: {note}", err=True)
-    typed.check_sizes(grouped, settings, hidden)
-    typed.check_range(grouped, settings.dtype)
-    results.check_folder(options["out"])
-    described, together = parts.described(command, options, grouped), processes.met(meeting)
-    with parts.opened(options["out"], described, options["restart"], together) as kept:
+    parsing.check_sizes(grouped, settings, hidden)
+    parsing.check_range(grouped, settings.dtype)
+    frames.check_folder(options["out"])
+    described, together = checkpoint.described(command, options, grouped), cluster.met(meeting)
+    with checkpoint.opened(options["out"], described, options["restart"], together) as kept:
         reading = time.perf_counter() - began
-        with _bar(*job.expected(grouped, settings), shown=kept.peers.index == 0) as progress:
-            outcome = job.run(grouped, settings, progress, kept)
+        with _bar(*run.expected(grouped, settings), shown=kept.peers.index == 0) as progress:
+            outcome = run.run(grouped, settings, progress, kept)
         if kept.peers.index > 0:
             return _conclude_share(outcome, kept.peers)
-        _write(outcome, options, typed.again(command, options), reading, kept.advice)
+        _write(outcome, options, parsing.again(command, options), reading, kept.advice)
         if not outcome.interrupted:
             kept.remove()
     return _conclude(outcome, options["out"], kept.peers.count)
@@ -400,9 +402,9 @@ def _fit(command: str, options: dict[str, Any]) -> int:
 
 def _too_large(options: dict[str, Any], columns: list[str]) -> bool:
     """Does the table need more memory than it may have? Then a person is told."""
-    from jaxem import large_job
+    from jaxem.cli.fit import streamed
 
-    budget, needed = typed.memory(options["memory"]), large_job.needed(options["table"], columns)
+    budget, needed = parsing.memory(options["memory"]), streamed.needed(options["table"], columns)
     if needed > budget:
         typer.echo(
             f"jaxem: {options['table']} would take about {needed / 1e6:,.4g} MB, more than --memory "
@@ -412,48 +414,50 @@ def _too_large(options: dict[str, Any], columns: list[str]) -> bool:
     return needed > budget
 
 
-def _fit_large(options: dict[str, Any], kind: Kind, settings: job.Settings, meeting: Meeting | None) -> int:
+def _fit_large(options: dict[str, Any], kind: Kind, settings: Settings, meeting: Meeting | None) -> int:
     """The work of `jaxem fit` on one table that is larger than memory; returns the exit status.
 
     Of several processes each works on a share of the rows, in every step.
     """
-    from jaxem import job, large_job, processes, results
+    from jaxem.cli import cluster
+    from jaxem.cli.fit import frames, run, streamed
 
-    share = (0, 1) if meeting is None else processes.join(meeting)
-    typed.check_device(options["device"])
+    share = (0, 1) if meeting is None else cluster.join(meeting)
+    parsing.check_device(options["device"])
     began, out = time.perf_counter(), options["out"]
-    results.check_folder(out)
-    null = typed.split(options["null"])
-    with large_job.read(options["table"], kind, null, options["missing"], settings.dtype, out, share) as table:
-        typed.check_sizes(table.grouped, settings, "components")
+    frames.check_folder(out)
+    null = parsing.split(options["null"])
+    with streamed.read(options["table"], kind, null, options["missing"], settings.dtype, out, share) as table:
+        parsing.check_sizes(table.grouped, settings, "components")
         reading = time.perf_counter() - began
-        with _bar(*job.expected(table.grouped, settings), shown=share[0] == 0) as progress:
-            outcome, assignments = large_job.run(table, settings, progress)
-        processes.part(meeting)
+        with _bar(*run.expected(table.grouped, settings), shown=share[0] == 0) as progress:
+            outcome, assignments = streamed.run(table, settings, progress)
+        cluster.part(meeting)
         if share[0] > 0:
-            return _conclude_share(outcome, processes.Peers(out, *share))
-        _write(outcome, options, typed.again("fit", options), reading, "name another folder", assignments)
+            return _conclude_share(outcome, cluster.Peers(out, *share))
+        _write(outcome, options, parsing.again("fit", options), reading, "name another folder", assignments)
     return _conclude(outcome, out, share[1])
 
 
 def _race(command: str, options: dict[str, Any]) -> int:
     """The work of `jaxem race`; returns the exit status."""
-    from jaxem import race_job, results
+    from jaxem.cli.fit import frames
+    from jaxem.cli.race import run
 
     began = time.perf_counter()
     if not options["tables"]:
-        options |= {name: options[name] or usual for name, usual in typed.SHIPPED.items()}
-    settings = typed.race_settings(options)
-    tables = typed.race_tables(options)
+        options |= {name: options[name] or usual for name, usual in parsing.SHIPPED.items()}
+    settings = parsing.race_settings(options)
+    tables = parsing.race_tables(options)
     for name, grouped in tables.items():
         for note in grouped.notes:
             typer.echo(f"jaxem: {name}: {note}", err=True)
-    card = race_job.prepare(tables, settings)
-    results.check_folder(options["out"])
+    card = run.prepare(tables, settings)
+    frames.check_folder(options["out"])
     reading = time.perf_counter() - began
     with _bar(len(card.problems), noun="problems", verb="racing") as progress:
-        outcome = race_job.run(card, progress)
-    _write_race(outcome, options["out"], typed.again(command, options), reading)
+        outcome = run.run(card, progress)
+    _write_race(outcome, options["out"], parsing.again(command, options), reading)
     return _conclude_race(outcome, options["out"])
 
 
@@ -501,48 +505,48 @@ def _write(
     assignments: Assignments | None = None,
 ) -> None:
     """The results, and advice if they cannot be written; `assignments` if they are made while they are written."""
-    from jaxem import report, results
+    from jaxem.cli.fit import frames, report
 
-    def frames() -> Iterator[tuple[str, pl.DataFrame | Assignments]]:
-        yield "models", results.models(outcome)
-        yield "selection", results.selection(outcome)
+    def written() -> Iterator[tuple[str, pl.DataFrame | Assignments]]:
+        yield "models", frames.models(outcome)
+        yield "selection", frames.selection(outcome)
         if outcome.settings.assign:
-            yield "assignments", assignments or results.assignments(outcome)
+            yield "assignments", assignments or frames.assignments(outcome)
 
     source = Path(options["table"]).name
-    _files(options["out"], frames(), reading, lambda seconds: report.page(outcome, source, command, seconds), advice)
+    _files(options["out"], written(), reading, lambda seconds: report.page(outcome, source, command, seconds), advice)
 
 
-def _write_race(outcome: race_job.Outcome, out: Path, command: str, reading: float) -> None:
-    from jaxem import race_report, race_results
+def _write_race(outcome: RaceOutcome, out: Path, command: str, reading: float) -> None:
+    from jaxem.cli.race import frames, report
 
-    frames = ((name, getattr(race_results, name)(outcome)) for name in ("solvers", "problems", "runs"))
-    _files(out, frames, reading, lambda seconds: race_report.page(outcome, command, seconds), "name another folder")
+    written = ((name, getattr(frames, name)(outcome)) for name in ("solvers", "problems", "runs"))
+    _files(out, written, reading, lambda seconds: report.page(outcome, command, seconds), "name another folder")
 
 
 def _files(
     out: Path,
-    frames: Iterable[tuple[str, pl.DataFrame | Assignments]],
+    written: Iterable[tuple[str, pl.DataFrame | Assignments]],
     reading: float,
     page: Callable[[dict[str, float]], str],
     advice: str,
 ) -> None:
     """Tables and a page, which is told how long reading and writing took; and advice, if they cannot be written."""
-    from jaxem import results
+    from jaxem.cli.fit import frames
 
     began = time.perf_counter()
     try:
-        with results.together(out) as place:
-            for name, frame in frames:
+        with frames.together(out) as place:
+            for name, frame in written:
                 frame.write_parquet(place(f"{name}.parquet"))
             html = page({"reading": reading, "writing tables": time.perf_counter() - began})
             place("report.html").write_text(html, encoding="utf-8")
     except OSError as error:
-        raise results.unwritable(out, error, advice) from error
+        raise frames.unwritable(out, error, advice) from error
 
 
 def _conclude(outcome: Outcome, out: Path, processes: int) -> int:
-    from jaxem.page import in_words
+    from jaxem.cli.html import in_words
 
     fitted, groups, grouped = int((outcome.choice >= 0).sum()), len(outcome.choice), outcome.grouped
     converged = int((outcome.status == 1).sum())
@@ -570,7 +574,7 @@ def _conclude(outcome: Outcome, out: Path, processes: int) -> int:
 
 def _conclude_share(outcome: Outcome, peers: Peers) -> int:
     """Of a process that is not the first."""
-    from jaxem.page import in_words
+    from jaxem.cli.html import in_words
 
     if outcome.interrupted:
         raise KeyboardInterrupt
@@ -579,11 +583,11 @@ def _conclude_share(outcome: Outcome, peers: Peers) -> int:
     return 0
 
 
-def _conclude_race(outcome: race_job.Outcome, out: Path) -> int:
+def _conclude_race(outcome: RaceOutcome, out: Path) -> int:
     from rich.console import Console
 
-    from jaxem.page import in_words
-    from jaxem.race_report import summary
+    from jaxem.cli.html import in_words
+    from jaxem.cli.race.report import summary
 
     Console().print(summary(outcome))
     problems, left_out = len(outcome.card.problems), sum(map(len, outcome.card.left_out.values()))

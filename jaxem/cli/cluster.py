@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from jaxem.errors import InputError
+from jaxem.cli.errors import InputError
 
 WAIT = 120.0
 """Seconds for which a process waits until all others have come."""
@@ -91,7 +91,7 @@ def met(meeting: Meeting | None) -> Iterator[tuple[int, int]]:
     if meeting is None:
         yield 0, 1
         return
-    command = [sys.executable, "-m", "jaxem.processes", json.dumps(dataclasses.astuple(meeting))]
+    command = [sys.executable, "-m", "jaxem.cli.cluster", json.dumps(dataclasses.astuple(meeting))]
     sent = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )

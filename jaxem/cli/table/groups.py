@@ -16,9 +16,10 @@ from types import MappingProxyType
 import numpy as np
 import polars as pl
 
-from jaxem import datasets, dialect, steps
-from jaxem.errors import InputError, RowError
-from jaxem.kinds import Kind, Reads, Support
+from jaxem import datasets
+from jaxem.cli.columns import Kind, Reads, Support
+from jaxem.cli.errors import InputError, RowError
+from jaxem.cli.table import dialect, steps
 
 MOST_CATEGORIES = 256
 PARQUET = (".parquet", ".pq")

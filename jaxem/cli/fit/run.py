@@ -21,12 +21,12 @@ import numpy as np
 
 import jaxem as jem
 from jaxem import priors
-from jaxem.kinds import Kind
-from jaxem.outcome import Outcome, free_numbers, narrow, summarise
-from jaxem.parts import Parts, Result
+from jaxem.cli.columns import Kind
+from jaxem.cli.fit.checkpoint import Parts, Result
+from jaxem.cli.fit.result import Outcome, free_numbers, narrow, summarise
+from jaxem.cli.fit.schedule import Plan, Slab, plan, stack
+from jaxem.cli.table.groups import Grouped
 from jaxem.sequences import Sequences
-from jaxem.slabs import Plan, Slab, plan, stack
-from jaxem.tables import Grouped
 
 COMPILING = "/jax/core/compile/backend_compile_duration"
 
@@ -78,7 +78,7 @@ def run(
     the other groups have that status.
 
     Args:
-        grouped: the rows, see `jaxem.tables`.
+        grouped: the rows, see `jaxem.cli.table.groups`.
         settings: how to fit and choose.
         progress: called with (groups done, fits done), from several threads; `expected` says how many there will be.
         parts: where finished slabs are kept; those that are there already are not fitted again. Of several processes

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem import selection
+from jaxem.cli.columns import fixed_states, map_own, map_states
+from jaxem.cli.fit.schedule import Slab, places
+from jaxem.cli.table.groups import Grouped
 from jaxem.constraints import free_parameters
 from jaxem.fitting.status import Status
-from jaxem.kinds import fixed_states, map_own, map_states
-from jaxem.slabs import Slab, places
-from jaxem.tables import Grouped
 
 if TYPE_CHECKING:
-    from jaxem.job import Settings
+    from jaxem.cli.fit.run import Settings
 
 CRITERIA = ("bic", "aic", "icl")
 FAILED = np.array([status for status in Status if status.failed])

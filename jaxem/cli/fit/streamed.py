@@ -3,7 +3,7 @@
 The table is read once, a piece at a time: its cells are checked, and the rows that count are written as numbers into a
 file in the folder of the results, which every step of EM then reads. Some rows, evenly spaced, are kept (`Sample`):
 with them fits start, and from them the report draws. A table of fewer rows than those is its own sample, and its
-results are those of `jaxem.job`.
+results are those of `jaxem.cli.fit.run`.
 """
 
 from __future__ import annotations
@@ -23,17 +23,20 @@ import numpy as np
 import polars as pl
 
 import jaxem as jem
-from jaxem import dialect, job, priors, results, selection, tables
-from jaxem.errors import InputError, RowError
+from jaxem import priors, selection
+from jaxem.cli.columns import Kind
+from jaxem.cli.errors import InputError, RowError
+from jaxem.cli.fit import frames
+from jaxem.cli.fit.result import Outcome, belonging, free_numbers, narrow, scored
+from jaxem.cli.fit.run import Settings, compilation_seconds, starting_models
+from jaxem.cli.fit.schedule import plan, stack
+from jaxem.cli.table import dialect, groups
+from jaxem.cli.table.groups import Grouped
 from jaxem.fitting import together
 from jaxem.fitting.batches import ROWS, Batches, read_ahead, record_batches
 from jaxem.fitting.fit import best_restart
 from jaxem.fitting.stream import fit_starts, surveyed
 from jaxem.fitting.survey import Spaced, Survey
-from jaxem.kinds import Kind
-from jaxem.outcome import Outcome, belonging, free_numbers, narrow, scored
-from jaxem.slabs import plan, stack
-from jaxem.tables import Grouped
 
 COPIES = 6
 """How many times over the usual way holds the cells of one large group: as a table, as numbers, in slabs, in fits."""
@@ -48,20 +51,20 @@ def needed(source: str | Path, columns: Sequence[str]) -> float:
     Parquet and Arrow files know their number of rows; that of a CSV is guessed from the length of its first lines.
 
     Raises:
-        InputError: as `tables.opened`.
+        InputError: as `groups.opened`.
     """
-    path, _ = tables.opened(source, {"--columns": columns})
-    with tables.readable(path):
+    path, _ = groups.opened(source, {"--columns": columns})
+    with groups.readable(path):
         return COPIES * 8.0 * len(columns) * _rows(path, columns)
 
 
 def _rows(path: Path, columns: Sequence[str]) -> float:
-    kind = tables.suffix(path)
-    if kind in tables.PARQUET:
+    kind = groups.suffix(path)
+    if kind in groups.PARQUET:
         import pyarrow.parquet as pq
 
         return pq.read_metadata(path).num_rows
-    if kind in tables.ARROW:
+    if kind in groups.ARROW:
         return sum(piece.num_rows for piece in record_batches(path, columns, ROWS))
     with dialect.unpacked(path) as file:
         start = file.read(1 << 20)
@@ -133,12 +136,12 @@ def read(
     out: Path,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[Table]:
-    """The rows of a table, checked as `tables.group` does, in files in the folder `out` that are gone in the end.
+    """The rows of a table, checked as `groups.group` does, in files in the folder `out` that are gone in the end.
 
     Of several processes each reads the whole table, and keeps its `share`.
 
     Raises:
-        InputError: as `tables.read` and `tables.group`, and `typed.check_range`.
+        InputError: as `groups.read` and `groups.group`, and `typed.check_range`.
     """
     with tempfile.TemporaryDirectory(prefix=".rows.", dir=out) as folder:
         try:
@@ -158,23 +161,23 @@ def _read(
     folder: Path,
     share: tuple[int, int],
 ) -> Table:
-    path, _ = tables.opened(source, {"--columns": kind.columns})
+    path, _ = groups.opened(source, {"--columns": kind.columns})
     whole, before = missing == "drop" or kind.whole_rows, _categories(path, kind, null)
     sample, known, levels = Spaced(), np.zeros(len(kind.columns), bool), []
     total = n = partly = cells = 0
     with (folder / "rows").open("wb") as rows, (folder / "counts").open("wb") as counts:
         for frame in _frames(path, kind.columns):
             try:
-                frame = tables.with_nulls(pl.concat([before, frame], how="diagonal"), null)
-                x, levels = tables.numbers(frame, kind)
+                frame = groups.with_nulls(pl.concat([before, frame], how="diagonal"), null)
+                x, levels = groups.numbers(frame, kind)
             except RowError as error:
                 raise error.further_down(total - before.height) from None
             x = x[before.height :]
             number = np.arange(total, total + len(x)) + 1
-            tables.check_range(x, number, kind, dtype.name)
-            count = tables.counting(x, whole)
+            groups.check_range(x, number, kind, dtype.name)
+            count = groups.counting(x, whole)
             known |= ~np.isnan(x).all(axis=0)
-            partly += int((tables.counting(x, False) & ~tables.counting(x, True)).sum())
+            partly += int((groups.counting(x, False) & ~groups.counting(x, True)).sum())
             kept = x[count]
             cells += int(np.isnan(kept).sum())
             sample.add((kept, number[count]))
@@ -185,7 +188,7 @@ def _read(
             counts.write(count.data)
     if not total:
         raise InputError(f"{path}: the table has no rows; there is nothing to fit")
-    tables.check_some(kind, known, n > 0)
+    groups.check_some(kind, known, n > 0)
     x, number = (np.concatenate(pieces) for pieces in zip(*sample.pieces, strict=True))
     grouped = Sample(
         kind=kind.with_levels(levels),
@@ -205,8 +208,8 @@ def _read(
 
 def _frames(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
     """Some columns of a table, a piece at a time; those of a CSV as text."""
-    with tables.readable(path):
-        for piece in _csv(path, columns) if tables.suffix(path) in dialect.SEPARATORS else _arrow(path, columns):
+    with groups.readable(path):
+        for piece in _csv(path, columns) if groups.suffix(path) in dialect.SEPARATORS else _arrow(path, columns):
             yield from piece.iter_slices(ROWS)
 
 
@@ -216,7 +219,7 @@ def _arrow(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
 
 def _csv(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
     """Pieces of text, each under the names of the columns, for the same reader that reads whole files."""
-    style = tables.style(path, columns)
+    style = groups.style(path, columns)
     with style.open(path) as file:
         names, text = b"", b""
         while more := file.read(PIECE):
@@ -249,22 +252,22 @@ def _categories(path: Path, kind: Kind, null: Sequence[str]) -> pl.DataFrame:
     names = [name for name, word in zip(kind.columns, kind.words, strict=True) if word == "categorical"]
     found = [pl.DataFrame()] * len(names)
     for piece in _frames(path, names) if names else ():
-        frame = tables.with_nulls(piece, null)
+        frame = groups.with_nulls(piece, null)
         for i, name in enumerate(names):
             found[i] = (
                 pl.concat([found[i], frame.select(name)]).unique() if found[i].width else frame.select(name).unique()
             )
-            if found[i].height > tables.MOST_CATEGORIES + 1:
-                tables.numbers(found[i], Kind.parse(["categorical"], [name]))  # which says so
+            if found[i].height > groups.MOST_CATEGORIES + 1:
+                groups.numbers(found[i], Kind.parse(["categorical"], [name]))  # which says so
     return pl.concat(found, how="horizontal") if found else pl.DataFrame()
 
 
 def run(
-    table: Table, settings: job.Settings, progress: Callable[[int, int], None] | None = None
+    table: Table, settings: Settings, progress: Callable[[int, int], None] | None = None
 ) -> tuple[Outcome, Assignments | None]:
     """Fit mixtures to all rows of a table, and choose one; and where every row belongs, if that was asked for.
 
-    As `job.run`, for one group. Several processes come to the same result.
+    As `jaxem.cli.fit.run.run`, for one group. Several processes come to the same result.
 
     Raises:
         InputError: another process is gone.
@@ -281,7 +284,7 @@ def run(
 
 
 def _run(
-    table: Table, settings: job.Settings, progress: Callable[[int, int], None] | None
+    table: Table, settings: Settings, progress: Callable[[int, int], None] | None
 ) -> tuple[Outcome, Assignments | None]:
     began = time.perf_counter()
     outcome, grouped = Outcome.empty(table.grouped, settings), table.grouped
@@ -290,8 +293,8 @@ def _run(
         return outcome, None
     (slab,), prior = shapes.slabs, priors.Weak() if settings.prior == "weak" else None
     device, wide = jax.local_devices(backend=settings.device)[0], settings.dtype == "float64"
-    with job.compilation_seconds() as compiling, jax.enable_x64(wide), jax.default_device(device):
-        starts = job.starting_models(grouped.kind, settings, slab, *stack(grouped, slab, settings.dtype))
+    with compilation_seconds() as compiling, jax.enable_x64(wide), jax.default_device(device):
+        starts = starting_models(grouped.kind, settings, slab, *stack(grouped, slab, settings.dtype))
         fits: list[tuple[Any, ...]] = []
         found = surveyed(
             _together([starts[settings.components[0]]]), table.batches, prior, processes=table.share[1] > 1
@@ -350,7 +353,7 @@ class Assignments:
     outcome: Outcome
 
     def write_parquet(self, path: Path) -> None:
-        """What `results.assignments` says of every row, into a file."""
+        """What `frames.assignments` says of every row, into a file."""
         import pyarrow.parquet as pq
 
         with contextlib.ExitStack() as files:
@@ -372,7 +375,7 @@ class Assignments:
                     self.table.grouped, row=numbers + 1, group_of=np.zeros(len(count), np.int64)
                 )
                 piece = dataclasses.replace(self.outcome, grouped=grouped, component=component, probability=probability)
-                yield results.assignments(piece).with_columns(pl.col("row") + before)
+                yield frames.assignments(piece).with_columns(pl.col("row") + before)
                 before += len(count)
 
     def _belonging(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

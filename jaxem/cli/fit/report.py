@@ -11,11 +11,11 @@ import jax
 import numpy as np
 
 from jaxem import plot
+from jaxem.cli.columns import Parameter
+from jaxem.cli.fit.result import Outcome, belonging, unstacked
+from jaxem.cli.fit.schedule import Slab, places, stack
+from jaxem.cli.html import NAMED, Bar, Listed, bars, embedded, render, without
 from jaxem.fitting.status import Status
-from jaxem.kinds import Parameter
-from jaxem.outcome import Outcome, belonging, unstacked
-from jaxem.page import NAMED, Bar, Listed, bars, embedded, render, without
-from jaxem.slabs import Slab, places, stack
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

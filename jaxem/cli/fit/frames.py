@@ -11,11 +11,11 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from jaxem.errors import InputError
+from jaxem.cli.columns import parameter_names
+from jaxem.cli.errors import InputError
+from jaxem.cli.fit.result import CRITERIA, FAILED, Outcome
 from jaxem.files import temporary
 from jaxem.fitting.status import Status
-from jaxem.kinds import parameter_names
-from jaxem.outcome import CRITERIA, FAILED, Outcome
 
 PARAMETERS = (*parameter_names(), "categories")
 OWN = ("n", "dropped", "sequences", "components", "states", "log_likelihood", *CRITERIA, "steps", "status", "entropy")

@@ -17,15 +17,15 @@ import numpy as np
 
 import jaxem as jem
 from jaxem import priors
+from jaxem.cli.columns import Kind
+from jaxem.cli.errors import InputError
+from jaxem.cli.fit.schedule import LENGTHS, Slab, stack
+from jaxem.cli.race.solver_specs import BATCH, USUAL, Contender, parse
+from jaxem.cli.table.groups import Grouped
 from jaxem.constraints import free_parameters
-from jaxem.contenders import BATCH, USUAL, Contender, parse
-from jaxem.errors import InputError
 from jaxem.fitting.ragged import padded_lengths
 from jaxem.fitting.status import Status
-from jaxem.kinds import Kind
-from jaxem.slabs import LENGTHS, Slab, stack
 from jaxem.solvers.newton import MOST
-from jaxem.tables import Grouped
 
 SHAPE = 5_000
 """What one more compiled shape costs, in rows of problems."""
@@ -42,7 +42,7 @@ class Settings:
         groups: at most so many, the largest first.
         min_rows: a group with fewer rows that count is left out.
         scale: put the columns of Gaussian families and their like into standard units within each group?
-        prior, method, tol, max_steps, seed, dtype: as in `jaxem.job.Settings`.
+        prior, method, tol, max_steps, seed, dtype: as in `jaxem.cli.fit.run.Settings`.
     """
 
     contenders: tuple[Contender, ...] = parse(USUAL)
@@ -153,7 +153,7 @@ def prepare(tables: Mapping[str, Grouped], settings: Settings = Settings()) -> C
     """Choose the groups, and where to start on each.
 
     Args:
-        tables: the rows, by the names of the tables; see `jaxem.tables`.
+        tables: the rows, by the names of the tables; see `jaxem.cli.table.groups`.
         settings: what to race on what.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 import jaxem as jem
-from jaxem.errors import InputError
+from jaxem.cli.errors import InputError
 
 MOMENTUM = 0.9
 BATCH = 64

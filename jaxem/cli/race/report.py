@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxem.cli.html import NAMED, Bar, Listed, bars, embedded, render, without
+from jaxem.cli.race.frames import winners
+from jaxem.cli.race.run import Outcome
+from jaxem.cli.race.solver_specs import BATCH
 from jaxem.compare import ELSEWHERE, GAPS, Race, Run, line
-from jaxem.contenders import BATCH
 from jaxem.fitting.status import Status
-from jaxem.page import NAMED, Bar, Listed, bars, embedded, render, without
-from jaxem.race_job import Outcome
-from jaxem.race_results import winners
 from jaxem.races import WITHIN
 
 if TYPE_CHECKING:

@@ -91,11 +91,11 @@ def in_words(seconds: float) -> str:
 
 
 def render(template: str, filters: dict[str, Any] | None = None, **values: Any) -> str:
-    """A template of `jaxem/templates` as HTML."""
+    """A template of `jaxem/cli/templates` as HTML."""
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("jaxem", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("jaxem.cli", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(seconds=in_words, **(filters or {}))
     return environment.get_template(template).render(version=version, **values)
