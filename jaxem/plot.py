@@ -344,8 +344,8 @@ def _shares(components: Any) -> list[np.ndarray] | None:
         return shares
     if isinstance(components, product.Independent):
         probs = np.asarray(leaves(components)[0][2])
-        bernoulli = isinstance(components.base, discrete.Bernoulli)
-        return [probs[:, d, None] for d in range(probs.shape[1])] if bernoulli else None
+        yes_no = isinstance(components.base, discrete.Bernoulli)
+        return [probs[:, d, None] for d in range(probs.shape[1])] if yes_no else None
     if isinstance(components, counts.Multinomial):
         return [np.asarray(components.probs)]
     if isinstance(components, proportions.Dirichlet):

@@ -83,11 +83,11 @@ class Parts:
     def read(self, slab: Slab) -> Result | None:
         """What was found for a slab; None if it is still to be fitted."""
         try:
-            groups, numbers, choice, models, belonging = files.load_unchecked(self._place(slab))
+            groups, numbers, choice, fitted, belonging = files.load_unchecked(self._place(slab))
         except (FileNotFoundError, ValueError):
             return None
         # Another jaxem may have put other groups together.
-        return (Scores(*numbers), choice, models, belonging or None) if np.array_equal(groups, slab.groups) else None
+        return (Scores(*numbers), choice, fitted, belonging or None) if np.array_equal(groups, slab.groups) else None
 
     def present(self) -> list[Path]:
         """The files of all finished slabs."""
