@@ -5,8 +5,12 @@ from jaxem import priors as priors
 from jaxem._version import version as __version__  # noqa: F401
 from jaxem.compare import Race as Race
 from jaxem.compare import compare as compare
-from jaxem.constraints import free_parameters as free_parameters
-from jaxem.coordinates import coordinates as coordinates
+from jaxem.core.constraints import free_parameters as free_parameters
+from jaxem.core.coordinates import coordinates as coordinates
+from jaxem.data.batches import batches as batches
+from jaxem.data.missing import Incomplete as Incomplete
+from jaxem.data.missing import incomplete as incomplete
+from jaxem.data.sequences import Sequences as Sequences
 from jaxem.distributions.base import Distribution as Distribution
 from jaxem.distributions.base import Family as Family
 from jaxem.distributions.base import Labelled as Labelled
@@ -46,7 +50,6 @@ from jaxem.distributions.robust import StudentT as StudentT
 from jaxem.distributions.weibull import Weibull as Weibull
 from jaxem.files import load as load
 from jaxem.files import save as save
-from jaxem.fitting.batches import batches as batches
 from jaxem.fitting.fit import fit as fit
 from jaxem.fitting.many import fit_many as fit_many
 from jaxem.fitting.result import Fit as Fit
@@ -67,8 +70,6 @@ from jaxem.latent.prediction import predict as predict
 from jaxem.latent.rbf import RBFNetwork as RBFNetwork
 from jaxem.latent.start_many import start_many as start_many
 from jaxem.latent.state_space import LinearGaussianSSM as LinearGaussianSSM
-from jaxem.missing import Incomplete as Incomplete
-from jaxem.missing import incomplete as incomplete
 from jaxem.races import Races as Races
 from jaxem.races import compare_many as compare_many
 from jaxem.rate import em_rate as em_rate
@@ -76,7 +77,6 @@ from jaxem.selection import aic as aic
 from jaxem.selection import bic as bic
 from jaxem.selection import entropy as entropy
 from jaxem.selection import icl as icl
-from jaxem.sequences import Sequences as Sequences
 from jaxem.solvers.accelerated import SQUAREM as SQUAREM
 from jaxem.solvers.accelerated import Anderson as Anderson
 from jaxem.solvers.base import Solver as Solver

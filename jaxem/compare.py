@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem.arguments import said_of
-from jaxem.constraints import free_parameters
-from jaxem.data import ready
+from jaxem.core.arguments import said_of
+from jaxem.core.constraints import free_parameters
+from jaxem.data.prepare import ready
 from jaxem.distributions.base import check_model
 from jaxem.fitting.fit import check_labelled, check_limits, check_prior, fit, hidden_states
 from jaxem.fitting.result import Fit

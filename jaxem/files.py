@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxem.core.pytree import unchecked
 from jaxem.distributions import (
     censored,
     circular,
@@ -28,7 +29,6 @@ from jaxem.distributions import (
     weibull,
 )
 from jaxem.latent import bayesnet, experts, hmm, mixture, rbf, state_space
-from jaxem.pytree import unchecked
 
 FORMAT = "jaxem 1"
 CLASSES = {

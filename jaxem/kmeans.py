@@ -12,8 +12,10 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from jaxem import start
-from jaxem.arguments import as_key, whole
-from jaxem.data import as_floats, as_table, as_weight, ready
+from jaxem.core.arguments import as_key, whole
+from jaxem.core.pytree import module, replace
+from jaxem.core.summation import maximum, total
+from jaxem.data.prepare import as_floats, as_table, as_weight, ready
 from jaxem.distributions import quadratic
 from jaxem.distributions.base import Statistics, as_rows
 from jaxem.distributions.gaussian import SphericalGaussian
@@ -22,10 +24,8 @@ from jaxem.fitting.fit import fit
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
 from jaxem.latent.mixture import Mixture
-from jaxem.pytree import module, replace
 from jaxem.solvers.base import Solver
 from jaxem.solvers.em import expectation
-from jaxem.sums import maximum, total
 
 
 @module

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem.constraints import leaves
+from jaxem.core.constraints import leaves
 from jaxem.distributions import censored, counts, discrete, gaussian, product, proportions, regression, robust
 from jaxem.palette import PALETTE
 

@@ -15,11 +15,11 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
+from jaxem.core.pytree import module
 from jaxem.distributions.base import Statistics, add, scale
 from jaxem.distributions.discrete import Arrivals, Trials
 from jaxem.distributions.moments import Moments
 from jaxem.latent.base import LatentStatistics
-from jaxem.pytree import module
 
 
 def _above(name: str, least: float, **values: Any) -> None:

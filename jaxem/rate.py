@@ -8,9 +8,9 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
-from jaxem import linalg
-from jaxem.arguments import whole
-from jaxem.data import ready
+from jaxem.core import linalg
+from jaxem.core.arguments import whole
+from jaxem.data.prepare import ready
 from jaxem.distributions.base import Labelled, Statistics, check_model
 from jaxem.fitting.fit import check_labelled, hidden_states, regularisers
 from jaxem.solvers.em import em_step

@@ -15,7 +15,7 @@ def aic(log_likelihood: Any, parameters: Any) -> Any:
 
     Args:
         log_likelihood: of the data alone, in nats, `[...]`.
-        parameters: free numbers in the model (`jaxem.constraints.free_parameters`), `[...]`.
+        parameters: free numbers in the model (`jaxem.core.constraints.free_parameters`), `[...]`.
 
     >>> aic(-10.0, 3)
     26.0

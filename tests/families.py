@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import jaxem as jem
-from jaxem import constraints
+from jaxem.core import constraints
 
 Rng = np.random.Generator
 

@@ -30,8 +30,8 @@ import jaxem as jem
 from jaxem.chains import across
 from jaxem.chains.chain import Chain
 from jaxem.chains.normalizer import log_normalizer
+from jaxem.core.pytree import replace
 from jaxem.fitting import fit as fitting
-from jaxem.pytree import replace
 from jaxem.solvers import em
 from test_compilation import compilations
 

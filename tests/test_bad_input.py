@@ -10,12 +10,11 @@ import optax
 import pytest
 
 import jaxem as jem
-from jaxem.arguments import as_key, whole
-from jaxem.cli.columns import FAMILIES as WORDS
 from jaxem.compare import as_solvers
+from jaxem.core.arguments import as_key, whole
+from jaxem.data.problems import as_problems
 from jaxem.distributions.words import FAMILIES, as_family
 from jaxem.fitting.fit import check_limits
-from jaxem.problems import as_problems
 from jaxem.solvers.words import as_solver
 
 X = np.array([[0.0, 1.0], [2.0, 3.0], [5.0, 1.0]])

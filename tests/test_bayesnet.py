@@ -16,8 +16,8 @@ import pytest
 import jaxem as jem
 from alarm import ALARM, alarm
 from families import e_step, m_step
+from jaxem.core.summation import Sampled
 from jaxem.latent import elimination
-from jaxem.sums import Sampled
 
 pytestmark = pytest.mark.slow
 

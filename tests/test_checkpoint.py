@@ -20,9 +20,9 @@ import optax
 import pytest
 
 import jaxem as jem
+from jaxem.core.pytree import module
 from jaxem.fitting import checkpoint, lanes, many
 from jaxem.fitting.fingerprint import fingerprint
-from jaxem.pytree import module
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import jaxem as jem
-from jaxem.pytree import replace
+from jaxem.core.pytree import replace
 
 START = jem.Mixture([0.3, 0.7], jem.Gaussian([[0.0, 0.0], [3.0, 0.0]], jnp.stack([jnp.eye(2)] * 2)))
 CHAIN = jem.HMM([1.0, 0.0], [[0.8, 0.2], [0.0, 1.0]], jem.Poisson([2.0, 6.0]))

@@ -14,8 +14,8 @@ import scipy.stats as ss
 
 import jaxem as jem
 from families import e_step
+from jaxem.core.special import behind, gap, gap_by_square, stirling, untabled
 from jaxem.distributions.counts import Tables
-from jaxem.distributions.special import behind, gap, gap_by_square, stirling, untabled
 
 pytestmark = pytest.mark.slow
 

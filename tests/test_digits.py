@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import jaxem as jem
-from jaxem.distributions.double_double import MOST, log_words
+from jaxem.core.double_double import MOST, log_words
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from sklearn.decomposition import FactorAnalysis
 
 import jaxem as jem
 from families import e_step, m_step
-from jaxem.pytree import replace
+from jaxem.core.pytree import replace
 from oracles.test_published import case
 
 pytestmark = pytest.mark.slow

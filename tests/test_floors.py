@@ -11,7 +11,7 @@ import pytest
 from scipy.special import digamma
 
 import jaxem as jem
-from jaxem import linalg
+from jaxem.core import linalg
 
 pytestmark = pytest.mark.slow
 

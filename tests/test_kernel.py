@@ -13,7 +13,7 @@ import pytest
 from jaxem import chains
 from jaxem.chains import kernel, normalizer
 from jaxem.chains.chain import Chain
-from jaxem.pytree import replace
+from jaxem.core.pytree import replace
 from laws.test_chains import HOSTILE, INF, Rng, chain
 
 pytestmark = pytest.mark.slow

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import jaxem as jem
+from jaxem.data.padding import padded_lengths
 from jaxem.fitting import lanes, many
-from jaxem.fitting.ragged import padded_lengths
 
 pytestmark = pytest.mark.slow
 

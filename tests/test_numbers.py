@@ -11,9 +11,9 @@ import pytest
 import scipy.stats as ss
 
 import jaxem as jem
-from jaxem import linalg, sums
+from jaxem.core import linalg, summation
+from jaxem.core.pytree import replace
 from jaxem.distributions import quadratic
-from jaxem.pytree import replace
 
 pytestmark = pytest.mark.slow
 
@@ -256,8 +256,8 @@ def test_rare_is_not_impossible() -> None:
 
 def test_log_sum_of_nothing_possible() -> None:
     terms = jnp.array([[-jnp.inf, -jnp.inf], [-jnp.inf, 0.0], [-1e4, -1e4]])
-    np.testing.assert_allclose(sums.log_sum(terms), [-np.inf, 0, np.log(2) - 1e4])
-    gradient = jax.vmap(jax.grad(sums.log_sum))(terms)
+    np.testing.assert_allclose(summation.log_sum(terms), [-np.inf, 0, np.log(2) - 1e4])
+    gradient = jax.vmap(jax.grad(summation.log_sum))(terms)
     np.testing.assert_allclose(gradient, [[0, 0], [0, 1], [0.5, 0.5]])
 
 
@@ -269,7 +269,7 @@ def test_log_likelihood_of_many_rows_in_float32(rng: np.random.Generator) -> Non
         jem.SphericalGaussian(np.array([[-1.0], [1.0]], np.float32), np.ones(2, np.float32)),
     )
     each = np.asarray(model.log_prob(x), float)
-    np.testing.assert_allclose(sums.total(model.log_prob(x)), each.sum(), rtol=1e-7)
+    np.testing.assert_allclose(summation.total(model.log_prob(x)), each.sum(), rtol=1e-7)
     np.testing.assert_allclose(jem.fit(model, x, max_steps=0).log_likelihood, each.sum(), rtol=1e-7)
 
 

@@ -11,8 +11,8 @@ import optax
 import pytest
 
 import jaxem as jem
-from jaxem.bijectors import POSITIVE
-from jaxem.constraints import (
+from jaxem.core.bijectors import POSITIVE
+from jaxem.core.constraints import (
     Constraint,
     leaves,
     normalized,
@@ -20,7 +20,7 @@ from jaxem.constraints import (
     simplex,
     unit_interval,
 )
-from jaxem.pytree import module, replace, static
+from jaxem.core.pytree import module, replace, static
 from jaxem.solvers.objective import flat
 
 pytestmark = pytest.mark.slow

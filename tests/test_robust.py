@@ -12,9 +12,9 @@ import scipy.stats as ss
 
 import jaxem as jem
 from families import covariances, e_step, m_step
-from jaxem.coordinates import from_coordinates, to_coordinates
+from jaxem.core.coordinates import from_coordinates, to_coordinates
+from jaxem.core.pytree import replace
 from jaxem.distributions.robust import MOST
-from jaxem.pytree import replace
 from oracles.test_published import case
 
 pytestmark = pytest.mark.slow

@@ -49,7 +49,7 @@ MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 
 def room(module: Path) -> str:
-    """The first part of a module's path: `latent` for latent/mixture.py, `linalg` for linalg.py."""
+    """The first part of a module's path: `latent` for latent/mixture.py, `linalg` for core/linalg.py."""
     return module.parts[0].removesuffix(".py")
 
 
@@ -104,7 +104,7 @@ def factorises(module: Path) -> list[str]:
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
 def test_nothing_calls_a_factorisation_of_jax(module: Path) -> None:
-    """Their batched kernels can wait for ever on the CPU's thread pool; `jaxem.linalg` is written without them."""
+    """Their batched kernels can wait for ever on the CPU's thread pool; `jaxem.core.linalg` is written without them."""
     assert factorises(module) == []
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem.roots import root
+from jaxem.core.root_finding import root
 
 
 def test_roots_of_many_members(dtype: jnp.dtype) -> None:

@@ -8,7 +8,7 @@ import pytest
 from sklearn.mixture import GaussianMixture
 
 import jaxem as jem
-from jaxem.constraints import free_parameters
+from jaxem.core.constraints import free_parameters
 
 pytestmark = pytest.mark.slow
 

@@ -17,11 +17,12 @@ import scipy.stats as ss
 from typer.testing import CliRunner
 
 import jaxem as jem
-from jaxem import chains, linalg
+from jaxem import chains
 from jaxem.cli import app
-from jaxem.constraints import parameter, positive, vector
+from jaxem.core import linalg
+from jaxem.core.constraints import parameter, positive, vector
+from jaxem.core.pytree import module, replace
 from jaxem.distributions.base import Family
-from jaxem.pytree import module, replace
 
 pytestmark = pytest.mark.slow
 Rng = np.random.Generator

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Array
 
 import jaxem as jem
+from jaxem.core.pytree import module, replace
 from jaxem.palette import PALETTE
-from jaxem.pytree import module, replace
 
 jax.config.update("jax_enable_x64", True)  # the same centres, to 12 digits
 

@@ -17,9 +17,9 @@ import optax
 from jaxtyping import Array
 
 import jaxem as jem
-from jaxem.constraints import parameter, unit_interval
+from jaxem.core.constraints import parameter, unit_interval
+from jaxem.core.pytree import module, replace
 from jaxem.latent.base import log_potential
-from jaxem.pytree import module, replace
 
 jax.config.update("jax_enable_x64", True)  # the table has nine digits
 

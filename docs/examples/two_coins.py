@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 import jaxem as jem
-from jaxem.pytree import module, replace
+from jaxem.core.pytree import module, replace
 
 jax.config.update("jax_enable_x64", True)  # published to 8 digits
 

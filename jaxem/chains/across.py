@@ -19,9 +19,9 @@ from jaxem.chains import methods, normalizer
 from jaxem.chains.blocked import from_corners
 from jaxem.chains.chain import Chain, Expected, where
 from jaxem.chains.fold import folded
-from jaxem.chains.scaled import finite_or_zero
-from jaxem.pytree import replace
-from jaxem.sums import log_sum, placed, responsibilities
+from jaxem.core.extended_float import finite_or_zero
+from jaxem.core.pytree import replace
+from jaxem.core.summation import log_sum, placed, responsibilities
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxem.chains.chain import Chain, either
-from jaxem.chains.scaled import finite_or_zero
-from jaxem.linalg import lead
-from jaxem.sums import log_sum
+from jaxem.core.extended_float import finite_or_zero
+from jaxem.core.linalg import lead
+from jaxem.core.summation import log_sum
 
 
 class Filtered(NamedTuple):

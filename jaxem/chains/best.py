@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxem.chains.chain import Chain, Expected, where
 from jaxem.chains.fold import folded
-from jaxem.chains.scaled import finite_or_zero
-from jaxem.sums import two_sum
+from jaxem.core.extended_float import finite_or_zero
+from jaxem.core.summation import two_sum
 
 
 @folded

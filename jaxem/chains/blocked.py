@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxem.chains.chain import Chain
-from jaxem.chains.scaled import finite_or_zero
-from jaxem.pytree import replace
-from jaxem.sums import log_sum, two_sum
+from jaxem.core.extended_float import finite_or_zero
+from jaxem.core.pytree import replace
+from jaxem.core.summation import log_sum, two_sum
 
 
 class Filtered(NamedTuple):

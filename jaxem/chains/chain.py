@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxem.pytree import apart_as, module, static
-from jaxem.sums import two_sum
+from jaxem.core.pytree import apart_as, module, static
+from jaxem.core.summation import two_sum
 
 LONG = 2_048
 """Above so many steps expected transitions are summed with compensation."""

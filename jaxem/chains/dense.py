@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxem.chains.chain import LONG, Chain, passed_back, where
-from jaxem.chains.scaled import finite_or_zero
-from jaxem.linalg import HIGHEST
-from jaxem.sums import two_sum
+from jaxem.core.extended_float import finite_or_zero
+from jaxem.core.linalg import HIGHEST
+from jaxem.core.summation import two_sum
 
 UNROLLED = 8
 """Up to so many states the sums over them are written out."""

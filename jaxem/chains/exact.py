@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxem.chains.chain import Chain, passed_back, where
-from jaxem.chains.scaled import Scaled, finite_or_zero, normalized, power, split
-from jaxem.sums import two_sum
+from jaxem.core.extended_float import Scaled, finite_or_zero, normalized, power, split
+from jaxem.core.summation import two_sum
 
 
 class Filtered(NamedTuple):

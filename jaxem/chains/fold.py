@@ -11,7 +11,7 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array
 
 from jaxem.chains.chain import Chain
-from jaxem.pytree import replace
+from jaxem.core.pytree import replace
 
 BLOCK = 256
 """Sequences at a time, on a CPU."""

@@ -15,14 +15,14 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from jaxem.arguments import as_key, whole
-from jaxem.arrays import float_type, numbers
 from jaxem.chains import normalizer
 from jaxem.chains.best import best_path
 from jaxem.chains.chain import Chain
 from jaxem.chains.exact import draws, forward
 from jaxem.chains.methods import METHODS
-from jaxem.pytree import module
+from jaxem.core.arguments import as_key, whole
+from jaxem.core.pytree import module
+from jaxem.data.arrays import float_type, numbers
 
 
 @module

@@ -35,11 +35,11 @@ from jax.core import Tracer
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxem import linalg
 from jaxem.chains.chain import LONG
-from jaxem.linalg import product, reflected, reflections, root_inverse, semidefinite_root, triangular_root
-from jaxem.pytree import module, replace, static
-from jaxem.sums import two_sum
+from jaxem.core import linalg
+from jaxem.core.linalg import product, reflected, reflections, root_inverse, semidefinite_root, triangular_root
+from jaxem.core.pytree import module, replace, static
+from jaxem.core.summation import two_sum
 
 
 @module

@@ -26,9 +26,9 @@ from jaxem.chains import exact
 from jaxem.chains.chain import LONG, Chain, either
 from jaxem.chains.exact import filtered as filtered
 from jaxem.chains.exact import log_mass as log_mass
-from jaxem.chains.scaled import Scaled, finite_or_zero, power, split
-from jaxem.pytree import replace
-from jaxem.sums import two_sum
+from jaxem.core.extended_float import Scaled, finite_or_zero, power, split
+from jaxem.core.pytree import replace
+from jaxem.core.summation import two_sum
 
 LANES = 128
 """Sequences to a program, each a thread: the four warps that Mosaic takes for one vector."""

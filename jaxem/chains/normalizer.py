@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxem import sums
 from jaxem.chains import associative, dense, exact, methods
 from jaxem.chains.blocked import Blocked
 from jaxem.chains.chain import Chain, Expected, expected, there_or_zero, where
 from jaxem.chains.fold import folded, in_blocks
-from jaxem.pytree import replace
+from jaxem.core import summation
+from jaxem.core.pytree import replace
 
 
 def _value_by(way: Any, chain: Chain) -> Array:
@@ -114,7 +114,7 @@ def _by_autodiff(chain: Chain) -> tuple[Array, Expected]:
 
     def value(initial: Array, transition: Array, evidence: Array) -> Array:
         changed = replace(chain, log_initial=initial, log_transition=transition, log_likelihood=evidence)
-        return plain(changed, sums.log_sum)
+        return plain(changed, summation.log_sum)
 
     result, pullback = jax.vjp(value, *each, chain.log_likelihood)
     return result, Expected(*pullback(jnp.ones_like(result)))

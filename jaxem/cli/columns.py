@@ -13,10 +13,10 @@ import jax
 import numpy as np
 
 import jaxem as jem
-from jaxem.constraints import Constraint, held, leaves, parameters
+from jaxem.cli.errors import InputError
+from jaxem.core.constraints import Constraint, held, leaves, parameters
 from jaxem.distributions.either import Either, EitherFamily
 from jaxem.distributions.words import FAMILIES as NAMED
-from jaxem.cli.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)

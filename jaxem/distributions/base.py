@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jaxem import linalg
-from jaxem.arguments import as_key, said_of, whole
-from jaxem.arrays import float_type, numbers
-from jaxem.constraints import check_parameters, parameters, told
-from jaxem.data import as_floats
+from jaxem.core import linalg
+from jaxem.core.arguments import as_key, said_of, whole
+from jaxem.core.constraints import check_parameters, parameters, told
+from jaxem.core.pytree import module, replace
+from jaxem.data.arrays import float_type, numbers
+from jaxem.data.missing import Incomplete, cells, incomplete, unseen_rows
+from jaxem.data.prepare import as_floats
 from jaxem.distributions import quadratic
-from jaxem.missing import Incomplete, cells, incomplete, unseen_rows
-from jaxem.pytree import module, replace
 
 Statistics = PyTree
 Pullback = Callable[[Array], Statistics]

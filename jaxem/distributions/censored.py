@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxem.core.linalg import lead
+from jaxem.core.pytree import module, replace
 from jaxem.distributions import truncated
 from jaxem.distributions.base import Family, Rows, Statistics
 from jaxem.distributions.gaussian import DiagonalGaussian, Gaussian, SphericalGaussian, TiedGaussian
 from jaxem.distributions.moments import Moments
 from jaxem.distributions.product import sized
-from jaxem.linalg import lead
-from jaxem.pytree import module, replace
 
 GAUSSIANS = (Gaussian, DiagonalGaussian, SphericalGaussian, TiedGaussian)
 HOOKS = ("intervals", "log_interval", "interval_statistics")

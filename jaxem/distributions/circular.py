@@ -10,15 +10,15 @@ import jax.numpy as jnp
 from jax.scipy.special import i0e, i1e
 from jaxtyping import Array, Float
 
-from jaxem import linalg
-from jaxem.constraints import non_negative, parameter, real
+from jaxem.core import linalg
+from jaxem.core.constraints import non_negative, parameter, real
+from jaxem.core.pytree import module, replace
+from jaxem.core.root_finding import root
+from jaxem.core.summation import totals
 from jaxem.distributions.base import flat_members
 from jaxem.distributions.gaussian import FLOOR
 from jaxem.distributions.members import Numbers
 from jaxem.distributions.moments import enough
-from jaxem.pytree import module, replace
-from jaxem.roots import root
-from jaxem.sums import totals
 
 LARGE = {4: 20.0, 8: 200.0}
 """Concentrations, by bytes of a float, from which seven terms of the series of I1 / I0 are better than the quotient."""

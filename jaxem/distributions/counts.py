@@ -9,8 +9,21 @@ import jax.numpy as jnp
 from jax.scipy.special import digamma
 from jaxtyping import Array, Float
 
-from jaxem import linalg
-from jaxem.constraints import held, non_negative, parameter, positive, simplex, unit_interval
+from jaxem.core import linalg
+from jaxem.core.constraints import held, non_negative, parameter, positive, simplex, unit_interval
+from jaxem.core.double_double import (
+    MOST,
+    anywhere,
+    factorial_rest,
+    log_parts,
+    orders,
+    quotient_words,
+    sum_words,
+)
+from jaxem.core.pytree import module, replace, static
+from jaxem.core.root_finding import root
+from jaxem.core.special import behind_less, binet, gap, gap_by_square, tables
+from jaxem.core.summation import totals, two_sum
 from jaxem.distributions.base import Family
 from jaxem.distributions.discrete import (
     Counted,
@@ -22,21 +35,8 @@ from jaxem.distributions.discrete import (
     weighted,
     whole,
 )
-from jaxem.distributions.double_double import (
-    MOST,
-    anywhere,
-    factorial_rest,
-    log_parts,
-    orders,
-    quotient_words,
-    sum_words,
-)
 from jaxem.distributions.members import Numbers
 from jaxem.distributions.moments import enough
-from jaxem.distributions.special import behind_less, binet, gap, gap_by_square, tables
-from jaxem.pytree import module, replace, static
-from jaxem.roots import root
-from jaxem.sums import totals, two_sum
 
 
 class _Counts(Family):

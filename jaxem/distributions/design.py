@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxem import linalg
+from jaxem.core import linalg
+from jaxem.core.linalg import HIGHEST
+from jaxem.core.pytree import module, replace
+from jaxem.core.summation import totals
 from jaxem.distributions.moments import enough
-from jaxem.linalg import HIGHEST
-from jaxem.pytree import module, replace
-from jaxem.sums import totals
 
 UNROLLED = 4
 """Up to this many inputs (with the constant) the sums are written out."""

@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxem import linalg
-from jaxem.constraints import non_negative, parameter, simplex, unit_interval
-from jaxem.distributions.base import Family, flat_members
-from jaxem.distributions.double_double import (
+from jaxem.core import linalg
+from jaxem.core.constraints import non_negative, parameter, simplex, unit_interval
+from jaxem.core.double_double import (
     MOST,
     anywhere,
     factorial_rest,
@@ -26,9 +25,10 @@ from jaxem.distributions.double_double import (
     parts,
     product_words,
 )
+from jaxem.core.pytree import module, replace, static
+from jaxem.core.special import gap, log_rest
+from jaxem.distributions.base import Family, flat_members
 from jaxem.distributions.moments import enough, shares
-from jaxem.distributions.special import gap, log_rest
-from jaxem.pytree import module, replace, static
 
 
 def weighted(weight: Float[Array, "*batch n"], values: Float[Array, "n"]) -> Float[Array, "*batch"]:

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxem import linalg
+from jaxem.core import linalg
+from jaxem.core.pytree import module, replace
+from jaxem.data.missing import cells
 from jaxem.distributions.base import Family, Pullback, Rows, Statistics, convert_parameters
 from jaxem.distributions.product import Sized, sized
-from jaxem.missing import cells
-from jaxem.pytree import module, replace
 
 
 @module

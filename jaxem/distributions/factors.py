@@ -15,15 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxem import linalg
-from jaxem.constraints import loadings, parameter, positive, positive_vector, vector
+from jaxem.core import linalg
+from jaxem.core.constraints import loadings, parameter, positive, positive_vector, vector
+from jaxem.core.linalg import HIGHEST, matmul, transpose
+from jaxem.core.pytree import module, replace
 from jaxem.distributions import quadratic
 from jaxem.distributions.base import Rows, add, as_rows, scale
 from jaxem.distributions.gaps import LOG_2_PI, AnyCell, Columns, Gaps, in_patterns, weighted_cells
 from jaxem.distributions.gaussian import FLOOR
 from jaxem.distributions.moments import enough, resolution
-from jaxem.linalg import HIGHEST, matmul, transpose
-from jaxem.pytree import module, replace
 
 WARM = 5
 """Steps of EM in which a start finds where its factors point: on all rows together, and on those of each member."""

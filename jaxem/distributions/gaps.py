@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from jaxem import linalg
+from jaxem.core import linalg
+from jaxem.core.linalg import HIGHEST, lead, matmul, transpose
+from jaxem.core.pytree import module
+from jaxem.core.summation import totals
+from jaxem.data.missing import Blocks, Incomplete, in_blocks
 from jaxem.distributions import quadratic
 from jaxem.distributions.base import Family, Rows, flat_members
 from jaxem.distributions.moments import Moments
-from jaxem.linalg import HIGHEST, lead, matmul, transpose
-from jaxem.missing import Blocks, Incomplete, in_blocks
-from jaxem.pytree import module
-from jaxem.sums import totals
 
 Columns = Any
 """Rows last: `[D, n]` or `quadratic.Wide` if all was seen; if not, `Gaps` (members with matrices) or `Cells`."""

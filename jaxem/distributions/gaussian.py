@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxem import linalg
-from jaxem.constraints import parameter, positive, positive_definite, positive_vector, vector
+from jaxem.core import linalg
+from jaxem.core.constraints import parameter, positive, positive_definite, positive_vector, vector
+from jaxem.core.pytree import module, replace
+from jaxem.data.missing import Incomplete
 from jaxem.distributions import quadratic
 from jaxem.distributions.base import Pullback, Rows
 from jaxem.distributions.gaps import LOG_2_PI, AnyCell, Cells, Columns, Gaps, weighted_cells
 from jaxem.distributions.moments import Moments, enough, resolution
-from jaxem.missing import Incomplete
-from jaxem.pytree import module, replace
 
 FLOOR = {4: 1e-6, 8: 1e-8}
 """By bytes of a float: the share of a spread, or of a row, below which there is nothing to speak of, where a fit would

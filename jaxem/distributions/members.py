@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxem.constraints import parameters
+from jaxem.core.constraints import parameters
 from jaxem.distributions.base import Family
 
 

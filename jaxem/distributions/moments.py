@@ -9,8 +9,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxem import linalg
-from jaxem.pytree import module, replace
+from jaxem.core import linalg
+from jaxem.core.pytree import module, replace
 
 
 @module

@@ -9,19 +9,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxem import linalg
-from jaxem.constraints import parameter, positive, real
+from jaxem.core import linalg
+from jaxem.core.constraints import parameter, positive, real
+from jaxem.core.double_double import quotient_words
+from jaxem.core.pytree import module, replace
+from jaxem.core.root_finding import root
+from jaxem.core.special import behind, stirling
+from jaxem.core.summation import totals
 from jaxem.distributions import truncated
 from jaxem.distributions.base import Family, Rows
 from jaxem.distributions.discrete import Arrivals
-from jaxem.distributions.double_double import quotient_words
 from jaxem.distributions.gaussian import DiagonalGaussian
 from jaxem.distributions.moments import Moments, enough, resolution
 from jaxem.distributions.ratios import InverseRatios, Logged, LogRatios, Ratios
-from jaxem.distributions.special import behind, stirling
-from jaxem.pytree import module, replace
-from jaxem.roots import root
-from jaxem.sums import totals
 
 
 class Positive(Family):

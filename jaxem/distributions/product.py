@@ -11,9 +11,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from jaxem.core.pytree import module, replace
+from jaxem.data.missing import some_columns
 from jaxem.distributions.base import Family, Pullback, Rows, Statistics, convert_parameters
-from jaxem.missing import some_columns
-from jaxem.pytree import module, replace
 
 
 @dataclasses.dataclass(frozen=True)

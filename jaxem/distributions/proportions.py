@@ -12,17 +12,17 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
-from jaxem import linalg
-from jaxem.constraints import parameter, positive, positive_vector
+from jaxem.core import linalg
+from jaxem.core.constraints import parameter, positive, positive_vector
+from jaxem.core.double_double import log_words, products, quotient_words, sum_words, whole_sum
+from jaxem.core.pytree import module, replace
+from jaxem.core.special import behind, binet, stirling
+from jaxem.core.summation import totals
 from jaxem.distributions.base import Family
-from jaxem.distributions.double_double import log_words, products, quotient_words, sum_words, whole_sum
 from jaxem.distributions.gaussian import FLOOR
 from jaxem.distributions.members import Numbers
 from jaxem.distributions.moments import enough
 from jaxem.distributions.ratios import Logged
-from jaxem.distributions.special import behind, binet, stirling
-from jaxem.pytree import module, replace
-from jaxem.sums import totals
 
 STEPS = 100
 """Of Newton's method, at most; it needs about eight."""

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxem import linalg
+from jaxem.core import linalg
+from jaxem.core.pytree import module
+from jaxem.core.summation import totals
 from jaxem.distributions.moments import Moments, resolution
-from jaxem.pytree import module
-from jaxem.sums import totals
 
 UNROLLED = 4
 """Up to this many columns the algebra is written out (benchmarks/RESULTS.md has the crossover)."""

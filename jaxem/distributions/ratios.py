@@ -12,11 +12,11 @@ from typing import Any, Self
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxem import linalg
-from jaxem.distributions.double_double import log_pair
+from jaxem.core import linalg
+from jaxem.core.double_double import log_pair
+from jaxem.core.pytree import module, replace
+from jaxem.core.special import gap, log_and_gap
 from jaxem.distributions.moments import enough, resolution
-from jaxem.distributions.special import gap, log_and_gap
-from jaxem.pytree import module, replace
 
 
 @module

@@ -16,21 +16,21 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
-from jaxem import linalg
-from jaxem.constraints import parameter, positive, real, vector
-from jaxem.data import as_floats
+from jaxem.core import linalg
+from jaxem.core.constraints import parameter, positive, real, vector
+from jaxem.core.double_double import factorial_rest, kept, log_words
+from jaxem.core.linalg import matmul
+from jaxem.core.pytree import module, replace
+from jaxem.core.special import gap
+from jaxem.data.missing import Incomplete, cells, some_columns
+from jaxem.data.prepare import as_floats
 from jaxem.distributions import quadratic
 from jaxem.distributions.base import Family, Rows, Statistics
 from jaxem.distributions.design import Design, design, shared
-from jaxem.distributions.double_double import factorial_rest, kept, log_words
 from jaxem.distributions.gaussian import FLOOR
 from jaxem.distributions.moments import enough, resolution
 from jaxem.distributions.product import Product
-from jaxem.distributions.special import gap
 from jaxem.distributions.tangent import Tangent
-from jaxem.linalg import matmul
-from jaxem.missing import Incomplete, cells, some_columns
-from jaxem.pytree import module, replace
 
 RUNAWAY = 12.0
 """A change of the log-odds or the log-rate by this much, over one spread of the inputs, has no end: the responses are

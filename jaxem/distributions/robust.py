@@ -9,17 +9,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxem import linalg
-from jaxem.constraints import parameter, parameters, positive, positive_definite, real, vector
+from jaxem.core import linalg
+from jaxem.core.constraints import parameter, parameters, positive, positive_definite, real, vector
+from jaxem.core.pytree import module, replace, static
+from jaxem.core.root_finding import root
+from jaxem.core.special import behind, gap, stirling
+from jaxem.core.summation import totals
 from jaxem.distributions import quadratic
 from jaxem.distributions.base import Family, Pullback, Rows
 from jaxem.distributions.gaps import LOG_2_PI, AnyCell, Columns, Gaps
 from jaxem.distributions.gaussian import Gaussian, lifted
 from jaxem.distributions.moments import Moments, enough, resolution
-from jaxem.distributions.special import behind, gap, stirling
-from jaxem.pytree import module, replace, static
-from jaxem.roots import root
-from jaxem.sums import totals
 
 LEAST = 1e-2
 MOST = {4: 1e5, 8: 1e10}

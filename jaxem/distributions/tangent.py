@@ -27,10 +27,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxem import linalg
+from jaxem.core import linalg
+from jaxem.core.linalg import HIGHEST, matmul
+from jaxem.core.pytree import module, replace
 from jaxem.distributions.moments import enough
-from jaxem.linalg import HIGHEST, matmul
-from jaxem.pytree import module, replace
 
 ALONG = 1.1
 """p: the smaller, the nearer to Newton's step, and the steeper Q falls off beside it."""

@@ -29,15 +29,15 @@ import numpy as np
 from jax.scipy.special import digamma, gammaln
 from jaxtyping import Array, Bool, Float
 
-from jaxem import linalg
-from jaxem.constraints import parameter, positive
+from jaxem.core import linalg
+from jaxem.core.constraints import parameter, positive
+from jaxem.core.pytree import module, replace
+from jaxem.core.root_finding import root
+from jaxem.core.summation import log_sum, responsibilities, totals
 from jaxem.distributions import truncated
 from jaxem.distributions.moments import enough, resolution
 from jaxem.distributions.positive import LogNormal, Positive
 from jaxem.distributions.ratios import Logged
-from jaxem.pytree import module, replace
-from jaxem.roots import root
-from jaxem.sums import log_sum, responsibilities, totals
 
 TRUST = 0.5
 """By which share of itself a shape may change in one M-step."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from jaxem.arguments import said_of
+from jaxem.core.arguments import said_of
 from jaxem.distributions.base import Distribution, Family
 from jaxem.distributions.censored import Censored
 from jaxem.distributions.circular import VonMises

@@ -12,9 +12,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
-from jaxem.arguments import said_of, whole
-from jaxem.arrays import numbers
-from jaxem.data import ready
+from jaxem.core.arguments import said_of, whole
+from jaxem.data.arrays import numbers
+from jaxem.data.prepare import ready
 from jaxem.distributions.base import Family, Labelled, Statistics, add, check_model
 from jaxem.fitting.implicit import differentiated
 from jaxem.fitting.loop import Limits, Progress, advance, begin, has_converged, informed, settled, verdict

@@ -22,12 +22,12 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.sparse.linalg import bicgstab
 from jaxtyping import Array, Bool, Float
 
-from jaxem import linalg
-from jaxem.constraints import at_edges
+from jaxem.core import linalg
+from jaxem.core.constraints import at_edges
+from jaxem.core.pytree import replace, select
 from jaxem.distributions.base import Statistics
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
-from jaxem.pytree import replace, select
 from jaxem.solvers.em import em_step, expectation
 from jaxem.solvers.objective import flat, information, value_and_gradient
 

@@ -7,13 +7,13 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxem.constraints import normalized
+from jaxem.core.constraints import normalized
+from jaxem.core.pytree import module, replace, select
+from jaxem.data.missing import Incomplete
 from jaxem.distributions.base import Family, Labelled, Statistics
 from jaxem.fitting.status import Status
 from jaxem.fitting.stopping import Answer, Look, Trend, Windows
 from jaxem.latent.base import Latent
-from jaxem.missing import Incomplete
-from jaxem.pytree import module, replace, select
 
 
 @module

@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxem._version import version
-from jaxem.arrays import numbers
+from jaxem.data.arrays import numbers
+from jaxem.data.problems import as_problems
 from jaxem.distributions.base import check_model
 from jaxem.fitting.checkpoint import Checkpoint, Shelf
 from jaxem.fitting.fingerprint import fingerprint
@@ -29,7 +30,6 @@ from jaxem.fitting.result import Fit
 from jaxem.fitting.room import free, shared_out, sizes
 from jaxem.fitting.stacks import Batch, batched, some
 from jaxem.fitting.turn import member
-from jaxem.problems import as_problems
 from jaxem.solvers.em import EM
 from jaxem.solvers.words import as_solver
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxem.core.pytree import module
 from jaxem.fitting.status import Status
-from jaxem.pytree import module
 
 
 @module

@@ -21,13 +21,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from jaxem.data import mesh_of
+from jaxem.core.pytree import module, replace, static
+from jaxem.core.summation import BLOCK, Sampled, placed
+from jaxem.data.prepare import mesh_of
+from jaxem.data.sequences import Sequences
 from jaxem.distributions.base import Labelled, Statistics, add, over_parts
 from jaxem.latent.hmm import HMM
-from jaxem.pytree import module, replace, static
-from jaxem.sequences import Sequences
 from jaxem.solvers.em import Apart, expectation, in_chunks, no_rows
-from jaxem.sums import BLOCK, Sampled, placed
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxem.data import as_floats, check_labels, ready, stacked
+from jaxem.core.pytree import replace
+from jaxem.data.missing import Incomplete, cells, has_nan, incomplete
+from jaxem.data.padding import SHAPE, padded_lengths
+from jaxem.data.prepare import as_floats, check_labels, ready, stacked
+from jaxem.data.sequences import Sequences
+from jaxem.data.sequences import stacked as stacked_sequences
 from jaxem.distributions.base import type_of
 from jaxem.fitting.fit import hidden_states
-from jaxem.fitting.ragged import SHAPE, padded_lengths
-from jaxem.missing import Incomplete, cells, has_nan, incomplete
-from jaxem.pytree import replace
-from jaxem.sequences import Sequences
-from jaxem.sequences import stacked as stacked_sequences
 
 
 class Batch(NamedTuple):

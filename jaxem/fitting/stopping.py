@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxem.pytree import module, replace, select
+from jaxem.core.pytree import module, replace, select
 from jaxem.solvers.base import Solver
 
 PATIENCE = 256

@@ -19,10 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxem.data import ready
+from jaxem.core.pytree import module, static
+from jaxem.core.summation import two_sum
+from jaxem.data.batches import read_ahead
+from jaxem.data.prepare import ready
+from jaxem.data.sequences import Sequences
 from jaxem.distributions.base import Statistics, add, check_model, scale
 from jaxem.fitting import together
-from jaxem.fitting.batches import read_ahead
 from jaxem.fitting.fit import (
     Blank,
     best_restart,
@@ -37,12 +40,9 @@ from jaxem.fitting.loop import Limits, Progress, advance, begin, verdict
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
 from jaxem.fitting.survey import ALL_ELSEWHERE, Survey
-from jaxem.pytree import module, static
-from jaxem.sequences import Sequences
 from jaxem.solvers.em import EM, Apart, expectation
 from jaxem.solvers.online import OnlineEM
 from jaxem.solvers.words import as_solver
-from jaxem.sums import two_sum
 
 
 def fit_stream(

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxem.data import as_weight, ready
+from jaxem.core.pytree import replace
+from jaxem.data.missing import Incomplete, cells, incomplete, unseen_rows
+from jaxem.data.prepare import as_weight, ready
+from jaxem.data.sequences import Sequences
 from jaxem.fitting.fit import SCALE_ROWS, check_rows
-from jaxem.missing import Incomplete, cells, incomplete, unseen_rows
-from jaxem.pytree import replace
-from jaxem.sequences import Sequences
 
 ALL_ELSEWHERE = ()
 """In place of no prior, where a model checks a batch: a regression would look whether these rows alone determine it."""

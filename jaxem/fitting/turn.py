@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxem.core.pytree import module, replace, select
 from jaxem.distributions.base import Labelled, Statistics
 from jaxem.fitting.fit import best_restart, regulariser
 from jaxem.fitting.loop import Limits, Progress, advance, begin, has_converged, informed, settled, verdict
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
-from jaxem.pytree import module, replace, select
 
 
 def member(models: Any, index: Any) -> Any:

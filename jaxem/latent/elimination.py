@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, Float
 
-from jaxem.pytree import replace
-from jaxem.sums import Sampled, log_sum
+from jaxem.core.pytree import replace
+from jaxem.core.summation import Sampled, log_sum
 
 
 class Factor(NamedTuple):

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxem import linalg
-from jaxem.arguments import whole
-from jaxem.constraints import parameter, vector
+from jaxem.core import linalg
+from jaxem.core.arguments import whole
+from jaxem.core.constraints import parameter, vector
+from jaxem.core.linalg import matmul
+from jaxem.core.pytree import module, replace
 from jaxem.distributions import quadratic
 from jaxem.distributions.base import Family, Rows
 from jaxem.distributions.design import Design, design, shared
@@ -22,8 +24,6 @@ from jaxem.distributions.tangent import Tangent
 from jaxem.latent.base import Latent, chosen
 from jaxem.latent.mixture import Mixture
 from jaxem.latent.prediction import Prediction, as_inputs, predictive
-from jaxem.linalg import matmul
-from jaxem.pytree import module, replace
 
 
 @module

@@ -9,32 +9,32 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxem import sums
-from jaxem.arguments import as_key, whole
 from jaxem.chains import across
 from jaxem.chains.best import best_score
 from jaxem.chains.chain import Chain
 from jaxem.chains.exact import draws, forward, probabilities
 from jaxem.chains.normalizer import log_normalizer, plain
 from jaxem.chains.sampled import sampled_score
-from jaxem.constraints import parameter, simplex
-from jaxem.data import ready
+from jaxem.core import summation
+from jaxem.core.arguments import as_key, whole
+from jaxem.core.constraints import parameter, simplex
+from jaxem.core.linalg import HIGHEST, lead, matmul
+from jaxem.core.pytree import module, replace, static
+from jaxem.data.missing import hot_deck
+from jaxem.data.prepare import ready
+from jaxem.data.sequences import Sequences, as_sequences
 from jaxem.distributions.base import Distribution, Labelled, type_of
 from jaxem.distributions.moments import shares
 from jaxem.latent.base import Latent, chosen, log_potential, same_members
 from jaxem.latent.mixture import Mixture
-from jaxem.linalg import HIGHEST, lead, matmul
-from jaxem.missing import hot_deck
-from jaxem.pytree import module, replace, static
-from jaxem.sequences import Sequences, as_sequences
 
-SUMS = {sums.log_sum: log_normalizer, sums.maximum: best_score}
+SUMS = {summation.log_sum: log_normalizer, summation.maximum: best_score}
 """The sums over paths that have a derivative rule of their own."""
 
 
 def _over_paths(add: Any) -> Any:
     """The sum over paths that goes with a sum over states."""
-    if isinstance(add, sums.Sampled):
+    if isinstance(add, summation.Sampled):
         return partial(sampled_score, add.key)
     return SUMS.get(add, partial(plain, add=add))
 

@@ -10,16 +10,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxem import start
-from jaxem.arguments import as_key, optional, whole
-from jaxem.constraints import parameter, simplex
-from jaxem.data import as_table, ready
+from jaxem.core.arguments import as_key, optional, whole
+from jaxem.core.constraints import parameter, simplex
+from jaxem.core.pytree import module, replace
+from jaxem.data.missing import Incomplete, hot_deck
+from jaxem.data.prepare import as_table, ready
 from jaxem.distributions.base import Distribution
 from jaxem.distributions.moments import shares
 from jaxem.distributions.product import told
 from jaxem.distributions.words import as_family
 from jaxem.latent.base import Latent, LatentStatistics, chosen, log_potential, same_members
-from jaxem.missing import Incomplete, hot_deck
-from jaxem.pytree import module, replace
 
 
 @module

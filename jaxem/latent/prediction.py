@@ -11,8 +11,10 @@ import numpy as np
 from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, Float
 
-from jaxem import linalg
-from jaxem.data import as_floats
+from jaxem.core import linalg
+from jaxem.core.linalg import matmul
+from jaxem.core.pytree import module, static
+from jaxem.data.prepare import as_floats
 from jaxem.distributions.base import check_model, type_of
 from jaxem.distributions.design import design
 from jaxem.distributions.gaussian import Gaussian
@@ -20,9 +22,7 @@ from jaxem.distributions.product import Product
 from jaxem.distributions.regression import LinearRegression, Regression
 from jaxem.latent.base import log_potential
 from jaxem.latent.mixture import Mixture
-from jaxem.linalg import matmul
 from jaxem.palette import PALETTE
-from jaxem.pytree import module, static
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

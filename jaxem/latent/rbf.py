@@ -7,15 +7,15 @@ from typing import Any, Self
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxem.arguments import whole
-from jaxem.data import as_floats
+from jaxem.core.arguments import whole
+from jaxem.core.pytree import module
+from jaxem.data.prepare import as_floats
 from jaxem.distributions.gaussian import SphericalGaussian, TiedGaussian
 from jaxem.distributions.product import Product, sized
 from jaxem.distributions.regression import JointFamily, LinearRegression
 from jaxem.distributions.words import as_family
 from jaxem.latent.mixture import Mixture
 from jaxem.latent.prediction import Prediction, as_inputs, predict
-from jaxem.pytree import module
 
 
 @module

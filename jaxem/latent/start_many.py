@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxem.arguments import as_key, optional, whole
-from jaxem.data import as_floats, stacked
+from jaxem.core.arguments import as_key, optional, whole
+from jaxem.data.missing import incomplete
+from jaxem.data.prepare import as_floats, stacked
+from jaxem.data.problems import as_problems
+from jaxem.data.sequences import Sequences
+from jaxem.data.sequences import stacked as stacked_sequences
 from jaxem.distributions.product import told
 from jaxem.distributions.words import as_family
 from jaxem.latent.hmm import HMM
 from jaxem.latent.mixture import Mixture
-from jaxem.missing import incomplete
-from jaxem.problems import as_problems
-from jaxem.sequences import Sequences
-from jaxem.sequences import stacked as stacked_sequences
 
 
 def start_many(

@@ -11,19 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxem import linalg
-from jaxem.arguments import as_key, whole
 from jaxem.chains import kalman
 from jaxem.chains.kalman import Observed, System
-from jaxem.constraints import check_parameters, matrix, parameter, parameters, positive_semidefinite, told, vector
-from jaxem.data import ready
+from jaxem.core import linalg
+from jaxem.core.arguments import as_key, whole
+from jaxem.core.constraints import check_parameters, matrix, parameter, parameters, positive_semidefinite, told, vector
+from jaxem.core.linalg import matmul, outer, transpose
+from jaxem.core.pytree import module, replace, static
+from jaxem.data.prepare import ready
+from jaxem.data.sequences import Sequences, as_sequences
 from jaxem.distributions import quadratic
 from jaxem.distributions.base import Distribution, Labelled, Pullback, convert_parameters, type_of
 from jaxem.distributions.gaussian import FLOOR, Gaussian
 from jaxem.distributions.moments import enough
-from jaxem.linalg import matmul, outer, transpose
-from jaxem.pytree import module, replace, static
-from jaxem.sequences import Sequences, as_sequences
 
 
 @module

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxem import bijectors, linalg
-from jaxem.arguments import said_of
-from jaxem.constraints import Leaf, walk
-from jaxem.coordinates import to_coordinates
+from jaxem.core import bijectors, linalg
+from jaxem.core.arguments import said_of
+from jaxem.core.constraints import Leaf, walk
+from jaxem.core.coordinates import to_coordinates
+from jaxem.core.linalg import HIGHEST
+from jaxem.core.pytree import module, replace, select, static
 from jaxem.distributions.base import Statistics
-from jaxem.linalg import HIGHEST
-from jaxem.pytree import module, replace, select, static
 from jaxem.solvers.base import Solver
 from jaxem.solvers.em import EM
 from jaxem.solvers.objective import flat

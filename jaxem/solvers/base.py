@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from jaxtyping import Array, Float
 
+from jaxem.core.summation import log_sum
 from jaxem.distributions.base import Statistics
-from jaxem.sums import log_sum
 
 
 class Solver:
@@ -31,7 +31,7 @@ class Solver:
         batches: does it take the rows in batches? Then x comes as it was passed, rows first.
 
     >>> import jax, jaxem as jem
-    >>> from jaxem.pytree import module
+    >>> from jaxem.core.pytree import module
     >>> @module
     ... class Halfway(jem.Solver):
     ...     def step(self, model, state, x, weight, prior):

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from jaxem.arguments import as_key
+from jaxem.core.arguments import as_key
+from jaxem.core.pytree import module
+from jaxem.core.summation import Sampled, log_sum, maximum, tempered, total, two_sum
+from jaxem.data.missing import ByRow, Incomplete
 from jaxem.distributions.base import Labelled, Statistics, add, scale
 from jaxem.latent.base import Hidden, Latent
-from jaxem.missing import ByRow, Incomplete
-from jaxem.pytree import module
 from jaxem.solvers.base import Solver
-from jaxem.sums import Sampled, log_sum, maximum, tempered, total, two_sum
 
 CHUNK = 8_192
 """Rows in one pass of the E-step: more than this and the responsibilities are made, used and dropped chunk by chunk."""

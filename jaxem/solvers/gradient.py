@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxem.arguments import as_key, said_of
-from jaxem.coordinates import Coordinates, from_coordinates, logarithmic, to_coordinates
+from jaxem.core.arguments import as_key, said_of
+from jaxem.core.coordinates import Coordinates, from_coordinates, logarithmic, to_coordinates
+from jaxem.core.pytree import module, select, static
 from jaxem.distributions.base import Statistics
-from jaxem.pytree import module, select, static
 from jaxem.solvers.base import Solver
 from jaxem.solvers.batches import check_size, epoch
 from jaxem.solvers.em import expectation

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from jaxem import linalg
+from jaxem.core import linalg
+from jaxem.core.pytree import module, select
 from jaxem.distributions.base import Statistics
-from jaxem.pytree import module, select
 from jaxem.solvers.base import Solver
 from jaxem.solvers.em import expectation
 from jaxem.solvers.objective import flat, information, plain_step, value_and_gradient

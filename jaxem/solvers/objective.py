@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from jaxem.constraints import Leaf, simplex, unit_interval, walk
-from jaxem.coordinates import Coordinates, from_coordinates, to_coordinates
+from jaxem.core.constraints import Leaf, simplex, unit_interval, walk
+from jaxem.core.coordinates import Coordinates, from_coordinates, to_coordinates
+from jaxem.core.summation import log_sum
 from jaxem.distributions.base import Statistics, add
 from jaxem.solvers.em import expectation
-from jaxem.sums import log_sum
 
 NEAR = 1e-3
 """Probabilities closer than this to zero or one are next to the edge."""

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from jaxem.arguments import as_key
+from jaxem.core.arguments import as_key
+from jaxem.core.pytree import module, static
 from jaxem.distributions.base import Statistics, add, scale
-from jaxem.pytree import module, static
 from jaxem.solvers.base import Solver
 from jaxem.solvers.batches import check_size, epoch
 from jaxem.solvers.em import expectation

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
-from jaxem.arguments import said_of
+from jaxem.core.arguments import said_of
 from jaxem.solvers.accelerated import SQUAREM, Accelerated, Anderson
 from jaxem.solvers.base import Solver
 from jaxem.solvers.em import EM, HardEM

@@ -11,7 +11,7 @@ import pytest
 
 import jaxem as jem
 from fuzz.budget import cases, generator
-from jaxem.pytree import replace
+from jaxem.core.pytree import replace
 
 pytestmark = pytest.mark.slow
 

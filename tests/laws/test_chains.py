@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxem import chains, sums
+from jaxem import chains
 from jaxem.chains import dense, exact, fold, normalizer
 from jaxem.chains.best import best_score
 from jaxem.chains.chain import Chain
-from jaxem.pytree import replace
+from jaxem.core import summation
+from jaxem.core.pytree import replace
 
 pytestmark = pytest.mark.slow
 
@@ -91,7 +92,7 @@ def test_derivatives_are_those_of_the_plain_recursion(each: bool, rng: Rng) -> N
 
     def plain(*potentials: jax.Array) -> jax.Array:
         initial, transition, seen = potentials
-        return normalizer.plain(Chain(initial[:, None], transition[..., None], seen[..., None]), sums.log_sum)[0]
+        return normalizer.plain(Chain(initial[:, None], transition[..., None], seen[..., None]), summation.log_sum)[0]
 
     ours, theirs = (
         jax.jit(
@@ -357,7 +358,7 @@ def test_any_sum_may_be_taken(rng: Rng) -> None:
     """The recursion with `maximum` for its sum is the best path, and that is what the rule says too."""
     initial, transition, seen = chain(rng, 6, 3)
     one = Chain(jnp.asarray(initial)[:, None], jnp.asarray(transition)[..., None], jnp.asarray(seen)[..., None])
-    np.testing.assert_allclose(normalizer.plain(one, sums.maximum), best_score(one), rtol=1e-12)
+    np.testing.assert_allclose(normalizer.plain(one, summation.maximum), best_score(one), rtol=1e-12)
     used = jax.grad(lambda seen: best_score(replace(one, log_likelihood=seen))[0])(one.log_likelihood)
     np.testing.assert_array_equal(jnp.argmax(used[..., 0], axis=1), chains.viterbi(initial, transition, seen)[0])
 

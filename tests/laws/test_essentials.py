@@ -15,7 +15,7 @@ from table import EVERY, Model, law
 
 import jaxem as jem
 from families import Example, coordinates, direction, e_step, m_step, move, some
-from jaxem.coordinates import from_coordinates, to_coordinates
+from jaxem.core.coordinates import from_coordinates, to_coordinates
 from jaxem.distributions.base import add
 
 ROWS = 24

@@ -12,7 +12,7 @@ from table import LOCATION, SCALE, STARTED, law
 
 import jaxem as jem
 from families import FAMILIES, MIXTURES, Example, coordinates, e_step, m_step
-from jaxem.data import ready
+from jaxem.data.prepare import ready
 from jaxem.distributions.base import add, over_parts, scale
 from jaxem.solvers import em
 

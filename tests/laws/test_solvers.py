@@ -15,11 +15,11 @@ from table import law
 
 import jaxem as jem
 from families import MIXTURES, Example
-from jaxem.coordinates import from_coordinates, to_coordinates
-from jaxem.pytree import replace
+from jaxem.core.coordinates import from_coordinates, to_coordinates
+from jaxem.core.pytree import replace
+from jaxem.core.summation import Sampled
 from jaxem.solvers.em import expectation
 from jaxem.solvers.objective import objective, value_and_gradient
-from jaxem.sums import Sampled
 
 pytestmark = pytest.mark.slow
 

@@ -11,10 +11,10 @@ import pytest
 
 import jaxem as jem
 from families import coordinates, covariances, e_step, m_step, move, perturbed
-from jaxem import constraints
 from jaxem.chains import kalman
+from jaxem.core import constraints
+from jaxem.core.pytree import replace
 from jaxem.distributions.base import add
-from jaxem.pytree import replace
 from jaxem.solvers.objective import flat
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 import jaxem as jem
 from conditioning import Dense, dense
 from jaxem.chains import kalman
-from jaxem.pytree import replace
+from jaxem.core.pytree import replace
 from structural import data, seasons, several
 
 pytestmark = pytest.mark.slow

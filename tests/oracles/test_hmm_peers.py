@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jaxem as jem
-from jaxem.pytree import replace
+from jaxem.core.pytree import replace
 from oracles.test_published import case
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import jaxem as jem
-from jaxem.pytree import replace
+from jaxem.core.pytree import replace
 
 pytestmark = pytest.mark.slow
 

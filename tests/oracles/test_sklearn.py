@@ -11,7 +11,7 @@ from sklearn.mixture import GaussianMixture
 
 import jaxem as jem
 from families import e_step, m_step
-from jaxem.pytree import replace
+from jaxem.core.pytree import replace
 
 pytestmark = pytest.mark.slow
 

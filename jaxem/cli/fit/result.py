@@ -13,7 +13,7 @@ from jaxem import selection
 from jaxem.cli.columns import fixed_states, map_own, map_states
 from jaxem.cli.fit.schedule import Slab, places
 from jaxem.cli.table.groups import Grouped
-from jaxem.constraints import free_parameters
+from jaxem.core.constraints import free_parameters
 from jaxem.fitting.status import Status
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from jaxem.cli.fit.checkpoint import Parts, Result
 from jaxem.cli.fit.result import Outcome, free_numbers, narrow, summarise
 from jaxem.cli.fit.schedule import Plan, Slab, plan, stack
 from jaxem.cli.table.groups import Grouped
-from jaxem.sequences import Sequences
+from jaxem.data.sequences import Sequences
 
 COMPILING = "/jax/core/compile/backend_compile_duration"
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from jaxem.cli.table.groups import Grouped
-from jaxem.fitting.ragged import SHAPE, padded_lengths
-from jaxem.missing import Incomplete
-from jaxem.sequences import Sequences
+from jaxem.data.missing import Incomplete
+from jaxem.data.padding import SHAPE, padded_lengths
+from jaxem.data.sequences import Sequences
 
 SLAB = 512
 """Groups in a slab at most."""

@@ -32,8 +32,8 @@ from jaxem.cli.fit.run import Settings, compilation_seconds, starting_models
 from jaxem.cli.fit.schedule import plan, stack
 from jaxem.cli.table import dialect, groups
 from jaxem.cli.table.groups import Grouped
+from jaxem.data.batches import ROWS, Batches, read_ahead, record_batches
 from jaxem.fitting import together
-from jaxem.fitting.batches import ROWS, Batches, read_ahead, record_batches
 from jaxem.fitting.fit import best_restart
 from jaxem.fitting.stream import fit_starts, surveyed
 from jaxem.fitting.survey import Spaced, Survey

@@ -22,8 +22,8 @@ from jaxem.cli.errors import InputError
 from jaxem.cli.fit.schedule import LENGTHS, Slab, stack
 from jaxem.cli.race.solver_specs import BATCH, USUAL, Contender, parse
 from jaxem.cli.table.groups import Grouped
-from jaxem.constraints import free_parameters
-from jaxem.fitting.ragged import padded_lengths
+from jaxem.core.constraints import free_parameters
+from jaxem.data.padding import padded_lengths
 from jaxem.fitting.status import Status
 from jaxem.solvers.newton import MOST
 

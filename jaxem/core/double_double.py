@@ -18,7 +18,7 @@ import numpy as np
 from jax.scipy.special import digamma
 from jaxtyping import Array, Bool, Float
 
-from jaxem.distributions.special import binet
+from jaxem.core.special import binet
 
 GRID = {4: 2.0**-10, 8: 2.0**-26}
 """By bytes of a float."""

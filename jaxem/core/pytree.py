@@ -7,7 +7,7 @@ from typing import Any, TypeVar, dataclass_transform
 
 import jax
 
-from jaxem.constraints import parameter
+from jaxem.core.constraints import parameter
 
 T = TypeVar("T")
 

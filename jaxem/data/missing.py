@@ -12,8 +12,8 @@ from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from jaxem.arrays import numbers
-from jaxem.pytree import module, replace, static
+from jaxem.core.pytree import module, replace, static
+from jaxem.data.arrays import numbers
 
 WORD = 31
 """Bits of a pattern in one integer."""

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem.arguments import said_of, whole
-from jaxem.arrays import numbers
+from jaxem.core.arguments import said_of, whole
+from jaxem.data.arrays import numbers
 
 ROWS = 65_536
 PARQUET = (".parquet", ".pq")

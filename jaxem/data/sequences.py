@@ -11,10 +11,10 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Int
 
-from jaxem.arrays import float_type, numbers
-from jaxem.data import as_floats, presence, stack
-from jaxem.missing import Incomplete, at_hand, has_nan, incomplete
-from jaxem.pytree import module, replace, static
+from jaxem.core.pytree import module, replace, static
+from jaxem.data.arrays import float_type, numbers
+from jaxem.data.missing import Incomplete, at_hand, has_nan, incomplete
+from jaxem.data.prepare import as_floats, presence, stack
 
 
 @module

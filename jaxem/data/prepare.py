@@ -14,9 +14,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from jaxem.arrays import float_type, numbers, place
-from jaxem.missing import Incomplete, at_hand, has_nan, incomplete, unseen_rows
-from jaxem.pytree import replace
+from jaxem.core.pytree import replace
+from jaxem.data.arrays import float_type, numbers, place
+from jaxem.data.missing import Incomplete, at_hand, has_nan, incomplete, unseen_rows
 
 TAME = 1e3
 """Times the largest number that counts: what lies beyond could overflow."""

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxem.pytree import module
+from jaxem.core.pytree import module
 
 
 def _shift(terms: Array, axis: int) -> Array:

@@ -1,8 +1,8 @@
 """Unconstrained coordinates of a model: one real number for each free number that it holds.
 
-Each constraint has a bijector for it (`jaxem.bijectors`); a model's coordinates are those of its parameters. What sits
-on the edge of its set for good (a weight of zero, a probability of one) stays out: its coordinate is zero and moves
-nothing. What is held has none.
+Each constraint has a bijector for it (`jaxem.core.bijectors`); a model's coordinates are those of its parameters. What
+sits on the edge of its set for good (a weight of zero, a probability of one) stays out: its coordinate is zero and
+moves nothing. What is held has none.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxem.constraints import Leaf, walk
+from jaxem.core.constraints import Leaf, walk
 
 Coordinates = list[Array]
 Named = dict[str, Array]

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxem.arrays import numbers
-from jaxem.data import as_labels, as_weight, check_labels
-from jaxem.missing import Incomplete, cells
-from jaxem.sequences import Sequences
+from jaxem.data.arrays import numbers
+from jaxem.data.missing import Incomplete, cells
+from jaxem.data.prepare import as_labels, as_weight, check_labels
+from jaxem.data.sequences import Sequences
 
 
 def as_problems(

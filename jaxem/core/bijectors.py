@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxem import linalg
+from jaxem.core import linalg
 
 
 class Bijector(NamedTuple):

@@ -17,8 +17,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxem import bijectors, linalg
-from jaxem.bijectors import Bijector
+from jaxem.core import bijectors, linalg
+from jaxem.core.bijectors import Bijector
 
 Check = Callable[[np.ndarray, float], str | None]
 
@@ -218,7 +218,7 @@ class Leaf(NamedTuple):
         if self.constraint.bijector is None:
             raise ValueError(
                 f"{jax.tree_util.keystr(self.path)[1:]} is {self.declared.name!r}, a Constraint without a bijector; "
-                "give it one (jaxem.bijectors), or use EM()"
+                "give it one (jaxem.core.bijectors), or use EM()"
             )
         return self.constraint.bijector
 
@@ -288,7 +288,7 @@ def normalized(model: Any) -> Any:
     Probabilities sum to one, covariances are symmetric, zeros stay zeros.
 
     >>> import jax.numpy as jnp, jaxem as jem
-    >>> from jaxem.pytree import replace
+    >>> from jaxem.core.pytree import replace
     >>> model = replace(jem.Mixture([0.5, 0.5], jem.Poisson([1.0, 2.0])), weights=jnp.array([0.5000003, 0.5]))
     >>> normalized(model).weights.sum().item()
     1.0
