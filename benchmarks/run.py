@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxem.races import WITHIN
+from jaxem.evaluation.profiles import WITHIN
 
 jax.config.update("jax_enable_x64", True)
 

@@ -11,7 +11,6 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from jaxem import start
 from jaxem.core.arguments import as_key, whole
 from jaxem.core.pytree import module, replace
 from jaxem.core.summation import maximum, total
@@ -23,6 +22,7 @@ from jaxem.distributions.moments import Moments, enough
 from jaxem.fitting.fit import fit
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
+from jaxem.latent import seeding
 from jaxem.latent.mixture import Mixture
 from jaxem.solvers.base import Solver
 from jaxem.solvers.em import expectation
@@ -179,7 +179,7 @@ def _best_of(centres: Float[Array, "r k d"], x: Array, weight: Array, max_steps:
 @partial(jax.jit, static_argnums=(3, 4))
 def _seeds(key: Array, x: Array, weight: Array, k: int, restarts: int) -> Float[Array, "r k d"]:
     keys = jax.random.split(key, restarts)
-    return jax.vmap(lambda key: x[start.seeds(key, x, weight, None, k, apart=True)])(keys)
+    return jax.vmap(lambda key: x[seeding.seeds(key, x, weight, None, k, apart=True)])(keys)
 
 
 @jax.jit

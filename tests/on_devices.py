@@ -27,7 +27,7 @@ from jax.sharding import PartitionSpec as P
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import conftest  # noqa: F401  (the strictness of all tests)
 import jaxem as jem
-from jaxem.chains import across
+from jaxem.chains import sharded
 from jaxem.chains.chain import Chain
 from jaxem.chains.normalizer import log_normalizer
 from jaxem.core.pytree import replace
@@ -235,7 +235,7 @@ def hostile_chains_over_time() -> Iterator[Any]:
     def there(chain: Chain) -> Any:
         before = len(chain.log_likelihood) * jax.lax.axis_index("rows")
         own = replace(chain, length=jnp.clip(length - before, 0, len(chain.log_likelihood)))
-        *sums, each = used(partial(across.log_normalizer, "rows"), own)
+        *sums, each = used(partial(sharded.log_normalizer, "rows"), own)
         return *jax.lax.psum(sums, "rows"), each
 
     def along(run: Callable[[Chain], Any], chain: Chain) -> Any:

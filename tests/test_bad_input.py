@@ -10,10 +10,10 @@ import optax
 import pytest
 
 import jaxem as jem
-from jaxem.compare import as_solvers
 from jaxem.core.arguments import as_key, whole
 from jaxem.data.problems import as_problems
 from jaxem.distributions.words import FAMILIES, as_family
+from jaxem.evaluation.race import as_solvers
 from jaxem.fitting.fit import check_limits
 from jaxem.solvers.words import as_solver
 

@@ -21,8 +21,8 @@ import pytest
 
 import jaxem as jem
 from jaxem.core.pytree import module
-from jaxem.fitting import checkpoint, lanes, many
-from jaxem.fitting.fingerprint import fingerprint
+from jaxem.fitting.many import checkpoint, fit_many, queue
+from jaxem.fitting.many.fingerprint import fingerprint
 
 pytestmark = pytest.mark.slow
 
@@ -91,7 +91,7 @@ def test_a_stopped_call_goes_on_to_the_same_bits_and_then_returns_them_again(
     def never(*args: Any, **sizes: Any) -> None:
         raise AssertionError("it was done")
 
-    monkeypatch.setattr(lanes, "turn", never)
+    monkeypatch.setattr(queue, "turn", never)
     assert_same_bits(fit(starts, xs, checkpoint=tmp_path), whole)
 
 
@@ -99,9 +99,9 @@ def test_flags_that_were_not_read_yet_and_fewer_lanes_are_saved_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     starts, xs = problems(16)
-    late = lanes.SIDE_BY_SIDE._replace(late=1, narrower=(2, 4), tail=4)
-    monkeypatch.setattr(lanes, "SIDE_BY_SIDE", late)
-    monkeypatch.setattr(lanes, "MANY", 4)
+    late = queue.SIDE_BY_SIDE._replace(late=1, narrower=(2, 4), tail=4)
+    monkeypatch.setattr(queue, "SIDE_BY_SIDE", late)
+    monkeypatch.setattr(queue, "MANY", 4)
     whole = fit(starts, xs, lanes=32)
     # By the last call only a few of the slowest lanes are left; the second is in the middle of all.
     for calls in (2, 1):
@@ -111,8 +111,8 @@ def test_flags_that_were_not_read_yet_and_fewer_lanes_are_saved_too(
 
 def test_ctrl_c_leaves_the_state_of_all_threads_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     starts, xs = problems()
-    monkeypatch.setattr(lanes, "LARGE", 0)
-    monkeypatch.setattr(many.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(queue, "LARGE", 0)
+    monkeypatch.setattr(fit_many.os, "cpu_count", lambda: 2)
     whole = fit(starts, xs)
     monkeypatch.setattr(checkpoint, "SECONDS", 1e9)  # only what Ctrl-C saves
     main = threading.main_thread().ident
@@ -181,11 +181,11 @@ CHILD = """
 import sys
 import jax
 import numpy as np
-from jaxem.fitting import stacks
+from jaxem.fitting.many import batching
 from test_checkpoint import checkpoint, fit, lanes, many, problems
 checkpoint.SECONDS, checkpoint.SHARE = 0, 1e9
-lanes.LARGE, many.os.cpu_count = 0, lambda: 2  # two threads
-stacks.SHAPE = 0  # both lengths
+queue.LARGE, fit_many.os.cpu_count = 0, lambda: 2  # two threads
+batching.SHAPE = 0  # both lengths
 starts, xs = problems(gaps=True)
 fits = fit(starts, xs, lanes=2, checkpoint=sys.argv[1])
 whole = fit(starts, xs, lanes=2)

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import jaxem as jem
-from jaxem.compare import Run
+from jaxem.evaluation.race import Run
 
 pytestmark = pytest.mark.slow
 

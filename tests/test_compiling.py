@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxem as jem
-from jaxem.fitting import lanes
+from jaxem.fitting.many import queue
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +19,7 @@ COMPILE = "/jax/core/compile/backend_compile_duration"
 
 def fitted(rows: int, monkeypatch: pytest.MonkeyPatch, many: int) -> tuple[jem.Fit, Counter[str]]:
     """Fits of a dozen problems with so many rows, two starts each; and how often what was compiled."""
-    monkeypatch.setattr(lanes, "MANY", many)
+    monkeypatch.setattr(queue, "MANY", many)
     rng = np.random.default_rng(0)
     xs = rng.normal(size=(12, rows, 1)) + 3 * rng.integers(0, 2, (12, rows, 1))
     starts = jem.start_many(jax.random.key(0), jem.SphericalGaussian, xs, 2, restarts=2)

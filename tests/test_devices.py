@@ -20,7 +20,8 @@ import jax
 import numpy as np
 import jaxem as jem
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxem.fitting import checkpoint, many
+from jaxem.fitting.many import checkpoint
+from jaxem.fitting.many import fit_many
 
 devices = jax.devices()
 assert len(devices) == 8
@@ -28,12 +29,12 @@ rng = np.random.default_rng(0)
 xs = rng.normal(size=(24, 20, 1)) + 4 * rng.integers(0, 2, (24, 20, 1))
 models = jem.start_many(jax.random.key(0), jem.SphericalGaussian, xs, 2)
 used = []
-queue = many.Queue
+queue = fit_many.Queue
 def noted(*arguments):
     made = queue(*arguments)
     used.append(*made.problems.weight.devices())
     return made
-many.Queue = noted
+fit_many.Queue = noted
 
 def assert_same(fits, whole):
     for ours, theirs in zip(jax.tree.leaves(fits), jax.tree.leaves(whole), strict=True):

@@ -9,7 +9,7 @@ import pytest
 
 import jaxem as jem
 from jaxem.data.padding import padded_lengths
-from jaxem.fitting import lanes, many
+from jaxem.fitting.many import fit_many, queue
 
 pytestmark = pytest.mark.slow
 
@@ -58,8 +58,8 @@ def test_lanes_one_after_the_other_on_threads_give_the_same(
     xs = ragged(rng, 7)
     starts = jem.start_many(jax.random.key(0), jem.Gaussian, xs, 2)
     together = jem.fit_many(starts, xs)
-    monkeypatch.setattr(lanes, "LARGE", 0)
-    monkeypatch.setattr(many.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(queue, "LARGE", 0)
+    monkeypatch.setattr(fit_many.os, "cpu_count", lambda: 2)
     apart = jem.fit_many(starts, xs)
     assert apart.log_likelihood.dtype == together.log_likelihood.dtype
     np.testing.assert_allclose(apart.log_likelihood, together.log_likelihood, rtol=1e-10)
@@ -151,7 +151,7 @@ def test_late_flags_change_nothing(rng: np.random.Generator, monkeypatch: pytest
     xs = np.stack([rng.normal(size=(25, 1)) for _ in range(30)])
     starts = jem.start_many(jax.random.key(0), jem.SphericalGaussian, xs, 2)
     prompt = jem.fit_many(starts, xs, lanes=8)
-    monkeypatch.setattr(lanes, "SIDE_BY_SIDE", lanes.SIDE_BY_SIDE._replace(late=1))
+    monkeypatch.setattr(queue, "SIDE_BY_SIDE", queue.SIDE_BY_SIDE._replace(late=1))
     late = jem.fit_many(starts, xs, lanes=8)
     np.testing.assert_allclose(late.log_likelihood, prompt.log_likelihood, rtol=1e-12)
     np.testing.assert_array_equal(late.steps, prompt.steps)

@@ -20,10 +20,10 @@ import pytest
 
 import jaxem as jem
 from families import MIXTURES, Example, covariances
-from jaxem import start
 from jaxem.chains import normalizer
 from jaxem.chains.chain import Chain
 from jaxem.kmeans import _best_of, _nearest
+from jaxem.latent import seeding
 from jaxem.solvers.em import em_step
 
 pytestmark = pytest.mark.slow
@@ -192,7 +192,7 @@ def asked(rng: np.random.Generator) -> dict[str, tuple[Callable[..., Any], tuple
         "draws": (lambda model: model.sample(key, 5), (mixture,)),
         "k-means": (lambda c, x, w: _best_of(c, x, w, 5), (np.float32(rng.normal(size=(2, 3, 6))), x, one)),
         "nearest": (_nearest, (x, one, x[:3])),
-        "seeds": (lambda x, w: start.seeds(key, x, w, None, 3, True), (x, one)),
+        "seeds": (lambda x, w: seeding.seeds(key, x, w, None, 3, True), (x, one)),
         "start": (lambda x: jem.Mixture.start(key, jem.Gaussian, x, 2), (x,)),
         "start of factors": (lambda x: jem.Mixture.start(key, jem.sized(jem.FactorAnalysis, factors=2), x, 2), (x,)),
         "start of a chain": (lambda x: jem.HMM.start(key, jem.Gaussian, x, 2), (sequences(6),)),

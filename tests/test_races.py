@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import jaxem as jem
-from jaxem.compare import setting
+from jaxem.evaluation.race import setting
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ import pytest
 
 import jaxem as jem
 from jaxem.fitting.fit import best_restart
-from jaxem.start import apart
+from jaxem.latent.seeding import apart
 
 pytestmark = pytest.mark.slow
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import jaxem as jem
-from jaxem.fitting import lanes, many, room
-from jaxem.fitting.stacks import Batch
-from jaxem.fitting.turn import idle, member, prepare, turn
+from jaxem.fitting.many import fit_many, memory, queue
+from jaxem.fitting.many.batching import Batch
+from jaxem.fitting.many.device import idle, member, prepare, turn
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize("problems", [1, 300, 20_000])
 @pytest.mark.parametrize("lane", [3, 100, 9_000])
 def test_what_is_shared_out_fits(lane: int, problems: int, room_for_all: int) -> None:
-    queues, width = room.shared_out(lane, 7, problems, 256, room_for_all)
+    queues, width = memory.shared_out(lane, 7, problems, 256, room_for_all)
     assert 1 <= width <= 256
     assert -(-problems // queues) * 7 + width * lane <= room_for_all + 7
     if queues > 1:
@@ -30,8 +30,8 @@ def test_what_is_shared_out_fits(lane: int, problems: int, room_for_all: int) ->
 
 
 def test_one_of_each_is_tried_where_not_even_that_fits() -> None:
-    assert room.shared_out(1000, 1000, 5, 256, 10) == (5, 1)
-    assert room.shared_out(1000, 1000, 5, 256, -10) == (5, 1)
+    assert memory.shared_out(1000, 1000, 5, 256, 10) == (5, 1)
+    assert memory.shared_out(1000, 1000, 5, 256, -10) == (5, 1)
 
 
 def test_little_memory_cuts_problems_into_turns_and_changes_no_result(
@@ -41,8 +41,8 @@ def test_little_memory_cuts_problems_into_turns_and_changes_no_result(
     xs[3][2, 0] = np.nan
     starts = jem.start_many(jax.random.key(0), jem.SphericalGaussian, [np.nan_to_num(x) for x in xs], 2, restarts=2)
     whole = jem.fit_many(starts, xs)
-    monkeypatch.setattr(many, "free", lambda device: 40_000)
-    monkeypatch.setattr(many, "IN_PIECES", 1000)  # so that the data do not fit at once either
+    monkeypatch.setattr(fit_many, "free", lambda device: 40_000)
+    monkeypatch.setattr(fit_many, "IN_PIECES", 1000)  # so that the data do not fit at once either
     with caplog.at_level(logging.INFO, "jaxem"):
         turns = jem.fit_many(starts, xs)
     for ours, theirs in zip(jax.tree.leaves(turns), jax.tree.leaves(whole), strict=True):
@@ -60,10 +60,10 @@ def test_a_lane_is_no_larger_than_is_said(rng: np.random.Generator, family: type
     starts = jem.start_many(jax.random.key(0), family, x, 3)
     batch = Batch(np.arange(64), x, np.ones(x.shape[:2]), None)
     model, solver, width = member(starts, 0), jem.EM(), 64
-    lane, problem = room.sizes(solver, model, batch, None, 1)
+    lane, problem = memory.sizes(solver, model, batch, None, 1)
     problems, _ = prepare(solver, starts, x, batch.weight, None, None, restarts=1)
     held, results = idle(solver, starts, problems, width=width)
-    limits = lanes.Limits(np.float64(1e-6), np.int32(9))
+    limits = queue.Limits(np.float64(1e-6), np.int32(9))
     program = turn.lower(
         solver, held, results, problems, starts, np.full(width, True), np.arange(width, dtype=np.int32), limits,
         restarts=1, one_by_one=False, steps=2,
@@ -77,11 +77,11 @@ def test_a_lane_is_no_larger_than_is_said(rng: np.random.Generator, family: type
 def test_an_accelerator_takes_more_lanes_and_never_one_by_one() -> None:
     model = jem.Mixture([0.5, 0.5], jem.Poisson([1.0, 2.0]))
     small, large = (np.ones((4, rows)) for rows in (500, 50_000))
-    assert lanes.pace(model, small, small, "cpu").lanes == 256
-    assert lanes.pace(model, large, large, "cpu") is lanes.ONE_BY_ONE
-    wide = lanes.pace(model, small, small, "gpu")
+    assert queue.pace(model, small, small, "cpu").lanes == 256
+    assert queue.pace(model, large, large, "cpu") is queue.ONE_BY_ONE
+    wide = queue.pace(model, small, small, "gpu")
     assert (wide.lanes, wide.late, wide.threads) == (8192, 1, False)
-    assert lanes.pace(model, large, large, "gpu").lanes == 167
+    assert queue.pace(model, large, large, "gpu").lanes == 167
 
 
 @pytest.mark.parametrize("wrong", [0, -1])

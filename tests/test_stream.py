@@ -22,8 +22,8 @@ import pytest
 
 import jaxem as jem
 from jaxem.fitting import fit as whole
-from jaxem.fitting.stream import Pairwise
-from jaxem.fitting.survey import Survey
+from jaxem.fitting.sources.streamed import Pairwise
+from jaxem.fitting.sources.summary import Survey
 from test_compilation import compilations
 
 pytestmark = pytest.mark.slow
@@ -118,7 +118,7 @@ def test_a_bayesian_network_with_hidden_cells() -> None:
 def test_what_says_how_wide_the_data_are_is_the_same_rows_as_for_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Thinned while they are read, without knowing how many there will be."""
     monkeypatch.setattr(whole, "SCALE_ROWS", 40)
-    monkeypatch.setattr("jaxem.fitting.survey.SCALE_ROWS", 40)
+    monkeypatch.setattr("jaxem.fitting.sources.summary.SCALE_ROWS", 40)
     for n in (39, 40, 41, 160, 161, 700):
         x = np.arange(float(n))
         found = Survey(jem.Poisson(1.0), None)

@@ -22,10 +22,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array
 
-from jaxem.chains import exact
+from jaxem.chains import scan_exact
 from jaxem.chains.chain import LONG, Chain, either
-from jaxem.chains.exact import filtered as filtered
-from jaxem.chains.exact import log_mass as log_mass
+from jaxem.chains.scan_exact import filtered as filtered
+from jaxem.chains.scan_exact import log_mass as log_mass
 from jaxem.core.extended_float import Scaled, finite_or_zero, power, split
 from jaxem.core.pytree import replace
 from jaxem.core.summation import two_sum
@@ -37,7 +37,7 @@ STATES = 8
 """So many states (and K^2 transitions, and their counts) fit into the registers of a thread."""
 
 
-def forward(chain: Chain) -> exact.Filtered:
+def forward(chain: Chain) -> scan_exact.Filtered:
     """Filtered states at every step.
 
     Raises:
@@ -46,23 +46,23 @@ def forward(chain: Chain) -> exact.Filtered:
     steps, states, _ = chain.log_likelihood.shape
     if states > STATES:
         raise ValueError(f"method is 'kernel'; it takes up to {STATES} states, and these are {states}: use 'auto'")
-    first, top = exact.first(chain)
+    first, top = scan_exact.first(chain)
     each, one = _like(chain, steps - 1, states), _like(chain, states)
     scale = _like(chain), _like(chain)
     return _over_lanes(
         _forward,
         chain,
         (first, (top, jnp.zeros_like(top))),
-        exact.Filtered(Scaled(each, each), Scaled(one, one), scale),
+        scan_exact.Filtered(Scaled(each, each), Scaled(one, one), scale),
     )
 
 
-def smoothed(chain: Chain, filtered: exact.Filtered) -> tuple[Array, Array]:
+def smoothed(chain: Chain, filtered: scan_exact.Filtered) -> tuple[Array, Array]:
     """The backward pass: marginals and pairs, as those of `chain.passed_back`."""
     steps, states, _ = chain.log_likelihood.shape
     times = (steps - 1,) if chain.log_transition.ndim == 4 else ()
     like = _like(chain, steps, states), _like(chain, *times, states, states)
-    end = exact.probabilities(filtered.last)
+    end = scan_exact.probabilities(filtered.last)
     return _over_lanes(_backward, chain, (filtered.before, end, jnp.zeros_like(end[0])), like)
 
 
@@ -158,7 +158,7 @@ def _where(condition: Array | None, yes: Any, no: Any) -> Any:
 
 
 def _flow(states: list[Scaled], move: list[list[Scaled]], j: int) -> tuple[list[Array], Array]:
-    """What flows from each state into state j: mantissas, and their exponent. See `exact.flows`."""
+    """What flows from each state into state j: mantissas, and their exponent. See `scan_exact.flows`."""
     exponents = [state.exponent + row[j].exponent for state, row in zip(states, move, strict=True)]
     largest = _largest(exponents)
     shift = finite_or_zero(largest)
@@ -178,7 +178,7 @@ def _sum(values: list[Array]) -> Array:
 
 
 def _forward(program: Array, chain: Chain, first: Any, before: Scaled, last: Scaled, total: tuple[Any, Any]) -> None:
-    """As `exact.forward`."""
+    """As `scan_exact.forward`."""
     here = _Lanes(program, chain)
     move = here.moves()
     initial = [split(here.read(chain.log_initial, k)) for k in range(chain.states)]
@@ -191,7 +191,7 @@ def _forward(program: Array, chain: Chain, first: Any, before: Scaled, last: Sca
         for j in range(chain.states):
             masses, exponent = _flow(states, transition, j)
             mass, exponent = _where(starts, tuple(initial[j]), (_sum(masses), exponent))
-            new.append(exact.seen(mass, exponent, here.read(chain.log_likelihood, t, j)))
+            new.append(scan_exact.seen(mass, exponent, here.read(chain.log_likelihood, t, j)))
         top = finite_or_zero(_largest([state.exponent for state in new]))
         new = [Scaled(state.mantissa, state.exponent - top) for state in new]
         if starts is not None:

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxem.chains import associative, dense, exact, methods
+from jaxem.chains import associative, methods, scan_exact, scan_scaled
+from jaxem.chains.batching import folded, in_blocks
 from jaxem.chains.blocked import Blocked
 from jaxem.chains.chain import Chain, Expected, expected, there_or_zero, where
-from jaxem.chains.fold import folded, in_blocks
 from jaxem.core import summation
 from jaxem.core.pytree import replace
 
@@ -41,12 +41,12 @@ def run(function: Any, chain: Chain) -> Any:
         from jaxem.chains import kernel  # Pallas takes most of a second to import.
 
         return function(kernel, chain)
-    ways = dense, exact
+    ways = scan_scaled, scan_exact
     if method == "blocked":
         ways = (Blocked(way, methods.blocks(chain)) for way in ways)
     quick, sure = (partial(function, way) for way in ways)
     # Sequences have been folded, so this is a branch, and not both ways and a selection.
-    return in_blocks(lambda chain: jax.lax.cond(dense.is_dense(chain), quick, sure, chain), chain)
+    return in_blocks(lambda chain: jax.lax.cond(scan_scaled.is_dense(chain), quick, sure, chain), chain)
 
 
 @folded

@@ -61,7 +61,7 @@ def race_settings(options: dict[str, Any]) -> RaceSettings:
 def _check_words(options: dict[str, Any], *names: str) -> None:
     """Of the options that take one of some words; and the tolerance."""
     from jaxem.cli.fit.result import CRITERIA
-    from jaxem.start import METHODS
+    from jaxem.latent.seeding import METHODS
 
     words = {"select": CRITERIA, "prior": ("weak", "none"), "method": METHODS, "dtype": ("float64", "float32")}
     words["missing"] = MISSING

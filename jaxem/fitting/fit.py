@@ -19,7 +19,7 @@ from jaxem.distributions.base import Family, Labelled, Statistics, add, check_mo
 from jaxem.fitting.implicit import differentiated
 from jaxem.fitting.loop import Limits, Progress, advance, begin, has_converged, informed, settled, verdict
 from jaxem.fitting.result import Fit
-from jaxem.fitting.sharded import Spread, dealt, layout_of
+from jaxem.fitting.sources.sharded import Spread, dealt, layout_of
 from jaxem.fitting.status import Status
 from jaxem.solvers.em import EM, in_chunks
 from jaxem.solvers.words import as_solver

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxem.chains import across
-from jaxem.chains.best import best_score
+from jaxem.chains import sharded
+from jaxem.chains.best_path import best_score
 from jaxem.chains.chain import Chain
-from jaxem.chains.exact import draws, forward, probabilities
 from jaxem.chains.normalizer import log_normalizer, plain
-from jaxem.chains.sampled import sampled_score
+from jaxem.chains.sampling import sampled_score
+from jaxem.chains.scan_exact import draws, forward, probabilities
 from jaxem.core import summation
 from jaxem.core.arguments import as_key, whole
 from jaxem.core.constraints import parameter, simplex
@@ -211,7 +211,7 @@ class HMM(Latent):
         def one(initial: Array, transition: Array, evidence: Array) -> Array:
             steps = jnp.swapaxes(evidence.reshape(len(evidence), *x.seen.shape), 0, 1)
             chain = Chain(initial[:, None], transition[..., None], steps, x.length)
-            return over_paths(chain) if x.axis is None else across.log_normalizer(x.axis, chain)
+            return over_paths(chain) if x.axis is None else sharded.log_normalizer(x.axis, chain)
 
         for _ in self.batch_shape:
             one = jax.vmap(one)

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxem import start
 from jaxem.core.arguments import as_key, optional, whole
 from jaxem.core.constraints import parameter, simplex
 from jaxem.core.pytree import module, replace
@@ -19,6 +18,7 @@ from jaxem.distributions.base import Distribution
 from jaxem.distributions.moments import shares
 from jaxem.distributions.product import told
 from jaxem.distributions.words import as_family
+from jaxem.latent import seeding
 from jaxem.latent.base import Latent, LatentStatistics, chosen, log_potential, same_members
 
 
@@ -114,14 +114,14 @@ class Mixture(Latent):
         """
         key, family = as_key(key), as_family(family)
         components, restarts = whole(components, "components"), optional(restarts, "restarts")
-        if method not in start.METHODS:
-            raise ValueError(f"method is {method!r}; it must be one of {', '.join(start.METHODS)}")
+        if method not in seeding.METHODS:
+            raise ValueError(f"method is {method!r}; it must be one of {', '.join(seeding.METHODS)}")
         x, weight, labels = ready(as_table(x), weight, labels, components)
         if isinstance(x, Incomplete):
             family = told(family, x.values, weight)
             x = hot_deck(jax.random.fold_in(key, 1), x.values, weight)
         family = told(family, x, weight)
-        members, held = start.responsibilities(
+        members, held = seeding.responsibilities(
             key,
             x,
             weight,

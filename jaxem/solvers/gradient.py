@@ -15,8 +15,8 @@ from jaxem.core.coordinates import Coordinates, from_coordinates, logarithmic, t
 from jaxem.core.pytree import module, select, static
 from jaxem.distributions.base import Statistics
 from jaxem.solvers.base import Solver
-from jaxem.solvers.batches import check_size, epoch
 from jaxem.solvers.em import expectation
+from jaxem.solvers.minibatch import check_size, epoch
 from jaxem.solvers.objective import gradient_of, objective, plain_step, value_and_gradient
 
 FARTHEST = 4.0

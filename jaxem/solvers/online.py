@@ -13,8 +13,8 @@ from jaxem.core.arguments import as_key
 from jaxem.core.pytree import module, static
 from jaxem.distributions.base import Statistics, add, scale
 from jaxem.solvers.base import Solver
-from jaxem.solvers.batches import check_size, epoch
 from jaxem.solvers.em import expectation
+from jaxem.solvers.minibatch import check_size, epoch
 from jaxem.solvers.objective import plain_step
 
 

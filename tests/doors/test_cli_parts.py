@@ -14,9 +14,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import jaxem as jem
-from jaxem import files
 from jaxem.cli import app
 from jaxem.cli.fit import checkpoint, report, run, schedule
+from jaxem.io import files
 
 pytestmark = pytest.mark.slow
 

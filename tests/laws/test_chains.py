@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from jaxem import chains
-from jaxem.chains import dense, exact, fold, normalizer
-from jaxem.chains.best import best_score
+from jaxem.chains import batching, normalizer, scan_scaled
+from jaxem.chains.best_path import best_score
 from jaxem.chains.chain import Chain
 from jaxem.core import summation
 from jaxem.core.pytree import replace
@@ -253,7 +253,7 @@ def test_ways_agree(states: int, rng: Rng, dtype: Any) -> None:
         jnp.asarray(rng.integers(1, 31, 20), jnp.int32),
         start,
     )
-    assert dense.is_dense(one)
+    assert scan_scaled.is_dense(one)
     fine = {"rtol": 1e-11, "atol": 1e-11} if dtype == jnp.float64 else {"rtol": 2e-5, "atol": 2e-5}
     ways = [jax.jit(lambda c, way=way: normalizer._posterior_by(way, c))(one) for way in (dense, exact)]
     for a, b in zip(*map(jax.tree.leaves, ways), strict=True):
@@ -339,7 +339,7 @@ def test_blocks_of_sequences_are_all_of_them(rng: Rng, monkeypatch: pytest.Monke
         jnp.asarray(rng.integers(1, 7, 7), jnp.int32),
     )
     together = normalizer.expectations(one)
-    monkeypatch.setattr(fold, "BLOCK", 3)
+    monkeypatch.setattr(batching, "BLOCK", 3)
     for a, b in zip(*map(jax.tree.leaves, (together, normalizer.expectations(one))), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12)
 

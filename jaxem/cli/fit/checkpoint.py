@@ -18,7 +18,6 @@ from typing import IO, Any
 
 import numpy as np
 
-from jaxem import files
 from jaxem._version import version
 from jaxem.cli.cluster import Peers
 from jaxem.cli.errors import InputError
@@ -26,6 +25,7 @@ from jaxem.cli.fit.frames import unwritable
 from jaxem.cli.fit.result import Scores
 from jaxem.cli.fit.schedule import Slab
 from jaxem.cli.table.groups import Grouped
+from jaxem.io import files
 
 INCIDENTAL = ("table", "out", "workers", "memory", "restart", "coordinator", "processes", "process", "distributed")
 """Options that change no number in the results; of the table its rows count, not its name."""

@@ -14,8 +14,8 @@ import pyarrow as pa
 from jaxem.cli.columns import parameter_names
 from jaxem.cli.errors import InputError
 from jaxem.cli.fit.result import CRITERIA, FAILED, Outcome
-from jaxem.files import temporary
 from jaxem.fitting.status import Status
+from jaxem.io.files import temporary
 
 PARAMETERS = (*parameter_names(), "categories")
 OWN = ("n", "dropped", "sequences", "components", "states", "log_likelihood", *CRITERIA, "steps", "status", "entropy")

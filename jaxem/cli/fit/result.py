@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem import selection
 from jaxem.cli.columns import fixed_states, map_own, map_states
 from jaxem.cli.fit.schedule import Slab, places
 from jaxem.cli.table.groups import Grouped
 from jaxem.core.constraints import free_parameters
+from jaxem.evaluation import criteria
 from jaxem.fitting.status import Status
 
 if TYPE_CHECKING:
@@ -190,9 +190,9 @@ def scored(
         steps=steps,
         log_likelihood=log_likelihood,
         entropy=entropy,
-        bic=np.asarray(selection.bic(log_likelihood, free, rows)),
-        aic=np.asarray(selection.aic(log_likelihood, free)),
-        icl=np.asarray(selection.icl(log_likelihood, free, rows, entropy)),
+        bic=np.asarray(criteria.bic(log_likelihood, free, rows)),
+        aic=np.asarray(criteria.aic(log_likelihood, free)),
+        icl=np.asarray(criteria.icl(log_likelihood, free, rows, entropy)),
         parameters=free,
     )
     scores = _failures_are_nan(scores)
@@ -281,7 +281,7 @@ def _failures_are_nan(scores: Scores) -> Scores:
 @jax.jit
 def entropies(models: Any, x: Any, weight: Any) -> jax.Array:
     """`[size]` how undecided each model is about what is hidden, in nats."""
-    return jax.vmap(selection.entropy)(models, x, weight)
+    return jax.vmap(criteria.entropy)(models, x, weight)
 
 
 @jax.jit

@@ -23,7 +23,7 @@ import numpy as np
 import polars as pl
 
 import jaxem as jem
-from jaxem import priors, selection
+from jaxem import priors
 from jaxem.cli.columns import Kind
 from jaxem.cli.errors import InputError, RowError
 from jaxem.cli.fit import frames
@@ -33,10 +33,11 @@ from jaxem.cli.fit.schedule import plan, stack
 from jaxem.cli.table import dialect, groups
 from jaxem.cli.table.groups import Grouped
 from jaxem.data.batches import ROWS, Batches, read_ahead, record_batches
-from jaxem.fitting import together
+from jaxem.evaluation import criteria
 from jaxem.fitting.fit import best_restart
-from jaxem.fitting.stream import fit_starts, surveyed
-from jaxem.fitting.survey import Spaced, Survey
+from jaxem.fitting.sources import multihost
+from jaxem.fitting.sources.streamed import fit_starts, surveyed
+from jaxem.fitting.sources.summary import Spaced, Survey
 
 COPIES = 6
 """How many times over the usual way holds the cells of one large group: as a table, as numbers, in slabs, in fits."""
@@ -336,12 +337,12 @@ def _entropies(table: Table, found: Survey, models: list[Any]) -> np.ndarray:
         np.asarray(_undecided(models, x, weight), float) for x, weight, _ in read_ahead(table.batches, found.laid_out)
     ]
     own = np.sum(parts, axis=0)
-    return np.asarray(together.joined(own, jnp.add) if found.shared else own)[None]
+    return np.asarray(multihost.joined(own, jnp.add) if found.shared else own)[None]
 
 
 @jax.jit
 def _undecided(models: list[Any], x: Any, weight: jax.Array) -> jax.Array:
-    return jnp.stack([selection.entropy(jax.tree.map(lambda leaf: leaf[0], model), x, weight) for model in models])
+    return jnp.stack([criteria.entropy(jax.tree.map(lambda leaf: leaf[0], model), x, weight) for model in models])
 
 
 @dataclasses.dataclass(frozen=True)

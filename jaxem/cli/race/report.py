@@ -11,9 +11,9 @@ from jaxem.cli.html import NAMED, Bar, Listed, bars, embedded, render, without
 from jaxem.cli.race.frames import winners
 from jaxem.cli.race.run import Outcome
 from jaxem.cli.race.solver_specs import BATCH
-from jaxem.compare import ELSEWHERE, GAPS, Race, Run, line
+from jaxem.evaluation.profiles import WITHIN
+from jaxem.evaluation.race import ELSEWHERE, GAPS, Race, Run, line
 from jaxem.fitting.status import Status
-from jaxem.races import WITHIN
 
 if TYPE_CHECKING:
     from rich.table import Table

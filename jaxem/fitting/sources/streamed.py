@@ -25,7 +25,6 @@ from jaxem.data.batches import read_ahead
 from jaxem.data.prepare import ready
 from jaxem.data.sequences import Sequences
 from jaxem.distributions.base import Statistics, add, check_model, scale
-from jaxem.fitting import together
 from jaxem.fitting.fit import (
     Blank,
     best_restart,
@@ -38,8 +37,9 @@ from jaxem.fitting.fit import (
 )
 from jaxem.fitting.loop import Limits, Progress, advance, begin, verdict
 from jaxem.fitting.result import Fit
+from jaxem.fitting.sources import multihost
+from jaxem.fitting.sources.summary import ALL_ELSEWHERE, Survey
 from jaxem.fitting.status import Status
-from jaxem.fitting.survey import ALL_ELSEWHERE, Survey
 from jaxem.solvers.em import EM, Apart, expectation
 from jaxem.solvers.online import OnlineEM
 from jaxem.solvers.words import as_solver
@@ -246,7 +246,7 @@ def _pass(solver: Any, now: Progress, batches: Iterable[Any], found: Survey, pri
         )
     whole = sums.total()
     if found.shared:
-        whole = together.joined(whole, _joined)
+        whole = multihost.joined(whole, _joined)
     return Summed(whole.log_likelihood + whole.lost, whole.statistics)
 
 
@@ -256,7 +256,7 @@ def surveyed(model: Any, batches: Iterable[Any], prior: Any, processes: bool = F
     for _ in read_ahead(batches, named(found.add)):
         pass
     if processes:
-        together.surveyed(found)
+        multihost.surveyed(found)
     if not found.total:
         why = (
             "no rows" if not found.sample.rows else f"{found.sample.rows:,} rows, none with a weight and something seen"

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
-from jaxem.chains.best import used
+from jaxem.chains.best_path import used
 from jaxem.chains.chain import Chain
-from jaxem.chains.exact import draws, forward
 from jaxem.chains.normalizer import log_normalizer
+from jaxem.chains.scan_exact import draws, forward
 
 
 @jax.custom_jvp

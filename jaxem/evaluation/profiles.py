@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from jaxem.compare import GAPS, Race, Run, as_solvers, as_table, compare, line, plain, setting
 from jaxem.distributions.base import check_model
+from jaxem.evaluation.race import GAPS, Race, Run, as_solvers, as_table, compare, line, plain, setting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

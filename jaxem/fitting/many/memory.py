@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 
-from jaxem.fitting.lanes import work
-from jaxem.fitting.stacks import Batch
-from jaxem.fitting.turn import idle, member, prepare
+from jaxem.fitting.many.batching import Batch
+from jaxem.fitting.many.device import idle, member, prepare
+from jaxem.fitting.many.queue import work
 
 SHARE = 0.8
 """Of the free memory that is taken: sizes are estimates, and memory comes in pieces."""

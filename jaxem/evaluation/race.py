@@ -16,11 +16,11 @@ from jaxem.core.arguments import said_of
 from jaxem.core.constraints import free_parameters
 from jaxem.data.prepare import ready
 from jaxem.distributions.base import check_model
+from jaxem.evaluation.convergence_rate import em_rate
 from jaxem.fitting.fit import check_labelled, check_limits, check_prior, fit, hidden_states
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
 from jaxem.palette import PALETTE
-from jaxem.rate import em_rate
 from jaxem.solvers.accelerated import SQUAREM
 from jaxem.solvers.base import Solver
 from jaxem.solvers.em import EM

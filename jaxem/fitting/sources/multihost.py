@@ -18,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from jaxem.fitting.fit import SCALE_ROWS
-from jaxem.fitting.survey import Survey
+from jaxem.fitting.sources.summary import Survey
 
 
 def joined(part: Any, join: Callable[[Any, Any], Any]) -> Any:

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxem.chains import methods, normalizer
+from jaxem.chains.batching import folded
 from jaxem.chains.blocked import from_corners
 from jaxem.chains.chain import Chain, Expected, where
-from jaxem.chains.fold import folded
 from jaxem.core.extended_float import finite_or_zero
 from jaxem.core.pytree import replace
 from jaxem.core.summation import log_sum, placed, responsibilities

@@ -16,10 +16,10 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from jaxem.chains import normalizer
-from jaxem.chains.best import best_path
+from jaxem.chains.best_path import best_path
 from jaxem.chains.chain import Chain
-from jaxem.chains.exact import draws, forward
 from jaxem.chains.methods import METHODS
+from jaxem.chains.scan_exact import draws, forward
 from jaxem.core.arguments import as_key, whole
 from jaxem.core.pytree import module
 from jaxem.data.arrays import float_type, numbers

@@ -28,7 +28,7 @@ from jaxem.distributions import (
     robust,
     weibull,
 )
-from jaxem.latent import bayesnet, experts, hmm, mixture, rbf, state_space
+from jaxem.latent import bayesnet, hmm, mixture, mixture_of_experts, rbf_network, state_space
 
 FORMAT = "jaxem 1"
 CLASSES = {
@@ -68,9 +68,9 @@ CLASSES = {
         product.Independent,
         bayesnet.BayesNet,
         mixture.Mixture,
-        experts.SoftmaxGate,
-        experts.MixtureOfExperts,
-        rbf.RBFNetwork,
+        mixture_of_experts.SoftmaxGate,
+        mixture_of_experts.MixtureOfExperts,
+        rbf_network.RBFNetwork,
         hmm.HMM,
         state_space.LinearGaussianSSM,
     )

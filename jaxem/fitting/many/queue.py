@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.data.sequences import Sequences
-from jaxem.fitting.checkpoint import Shelf
 from jaxem.fitting.fit import check_rows, hidden_states
 from jaxem.fitting.loop import Limits, Progress
+from jaxem.fitting.many.checkpoint import Shelf
+from jaxem.fitting.many.device import Lanes, choose, idle, member, prepare, take, turn
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
-from jaxem.fitting.turn import Lanes, choose, idle, member, prepare, take, turn
 
 MANY = 64
 """Lanes get narrower if the queue would fill so many of them four times."""

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxem.chains.batching import folded
 from jaxem.chains.chain import Chain, Expected, where
-from jaxem.chains.fold import folded
 from jaxem.core.extended_float import finite_or_zero
 from jaxem.core.summation import two_sum
 

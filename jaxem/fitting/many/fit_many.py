@@ -20,16 +20,16 @@ from jaxem._version import version
 from jaxem.data.arrays import numbers
 from jaxem.data.problems import as_problems
 from jaxem.distributions.base import check_model
-from jaxem.fitting.checkpoint import Checkpoint, Shelf
-from jaxem.fitting.fingerprint import fingerprint
 from jaxem.fitting.fit import check_labelled, check_limits, check_prior
-from jaxem.fitting.lanes import Pace, Queue, pace
 from jaxem.fitting.loop import Limits
-from jaxem.fitting.reporter import Reporter
+from jaxem.fitting.many.batching import Batch, batched, some
+from jaxem.fitting.many.checkpoint import Checkpoint, Shelf
+from jaxem.fitting.many.device import member
+from jaxem.fitting.many.fingerprint import fingerprint
+from jaxem.fitting.many.memory import free, shared_out, sizes
+from jaxem.fitting.many.progress import Reporter
+from jaxem.fitting.many.queue import Pace, Queue, pace
 from jaxem.fitting.result import Fit
-from jaxem.fitting.room import free, shared_out, sizes
-from jaxem.fitting.stacks import Batch, batched, some
-from jaxem.fitting.turn import member
 from jaxem.solvers.em import EM
 from jaxem.solvers.words import as_solver
 
