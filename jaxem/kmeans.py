@@ -15,10 +15,10 @@ from jaxem.core.arguments import as_key, whole
 from jaxem.core.pytree import module, replace
 from jaxem.core.summation import maximum, total
 from jaxem.data.prepare import as_floats, as_table, as_weight, ready
-from jaxem.distributions import quadratic
 from jaxem.distributions.base import Statistics, as_rows
 from jaxem.distributions.gaussian import SphericalGaussian
-from jaxem.distributions.moments import Moments, enough
+from jaxem.distributions.statistics import mahalanobis
+from jaxem.distributions.statistics.moments import Moments, enough
 from jaxem.fitting.fit import fit
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
@@ -79,7 +79,7 @@ def _refilled(model: Centres, x: Any, weight: Array, moments: Moments) -> Moment
     empty = ~enough(moments.rows)
     far = jnp.where(weight > 0, -model.e_step(x, maximum)[0], -jnp.inf)
     row = jax.lax.top_k(far, len(empty))[1][jnp.cumsum(empty, dtype=jnp.int32) - 1]
-    places = quadratic.plain(model.components.observe(x).columns)[:, row].T
+    places = mahalanobis.plain(model.components.observe(x).columns)[:, row].T
     mean = moments.reference
     nearest = jnp.argmin(jnp.sum((places[:, None] - mean[None]) ** 2, axis=-1), axis=-1)
     moved = jnp.where(empty, weight[row], 0)

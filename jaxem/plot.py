@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.core.constraints import leaves
-from jaxem.distributions import censored, counts, discrete, gaussian, product, proportions, regression, robust
+from jaxem.distributions import censored, counts, dirichlet, discrete, gaussian, product, regression, robust
 from jaxem.palette import PALETTE
 
 if TYPE_CHECKING:
@@ -348,7 +348,7 @@ def _shares(components: Any) -> list[np.ndarray] | None:
         return [probs[:, d, None] for d in range(probs.shape[1])] if yes_no else None
     if isinstance(components, counts.Multinomial):
         return [np.asarray(components.probs)]
-    if isinstance(components, proportions.Dirichlet):
+    if isinstance(components, dirichlet.Dirichlet):
         concentration = np.asarray(components.concentration)
         return [concentration / concentration.sum(axis=-1, keepdims=True)]
     if isinstance(components, discrete.Categorical):

@@ -14,8 +14,8 @@ import scipy.stats
 
 import jaxem as jem
 from families import coordinates, move, perturbed
-from jaxem.distributions import truncated
 from jaxem.distributions.base import add
+from jaxem.distributions.statistics import truncated
 
 pytestmark = pytest.mark.slow
 

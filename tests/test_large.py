@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import jaxem as jem
-from jaxem.distributions import quadratic
+from jaxem.distributions.statistics import mahalanobis
 from jaxem.solvers import em
 
 pytestmark = pytest.mark.slow
@@ -46,9 +46,9 @@ def test_three_ways_one_answer(kind: Any, apart: float, dtype: Any, monkeypatch:
     x = (means[0, rng.integers(3, size=ROWS)] + rng.normal(size=(ROWS, COLUMNS))).astype(dtype)
     weight = rng.uniform(size=(*MEMBERS, ROWS)).astype(dtype)
     model = members(kind, means, dtype)
-    monkeypatch.setattr(quadratic, "SMALL", 0)
+    monkeypatch.setattr(mahalanobis, "SMALL", 0)
     found = step(model, x, weight)
-    monkeypatch.setattr(quadratic, "SMALL", 1 << 30)
+    monkeypatch.setattr(mahalanobis, "SMALL", 1 << 30)
     plain = step(model, x, weight)
     fine = 1e-10 if dtype == jnp.float64 else 1e-4
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(plain), strict=True):
@@ -57,7 +57,7 @@ def test_three_ways_one_answer(kind: Any, apart: float, dtype: Any, monkeypatch:
 
 def test_an_offset_moves_only_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32, with features about the centre of the rows."""
-    monkeypatch.setattr(quadratic, "SMALL", 0)
+    monkeypatch.setattr(mahalanobis, "SMALL", 0)
     rng = np.random.default_rng(1)
     x = rng.normal(size=(ROWS, COLUMNS)).round(1).astype(np.float32)
     weight = np.ones((1, ROWS), np.float32)

@@ -13,7 +13,7 @@ import scipy.stats as ss
 import jaxem as jem
 from jaxem.core import linalg, summation
 from jaxem.core.pytree import replace
-from jaxem.distributions import quadratic
+from jaxem.distributions.statistics import mahalanobis
 
 pytestmark = pytest.mark.slow
 
@@ -311,7 +311,7 @@ def gaussians(rng: np.random.Generator, d: int, apart: float, dtype: Any) -> tup
     return jax.tree.map(lambda leaf: leaf.astype(dtype), model), x.astype(dtype)
 
 
-@pytest.mark.parametrize("d", [quadratic.UNROLLED, quadratic.UNROLLED + 1, 9])
+@pytest.mark.parametrize("d", [mahalanobis.UNROLLED, mahalanobis.UNROLLED + 1, 9])
 @pytest.mark.parametrize("apart", [1.0, 1e3])
 def test_ways_to_a_distance_agree(d: int, apart: float, rng: np.random.Generator, dtype: Any) -> None:
     """Features, one member after the other, written out: all are the plain formula, and the guard picks a right one."""
@@ -330,30 +330,30 @@ def test_ways_to_a_distance_agree(d: int, apart: float, rng: np.random.Generator
         np.testing.assert_allclose(moments[0], first, rtol=fine, atol=fine * apart)
         np.testing.assert_allclose(moments[1], second, rtol=fine, atol=fine * apart)
 
-    by_guard = quadratic.moments(columns, weight, model.mean, white)
-    check(quadratic.distance(columns, model.mean, white), (by_guard.first, by_guard.second))
+    by_guard = mahalanobis.moments(columns, weight, model.mean, white)
+    check(mahalanobis.distance(columns, model.mean, white), (by_guard.first, by_guard.second))
     check(
-        quadratic._distance_by_member(columns, model.mean, white),
-        quadratic._moments_by_member(columns, model.mean, white, weight),
+        mahalanobis._distance_by_member(columns, model.mean, white),
+        mahalanobis._moments_by_member(columns, model.mean, white, weight),
     )
     if apart == 1.0 or dtype == jnp.float64:
         centre = jnp.mean(model.mean, axis=0, keepdims=True)
-        near = quadratic._features(columns - centre.T), model.mean - centre, white
+        near = mahalanobis._features(columns - centre.T), model.mean - centre, white
         fine = max(fine, 1e-16 * apart**2 * 100)
-        check(quadratic._distance_by_features(*near), quadratic._moments_by_features(*near, weight))
+        check(mahalanobis._distance_by_features(*near), mahalanobis._moments_by_features(*near, weight))
 
 
 def test_the_guard_is_needed(rng: np.random.Generator) -> None:
     """Without it the features are wrong by nats in float32: this is the failure that the guard is there for."""
     model, x = gaussians(rng, 6, 1e3, jnp.float32)
     white, centre = linalg.whitening(model.covariance), jnp.mean(model.mean, axis=0, keepdims=True)
-    exact = quadratic._distance_by_member(jnp.asarray(x.T), model.mean, white)
-    unguarded = quadratic._distance_by_features(
-        quadratic._features(jnp.asarray(x.T) - centre.T), model.mean - centre, white
+    exact = mahalanobis._distance_by_member(jnp.asarray(x.T), model.mean, white)
+    unguarded = mahalanobis._distance_by_features(
+        mahalanobis._features(jnp.asarray(x.T) - centre.T), model.mean - centre, white
     )
     own = np.repeat(np.eye(3, dtype=bool), 20, axis=1)
     assert np.abs(np.asarray(unguarded - exact))[own].max() > 1e-2
-    guarded = quadratic.distance(jnp.asarray(x.T), model.mean, white)
+    guarded = mahalanobis.distance(jnp.asarray(x.T), model.mean, white)
     np.testing.assert_array_equal(np.asarray(guarded)[own], np.asarray(exact)[own])
 
 

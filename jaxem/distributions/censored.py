@@ -11,11 +11,11 @@ from jaxtyping import Array, Bool, Float
 
 from jaxem.core.linalg import lead
 from jaxem.core.pytree import module, replace
-from jaxem.distributions import truncated
 from jaxem.distributions.base import Family, Rows, Statistics
 from jaxem.distributions.gaussian import DiagonalGaussian, Gaussian, SphericalGaussian, TiedGaussian
-from jaxem.distributions.moments import Moments
 from jaxem.distributions.product import sized
+from jaxem.distributions.statistics import truncated
+from jaxem.distributions.statistics.moments import Moments
 
 GAUSSIANS = (Gaussian, DiagonalGaussian, SphericalGaussian, TiedGaussian)
 HOOKS = ("intervals", "log_interval", "interval_statistics")

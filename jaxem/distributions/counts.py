@@ -36,7 +36,7 @@ from jaxem.distributions.discrete import (
     whole,
 )
 from jaxem.distributions.members import Numbers
-from jaxem.distributions.moments import enough
+from jaxem.distributions.statistics.moments import enough
 
 
 class _Counts(Family):

@@ -28,7 +28,7 @@ from jaxem.core.double_double import (
 from jaxem.core.pytree import module, replace, static
 from jaxem.core.special import gap, log_rest
 from jaxem.distributions.base import Family, flat_members
-from jaxem.distributions.moments import enough, shares
+from jaxem.distributions.statistics.moments import enough, shares
 
 
 def weighted(weight: Float[Array, "*batch n"], values: Float[Array, "n"]) -> Float[Array, "*batch"]:

@@ -16,10 +16,10 @@ from jaxem.core import linalg
 from jaxem.core.constraints import parameter, positive, positive_definite, positive_vector, vector
 from jaxem.core.pytree import module, replace
 from jaxem.data.missing import Incomplete
-from jaxem.distributions import quadratic
 from jaxem.distributions.base import Pullback, Rows
-from jaxem.distributions.gaps import LOG_2_PI, AnyCell, Cells, Columns, Gaps, weighted_cells
-from jaxem.distributions.moments import Moments, enough, resolution
+from jaxem.distributions.statistics import mahalanobis
+from jaxem.distributions.statistics.incomplete_gaussian import LOG_2_PI, AnyCell, Cells, Columns, Gaps, weighted_cells
+from jaxem.distributions.statistics.moments import Moments, enough, resolution
 
 FLOOR = {4: 1e-6, 8: 1e-8}
 """By bytes of a float: the share of a spread, or of a row, below which there is nothing to speak of, where a fit would
@@ -54,7 +54,7 @@ class _Normal(AnyCell):
         """The log-determinant of the covariance of each member."""
         raise NotImplementedError
 
-    def _distance(self, columns: Float[Array, "d n"] | quadratic.Wide, white: Array) -> Float[Array, "*batch n"]:
+    def _distance(self, columns: Float[Array, "d n"] | mahalanobis.Wide, white: Array) -> Float[Array, "*batch n"]:
         """The squared Mahalanobis distance of each row from each member, if all of it was seen."""
         raise NotImplementedError
 
@@ -132,7 +132,7 @@ class _Normal(AnyCell):
         raise NotImplementedError
 
     def _at_zero(self, x: Any, weight: Array) -> Float[Array, "*batch d"]:
-        return jnp.broadcast_to(quadratic.at_zero(*weighted_cells(self.observe(x).columns, weight)), self.mean.shape)
+        return jnp.broadcast_to(mahalanobis.at_zero(*weighted_cells(self.observe(x).columns, weight)), self.mean.shape)
 
 
 class _Elliptic(_Normal):
@@ -152,13 +152,13 @@ class _Elliptic(_Normal):
 
     def expand(self, x: Rows) -> Rows:
         """With the products of the columns, where there are many and all were seen."""
-        return x if isinstance(x.columns, Gaps) else Rows(quadratic.widened(x.columns))
+        return x if isinstance(x.columns, Gaps) else Rows(mahalanobis.widened(x.columns))
 
     def _log_det(self, white: Array) -> Array:
         return 2 * linalg.half_log_det(white)
 
-    def _distance(self, columns: Array | quadratic.Wide, white: Array) -> Array:
-        return quadratic.distance(columns, self.mean, white)
+    def _distance(self, columns: Array | mahalanobis.Wide, white: Array) -> Array:
+        return mahalanobis.distance(columns, self.mean, white)
 
     def _log_density(self, columns: Columns, white: Array) -> Array:
         return (
@@ -168,7 +168,7 @@ class _Elliptic(_Normal):
     def _moments(self, columns: Columns, weight: Array, white: Array) -> Moments:
         if isinstance(columns, Gaps):
             return columns.moments(weight, self.mean, self._covariances(), white)
-        return quadratic.moments(columns, weight, self.mean, white)
+        return mahalanobis.moments(columns, weight, self.mean, white)
 
     def completed(self, columns: Gaps, base: Array) -> Array:
         return columns.completed(base, self._covariances(), self._white(columns))
@@ -316,13 +316,13 @@ class _Axial(_Normal):
     def _widened(self, columns: Columns) -> Columns:
         if isinstance(columns, Cells):
             return columns
-        return quadratic.axially_widened(columns, math.prod(self.batch_shape), self.spherical)
+        return mahalanobis.axially_widened(columns, math.prod(self.batch_shape), self.spherical)
 
     def _log_det(self, white: Array) -> Array:
         return jnp.sum(jnp.log(self._variances()), axis=-1)
 
     def _distance(self, columns: Any, white: Array) -> Array:
-        return quadratic.axial_distance(self._widened(columns), self.mean, white)
+        return mahalanobis.axial_distance(self._widened(columns), self.mean, white)
 
     def _log_density(self, columns: Columns, white: Array) -> Array:
         if isinstance(columns, Cells):
@@ -332,7 +332,7 @@ class _Axial(_Normal):
     def _moments(self, columns: Columns, weight: Array, white: Array) -> Moments:
         if isinstance(columns, Cells):
             return columns.moments(weight, self.mean, self._variances())
-        return quadratic.axial_moments(self._widened(columns), weight, self.mean, white)
+        return mahalanobis.axial_moments(self._widened(columns), weight, self.mean, white)
 
     def completed(self, columns: Cells, base: Array) -> Array:
         return columns.completed(base)

@@ -16,12 +16,12 @@ from jaxem.core.pytree import module, replace
 from jaxem.core.root_finding import root
 from jaxem.core.special import behind, stirling
 from jaxem.core.summation import totals
-from jaxem.distributions import truncated
 from jaxem.distributions.base import Family, Rows
 from jaxem.distributions.discrete import Arrivals
 from jaxem.distributions.gaussian import DiagonalGaussian
-from jaxem.distributions.moments import Moments, enough, resolution
-from jaxem.distributions.ratios import InverseRatios, Logged, LogRatios, Ratios
+from jaxem.distributions.statistics import truncated
+from jaxem.distributions.statistics.log_ratios import InverseRatios, Logged, LogRatios, Ratios
+from jaxem.distributions.statistics.moments import Moments, enough, resolution
 
 
 class Positive(Family):

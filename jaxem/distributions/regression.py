@@ -24,13 +24,13 @@ from jaxem.core.pytree import module, replace
 from jaxem.core.special import gap
 from jaxem.data.missing import Incomplete, cells, some_columns
 from jaxem.data.prepare import as_floats
-from jaxem.distributions import quadratic
 from jaxem.distributions.base import Family, Rows, Statistics
-from jaxem.distributions.design import Design, design, shared
 from jaxem.distributions.gaussian import FLOOR
-from jaxem.distributions.moments import enough, resolution
 from jaxem.distributions.product import Product
-from jaxem.distributions.tangent import Tangent
+from jaxem.distributions.statistics import mahalanobis
+from jaxem.distributions.statistics.design_matrix import Design, design, shared
+from jaxem.distributions.statistics.glm_bound import Tangent
+from jaxem.distributions.statistics.moments import enough, resolution
 
 RUNAWAY = 12.0
 """A change of the log-odds or the log-rate by this much, over one spread of the inputs, has no end: the responses are
@@ -113,7 +113,7 @@ class Regression(Family):
         """The scale of each input, and of the response."""
         inputs, possible = table.design.inputs + table.design.centre[:, None], self.contains(table)
         response = jnp.where(possible, table.response, 0)
-        return quadratic.scale(jnp.concatenate([inputs, response[None]]), jnp.where(possible, weight, 0))
+        return mahalanobis.scale(jnp.concatenate([inputs, response[None]]), jnp.where(possible, weight, 0))
 
     def _shared(self, x: Any, weight: Array) -> tuple[Table, Float[Array, "n"]]:
         """The rows, and the share that each has of all of them."""
@@ -341,7 +341,7 @@ class LinearRegression(Regression):
         weight = jnp.where(possible, weight, 0)
         total = jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
         spread = jnp.sqrt(jnp.sum(weight[None] * table.design.inputs**2, axis=-1) / total)
-        seen = quadratic.at_zero(jnp.where(possible, table.response, 0)[None], weight)
+        seen = mahalanobis.at_zero(jnp.where(possible, table.response, 0)[None], weight)
         diagonal = jnp.concatenate([jnp.zeros_like(seen), resolution(spread), seen])
         gram = jnp.broadcast_to(jnp.diag(diagonal), (*self.batch_shape, *(diagonal.size,) * 2))
         zero, flat = jnp.zeros_like(self.intercept), jnp.zeros_like(self.coefficients)

@@ -15,11 +15,11 @@ from jaxem.core.pytree import module, replace, static
 from jaxem.core.root_finding import root
 from jaxem.core.special import behind, gap, stirling
 from jaxem.core.summation import totals
-from jaxem.distributions import quadratic
 from jaxem.distributions.base import Family, Pullback, Rows
-from jaxem.distributions.gaps import LOG_2_PI, AnyCell, Columns, Gaps
 from jaxem.distributions.gaussian import Gaussian, lifted
-from jaxem.distributions.moments import Moments, enough, resolution
+from jaxem.distributions.statistics import mahalanobis
+from jaxem.distributions.statistics.incomplete_gaussian import LOG_2_PI, AnyCell, Columns, Gaps
+from jaxem.distributions.statistics.moments import Moments, enough, resolution
 
 LEAST = 1e-2
 MOST = {4: 1e5, 8: 1e10}
@@ -90,7 +90,7 @@ class StudentT(AnyCell):
 
     def expand(self, x: Rows) -> Rows:
         """With the products of the columns, where there are many and all were seen."""
-        return x if isinstance(x.columns, Gaps) else replace(x, columns=quadratic.widened(x.columns))
+        return x if isinstance(x.columns, Gaps) else replace(x, columns=mahalanobis.widened(x.columns))
 
     def log_density(self, columns: Columns) -> Float[Array, "*batch n"]:
         return self._log_density(columns, *self._distance(columns))
@@ -112,7 +112,7 @@ class StudentT(AnyCell):
             white = columns.whitening(self.scatter)
             return columns.distance(self.location, white), white
         white = linalg.whitening(self.scatter)
-        return quadratic.distance(columns, self.location, white), white
+        return mahalanobis.distance(columns, self.location, white), white
 
     def _sizes(self, columns: Columns) -> Float[Array, "*ones s"]:
         """How many columns a row may have, of which something was seen."""
@@ -145,7 +145,7 @@ class StudentT(AnyCell):
         if isinstance(columns, Gaps):
             moments = columns.moments(weight, self.location, self.scatter, white, precision)
         else:
-            moments = quadratic.moments(columns, weight * precision, self.location, white)
+            moments = mahalanobis.moments(columns, weight * precision, self.location, white)
             moments = replace(moments, spread_rows=rows)
         return RobustMoments(moments, -gaps)
 
@@ -412,7 +412,7 @@ class Laplace(Family):
     def floor(self, x: Any, weight: Array) -> Deviations:
         """No rows, and what holds up ties at zero."""
         rows, zero = self.observe(x), jnp.zeros_like(self.scale)
-        least = jnp.sqrt(quadratic.at_zero(rows.columns[None], rows.counted(weight))[0])
+        least = jnp.sqrt(mahalanobis.at_zero(rows.columns[None], rows.counted(weight))[0])
         return Deviations(zero, jnp.broadcast_to(least, zero.shape), zero, zero, zero, self.location)
 
     def collapsed(self, floor: Deviations) -> Array:

@@ -34,10 +34,10 @@ from jaxem.core.constraints import parameter, positive
 from jaxem.core.pytree import module, replace
 from jaxem.core.root_finding import root
 from jaxem.core.summation import log_sum, responsibilities, totals
-from jaxem.distributions import truncated
-from jaxem.distributions.moments import enough, resolution
 from jaxem.distributions.positive import LogNormal, Positive
-from jaxem.distributions.ratios import Logged
+from jaxem.distributions.statistics import truncated
+from jaxem.distributions.statistics.log_ratios import Logged
+from jaxem.distributions.statistics.moments import enough, resolution
 
 TRUST = 0.5
 """By which share of itself a shape may change in one M-step."""

@@ -8,15 +8,14 @@ from typing import Any
 from jaxem.core.arguments import said_of
 from jaxem.distributions.base import Distribution, Family
 from jaxem.distributions.censored import Censored
-from jaxem.distributions.circular import VonMises
 from jaxem.distributions.counts import Geometric, Multinomial, NegativeBinomial, PointMass
+from jaxem.distributions.dirichlet import Beta, Dirichlet
 from jaxem.distributions.discrete import Bernoulli, Binomial, Categorical, Poisson
 from jaxem.distributions.either import Either
-from jaxem.distributions.factors import PPCA, FactorAnalysis
+from jaxem.distributions.factor_analysis import PPCA, FactorAnalysis
 from jaxem.distributions.gaussian import DiagonalGaussian, Gaussian, SphericalGaussian, TiedGaussian
 from jaxem.distributions.positive import Exponential, Gamma, InverseGaussian, LogNormal
 from jaxem.distributions.product import Independent, Product, sized
-from jaxem.distributions.proportions import Beta, Dirichlet
 from jaxem.distributions.regression import (
     Joint,
     JointFamily,
@@ -25,6 +24,7 @@ from jaxem.distributions.regression import (
     PoissonRegression,
 )
 from jaxem.distributions.robust import Laplace, StudentT
+from jaxem.distributions.von_mises import VonMises
 from jaxem.distributions.weibull import Weibull
 
 FAMILIES: dict[str, Any] = {

@@ -24,7 +24,7 @@ from jaxem.data.missing import hot_deck
 from jaxem.data.prepare import ready
 from jaxem.data.sequences import Sequences, as_sequences
 from jaxem.distributions.base import Distribution, Labelled, type_of
-from jaxem.distributions.moments import shares
+from jaxem.distributions.statistics.moments import shares
 from jaxem.latent.base import Latent, chosen, log_potential, same_members
 from jaxem.latent.mixture import Mixture
 

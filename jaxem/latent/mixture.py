@@ -15,8 +15,8 @@ from jaxem.core.pytree import module, replace
 from jaxem.data.missing import Incomplete, hot_deck
 from jaxem.data.prepare import as_table, ready
 from jaxem.distributions.base import Distribution
-from jaxem.distributions.moments import shares
 from jaxem.distributions.product import told
+from jaxem.distributions.statistics.moments import shares
 from jaxem.distributions.words import as_family
 from jaxem.latent import seeding
 from jaxem.latent.base import Latent, LatentStatistics, chosen, log_potential, same_members

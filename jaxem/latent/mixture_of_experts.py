@@ -14,13 +14,13 @@ from jaxem.core.arguments import whole
 from jaxem.core.constraints import parameter, vector
 from jaxem.core.linalg import matmul
 from jaxem.core.pytree import module, replace
-from jaxem.distributions import quadratic
 from jaxem.distributions.base import Family, Rows
-from jaxem.distributions.design import Design, design, shared
 from jaxem.distributions.gaussian import FLOOR
-from jaxem.distributions.moments import enough
 from jaxem.distributions.regression import Joint
-from jaxem.distributions.tangent import Tangent
+from jaxem.distributions.statistics import mahalanobis
+from jaxem.distributions.statistics.design_matrix import Design, design, shared
+from jaxem.distributions.statistics.glm_bound import Tangent
+from jaxem.distributions.statistics.moments import enough
 from jaxem.latent.base import Latent, chosen
 from jaxem.latent.mixture import Mixture
 from jaxem.latent.prediction import Prediction, as_inputs, predictive
@@ -33,7 +33,7 @@ class SoftmaxGate(Family):
     log p(class k | z) = eta_k - log sum_j exp(eta_j), eta_k = intercept_k + coefficients_k . z, eta_K = 0
 
     The last class is the one that the others are measured against, so that every free number is determined. Fitted by
-    Newton steps that never lower the log-likelihood (`jaxem.distributions.tangent`).
+    Newton steps that never lower the log-likelihood (`jaxem.distributions.statistics.glm_bound`).
 
     Args:
         coefficients: `[..., K - 1, P]`.
@@ -131,7 +131,7 @@ class SoftmaxGate(Family):
     def floor(self, x: Any, weight: Array) -> Tangent:
         """A ridge of `FLOOR` rows: it keeps classes that the inputs separate from sending coefficients to infinity."""
         columns = self.observe(x).columns
-        scale = quadratic.scale(columns.inputs + columns.centre[:, None], weight)
+        scale = mahalanobis.scale(columns.inputs + columns.centre[:, None], weight)
         diagonal = FLOOR[scale.dtype.itemsize] * jnp.concatenate([jnp.ones_like(scale[:1]), scale**2])
         nothing = jnp.zeros_like(self.intercept), jnp.zeros_like(self.coefficients)
         return self._ridge(jnp.diag(diagonal), *nothing, columns.mean(weight))

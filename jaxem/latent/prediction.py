@@ -16,10 +16,10 @@ from jaxem.core.linalg import matmul
 from jaxem.core.pytree import module, static
 from jaxem.data.prepare import as_floats
 from jaxem.distributions.base import check_model, type_of
-from jaxem.distributions.design import design
 from jaxem.distributions.gaussian import Gaussian
 from jaxem.distributions.product import Product
 from jaxem.distributions.regression import LinearRegression, Regression
+from jaxem.distributions.statistics.design_matrix import design
 from jaxem.latent.base import log_potential
 from jaxem.latent.mixture import Mixture
 from jaxem.palette import PALETTE

@@ -16,7 +16,7 @@ from jaxem.core import linalg
 from jaxem.core.double_double import log_pair
 from jaxem.core.pytree import module, replace
 from jaxem.core.special import gap, log_and_gap
-from jaxem.distributions.moments import enough, resolution
+from jaxem.distributions.statistics.moments import enough, resolution
 
 
 @module

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from jaxem.core import linalg
 from jaxem.core.pytree import module
 from jaxem.core.summation import totals
-from jaxem.distributions.moments import Moments, resolution
+from jaxem.distributions.statistics.moments import Moments, resolution
 
 UNROLLED = 4
 """Up to this many columns the algebra is written out (benchmarks/RESULTS.md has the crossover)."""

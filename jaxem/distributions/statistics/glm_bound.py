@@ -30,7 +30,7 @@ from jaxtyping import Array, Float
 from jaxem.core import linalg
 from jaxem.core.linalg import HIGHEST, matmul
 from jaxem.core.pytree import module, replace
-from jaxem.distributions.moments import enough
+from jaxem.distributions.statistics.moments import enough
 
 ALONG = 1.1
 """p: the smaller, the nearer to Newton's step, and the steeper Q falls off beside it."""

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from jaxem.core import linalg
 from jaxem.core.pytree import module
 from jaxem.core.summation import totals
-from jaxem.distributions.moments import Moments
+from jaxem.distributions.statistics.moments import Moments
 
 NODES = [(float(t), float(w) / 2) for t, w in zip(*np.polynomial.legendre.leggauss(7), strict=True)]
 """Gauss-Legendre on [-1, 1], with weights that add up to one: exact to rounding where an interval is narrow."""

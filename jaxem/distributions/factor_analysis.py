@@ -19,11 +19,18 @@ from jaxem.core import linalg
 from jaxem.core.constraints import loadings, parameter, positive, positive_vector, vector
 from jaxem.core.linalg import HIGHEST, matmul, transpose
 from jaxem.core.pytree import module, replace
-from jaxem.distributions import quadratic
 from jaxem.distributions.base import Rows, add, as_rows, scale
-from jaxem.distributions.gaps import LOG_2_PI, AnyCell, Columns, Gaps, in_patterns, weighted_cells
 from jaxem.distributions.gaussian import FLOOR
-from jaxem.distributions.moments import enough, resolution
+from jaxem.distributions.statistics import mahalanobis
+from jaxem.distributions.statistics.incomplete_gaussian import (
+    LOG_2_PI,
+    AnyCell,
+    Columns,
+    Gaps,
+    in_patterns,
+    weighted_cells,
+)
+from jaxem.distributions.statistics.moments import enough, resolution
 
 WARM = 5
 """Steps of EM in which a start finds where its factors point: on all rows together, and on those of each member."""
@@ -253,7 +260,7 @@ class _Factors(AnyCell):
     def floor(self, x: Any, weight: Array) -> Regressions:
         """No rows, and what holds up ties at zero."""
         nothing, rows = self.expected_statistics() * 0, self.observe(x)
-        variance = quadratic.at_zero(*weighted_cells(rows.columns, weight))
+        variance = mahalanobis.at_zero(*weighted_cells(rows.columns, weight))
         return replace(nothing, second=jnp.broadcast_to(variance, self.mean.shape))
 
     def collapsed(self, floor: Regressions) -> Array:
@@ -275,7 +282,7 @@ class _Factors(AnyCell):
         x = as_rows(x, np.shape(x)[1:] or (1,), weight.dtype)
         everything = weight.reshape(-1, weight.shape[-1]).sum(0)
         row = x[jnp.argmax(everything)]
-        moments = quadratic.axial_moments(x.T, everything, row, jnp.ones_like(row))
+        moments = mahalanobis.axial_moments(x.T, everything, row, jnp.ones_like(row))
         mean = moments.mean(otherwise=row)
         directions = jax.random.normal(jax.random.key(0), (len(row), sizes["factors"]), weight.dtype)
         model = cls(mean, directions, cls._pooled(jnp.ones_like(row)))  # type: ignore[call-arg]

@@ -10,7 +10,7 @@ from jaxem.core import linalg
 from jaxem.core.linalg import HIGHEST
 from jaxem.core.pytree import module, replace
 from jaxem.core.summation import totals
-from jaxem.distributions.moments import enough
+from jaxem.distributions.statistics.moments import enough
 
 UNROLLED = 4
 """Up to this many inputs (with the constant) the sums are written out."""

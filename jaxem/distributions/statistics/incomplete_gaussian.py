@@ -19,12 +19,12 @@ from jaxem.core.linalg import HIGHEST, lead, matmul, transpose
 from jaxem.core.pytree import module
 from jaxem.core.summation import totals
 from jaxem.data.missing import Blocks, Incomplete, in_blocks
-from jaxem.distributions import quadratic
 from jaxem.distributions.base import Family, Rows, flat_members
-from jaxem.distributions.moments import Moments
+from jaxem.distributions.statistics import mahalanobis
+from jaxem.distributions.statistics.moments import Moments
 
 Columns = Any
-"""Rows last: `[D, n]` or `quadratic.Wide` if all was seen; if not, `Gaps` (members with matrices) or `Cells`."""
+"""Rows last: `[D, n]` or `mahalanobis.Wide` if all was seen; if not, `Gaps` (members with matrices) or `Cells`."""
 
 LOG_2_PI = math.log(2 * math.pi)
 
@@ -295,7 +295,7 @@ class AnyCell(Family):
 
     def contains(self, columns: Columns) -> Array:
         gaps = isinstance(columns, (Gaps, Cells))
-        return columns.finite() if gaps else super().contains(quadratic.plain(columns))
+        return columns.finite() if gaps else super().contains(mahalanobis.plain(columns))
 
     def within(self, columns: Columns, log_density: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         """Log-densities; -inf for a row with an infinite cell, whose distance need not be a number."""
@@ -322,4 +322,4 @@ def in_patterns(columns: Columns) -> Gaps:
 def weighted_cells(columns: Columns, weight: Float[Array, "n"]) -> tuple[Array, Array]:
     """The columns, and a weight for each row, or for each cell where some were not seen."""
     gaps = isinstance(columns, (Gaps, Cells))
-    return columns.weighted_cells(weight) if gaps else (quadratic.plain(columns), weight)
+    return columns.weighted_cells(weight) if gaps else (mahalanobis.plain(columns), weight)

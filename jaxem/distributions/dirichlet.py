@@ -21,8 +21,8 @@ from jaxem.core.summation import totals
 from jaxem.distributions.base import Family
 from jaxem.distributions.gaussian import FLOOR
 from jaxem.distributions.members import Numbers
-from jaxem.distributions.moments import enough
-from jaxem.distributions.ratios import Logged
+from jaxem.distributions.statistics.log_ratios import Logged
+from jaxem.distributions.statistics.moments import enough
 
 STEPS = 100
 """Of Newton's method, at most; it needs about eight."""

@@ -18,7 +18,7 @@ from jaxem.core.summation import totals
 from jaxem.distributions.base import flat_members
 from jaxem.distributions.gaussian import FLOOR
 from jaxem.distributions.members import Numbers
-from jaxem.distributions.moments import enough
+from jaxem.distributions.statistics.moments import enough
 
 LARGE = {4: 20.0, 8: 200.0}
 """Concentrations, by bytes of a float, from which seven terms of the series of I1 / I0 are better than the quotient."""
