@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxem.core.arguments import as_key, whole
 from jaxem.core.pytree import module, replace
-from jaxem.core.summation import maximum, total
+from jaxem.core.semirings import maximum
+from jaxem.core.summation import total
 from jaxem.data.prepare import as_floats, as_table, as_weight, ready
 from jaxem.distributions.base import Statistics, as_rows
 from jaxem.distributions.gaussian import SphericalGaussian

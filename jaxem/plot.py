@@ -9,7 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.core.constraints import leaves
-from jaxem.distributions import censored, counts, dirichlet, discrete, gaussian, product, regression, robust
+from jaxem.distributions import (
+    bernoulli,
+    categorical,
+    censored,
+    dirichlet,
+    gaussian,
+    product,
+    regression,
+    student_t,
+)
 from jaxem.palette import PALETTE
 
 if TYPE_CHECKING:
@@ -344,16 +353,16 @@ def _shares(components: Any) -> list[np.ndarray] | None:
         return shares
     if isinstance(components, product.Independent):
         probs = np.asarray(leaves(components)[0][2])
-        yes_no = isinstance(components.base, discrete.Bernoulli)
+        yes_no = isinstance(components.base, bernoulli.Bernoulli)
         return [probs[:, d, None] for d in range(probs.shape[1])] if yes_no else None
-    if isinstance(components, counts.Multinomial):
+    if isinstance(components, categorical.Multinomial):
         return [np.asarray(components.probs)]
     if isinstance(components, dirichlet.Dirichlet):
         concentration = np.asarray(components.concentration)
         return [concentration / concentration.sum(axis=-1, keepdims=True)]
-    if isinstance(components, discrete.Categorical):
+    if isinstance(components, categorical.Categorical):
         return [np.asarray(components.probs)]
-    if isinstance(components, discrete.Bernoulli):
+    if isinstance(components, bernoulli.Bernoulli):
         return [np.asarray(components.probs)[:, None]]
     return None
 
@@ -367,7 +376,7 @@ def _first_two(components: Any, table: np.ndarray) -> tuple[np.ndarray, np.ndarr
         for block, start in zip(covariances, np.cumsum(widths) - widths, strict=True):
             covariance[:, start : start + block.shape[1], start : start + block.shape[1]] = block
         mean = np.concatenate(means, axis=1)
-    elif isinstance(components, robust.StudentT):
+    elif isinstance(components, student_t.StudentT):
         mean, covariance = np.asarray(components.location), np.asarray(components.scatter)
     elif hasattr(components, "covariance"):
         mean, covariance = np.asarray(components.mean), np.asarray(components.covariance)

@@ -17,7 +17,8 @@ from jaxtyping import Array
 
 from jaxem.core.pytree import module
 from jaxem.distributions.base import Statistics, add, scale
-from jaxem.distributions.discrete import Arrivals, Trials
+from jaxem.distributions.bernoulli import Trials
+from jaxem.distributions.poisson import Arrivals
 from jaxem.distributions.statistics.moments import Moments
 from jaxem.latent.base import LatentStatistics
 

@@ -14,7 +14,7 @@ from jaxem.core.arguments import as_key, whole
 from jaxem.data.problems import as_problems
 from jaxem.distributions.words import FAMILIES, as_family
 from jaxem.evaluation.race import as_solvers
-from jaxem.fitting.fit import check_limits
+from jaxem.fitting.checks import check_limits
 from jaxem.solvers.words import as_solver
 
 X = np.array([[0.0, 1.0], [2.0, 3.0], [5.0, 1.0]])

@@ -16,7 +16,7 @@ import pytest
 import jaxem as jem
 from alarm import ALARM, alarm
 from families import e_step, m_step
-from jaxem.core.summation import Sampled
+from jaxem.core.semirings import Sampled
 from jaxem.latent import elimination
 
 pytestmark = pytest.mark.slow

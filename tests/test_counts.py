@@ -15,7 +15,7 @@ import scipy.stats as ss
 import jaxem as jem
 from families import e_step
 from jaxem.core.special import behind, gap, gap_by_square, stirling, untabled
-from jaxem.distributions.counts import Tables
+from jaxem.distributions.poisson import Tables
 
 pytestmark = pytest.mark.slow
 

@@ -21,7 +21,7 @@ from jaxem.data.prepare import as_floats, as_labels
 from jaxem.data.problems import as_problems
 from jaxem.data.sequences import as_sequences
 from jaxem.distributions.base import type_of
-from jaxem.fitting.fit import regulariser
+from jaxem.fitting.regularisation import regulariser
 
 NAN = np.nan
 PLAIN = np.array([[1.0, NAN], [2.0, 5.0], [NAN, 7.0], [3.0, 0.0]])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxem as jem
-from jaxem.fitting.fit import best_restart
+from jaxem.fitting.finish import best_restart
 from jaxem.latent.seeding import apart
 
 pytestmark = pytest.mark.slow

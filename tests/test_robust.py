@@ -14,7 +14,7 @@ import jaxem as jem
 from families import covariances, e_step, m_step
 from jaxem.core.coordinates import from_coordinates, to_coordinates
 from jaxem.core.pytree import replace
-from jaxem.distributions.robust import MOST
+from jaxem.distributions.student_t import MOST
 from oracles.test_published import case
 
 pytestmark = pytest.mark.slow

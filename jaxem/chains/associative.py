@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from jaxem.chains.chain import Chain, either
 from jaxem.core.extended_float import finite_or_zero
 from jaxem.core.linalg import lead
-from jaxem.core.summation import log_sum
+from jaxem.core.semirings import log_sum
 
 
 class Filtered(NamedTuple):

@@ -17,7 +17,8 @@ from jaxtyping import Array, Float
 from jaxem.chains.chain import Chain
 from jaxem.core.extended_float import finite_or_zero
 from jaxem.core.pytree import replace
-from jaxem.core.summation import log_sum, two_sum
+from jaxem.core.semirings import log_sum
+from jaxem.core.summation import two_sum
 
 
 class Filtered(NamedTuple):

@@ -13,7 +13,7 @@ from jaxem.chains import associative, methods, scan_exact, scan_scaled
 from jaxem.chains.batching import folded, in_blocks
 from jaxem.chains.blocked import Blocked
 from jaxem.chains.chain import Chain, Expected, expected, there_or_zero, where
-from jaxem.core import summation
+from jaxem.core import semirings
 from jaxem.core.pytree import replace
 
 
@@ -114,7 +114,7 @@ def _by_autodiff(chain: Chain) -> tuple[Array, Expected]:
 
     def value(initial: Array, transition: Array, evidence: Array) -> Array:
         changed = replace(chain, log_initial=initial, log_transition=transition, log_likelihood=evidence)
-        return plain(changed, summation.log_sum)
+        return plain(changed, semirings.log_sum)
 
     result, pullback = jax.vjp(value, *each, chain.log_likelihood)
     return result, Expected(*pullback(jnp.ones_like(result)))

@@ -21,7 +21,8 @@ from jaxem.chains.blocked import from_corners
 from jaxem.chains.chain import Chain, Expected, where
 from jaxem.core.extended_float import finite_or_zero
 from jaxem.core.pytree import replace
-from jaxem.core.summation import log_sum, placed, responsibilities
+from jaxem.core.semirings import log_sum, responsibilities
+from jaxem.core.summation import placed
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

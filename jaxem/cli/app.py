@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from jaxem.cli.cluster import Meeting, Peers
     from jaxem.cli.columns import Kind
     from jaxem.cli.fit.result import Outcome
-    from jaxem.cli.fit.run import Settings
+    from jaxem.cli.fit.settings import Settings
     from jaxem.cli.fit.streamed import Assignments
     from jaxem.cli.race.run import Outcome as RaceOutcome
 
@@ -361,7 +361,7 @@ def complain(message: str) -> int:
 
 def _fit(command: str, options: dict[str, Any]) -> int:
     """The work of `jaxem fit` and `jaxem hmm`; returns the exit status."""
-    from jaxem.cli import cluster
+    from jaxem.cli import cluster, output
     from jaxem.cli.fit import checkpoint, frames, run
 
     columns, by = parsing.split(options["columns"]), parsing.split(options["by"])
@@ -386,7 +386,7 @@ def _fit(command: str, options: dict[str, Any]) -> int:
         typer.echo(f"jaxem: {note}", err=True)
     parsing.check_sizes(grouped, settings, hidden)
     parsing.check_range(grouped, settings.dtype)
-    frames.check_folder(options["out"])
+    output.check_folder(options["out"])
     described, together = checkpoint.described(command, options, grouped), cluster.met(meeting)
     with checkpoint.opened(options["out"], described, options["restart"], together) as kept:
         reading = time.perf_counter() - began
@@ -419,13 +419,13 @@ def _fit_large(options: dict[str, Any], kind: Kind, settings: Settings, meeting:
 
     Of several processes each works on a share of the rows, in every step.
     """
-    from jaxem.cli import cluster
-    from jaxem.cli.fit import frames, run, streamed
+    from jaxem.cli import cluster, output
+    from jaxem.cli.fit import run, streamed
 
     share = (0, 1) if meeting is None else cluster.join(meeting)
     parsing.check_device(options["device"])
     began, out = time.perf_counter(), options["out"]
-    frames.check_folder(out)
+    output.check_folder(out)
     null = parsing.split(options["null"])
     with streamed.read(options["table"], kind, null, options["missing"], settings.dtype, out, share) as table:
         parsing.check_sizes(table.grouped, settings, "components")
@@ -441,7 +441,7 @@ def _fit_large(options: dict[str, Any], kind: Kind, settings: Settings, meeting:
 
 def _race(command: str, options: dict[str, Any]) -> int:
     """The work of `jaxem race`; returns the exit status."""
-    from jaxem.cli.fit import frames
+    from jaxem.cli import output
     from jaxem.cli.race import run
 
     began = time.perf_counter()
@@ -453,7 +453,7 @@ def _race(command: str, options: dict[str, Any]) -> int:
         for note in grouped.notes:
             typer.echo(f"jaxem: {name}: {note}", err=True)
     card = run.prepare(tables, settings)
-    frames.check_folder(options["out"])
+    output.check_folder(options["out"])
     reading = time.perf_counter() - began
     with _bar(len(card.problems), noun="problems", verb="racing") as progress:
         outcome = run.run(card, progress)
@@ -532,17 +532,17 @@ def _files(
     advice: str,
 ) -> None:
     """Tables and a page, which is told how long reading and writing took; and advice, if they cannot be written."""
-    from jaxem.cli.fit import frames
+    from jaxem.cli import output
 
     began = time.perf_counter()
     try:
-        with frames.together(out) as place:
+        with output.together(out) as place:
             for name, frame in written:
                 frame.write_parquet(place(f"{name}.parquet"))
             html = page({"reading": reading, "writing tables": time.perf_counter() - began})
             place("report.html").write_text(html, encoding="utf-8")
     except OSError as error:
-        raise frames.unwritable(out, error, advice) from error
+        raise output.unwritable(out, error, advice) from error
 
 
 def _conclude(outcome: Outcome, out: Path, processes: int) -> int:

@@ -17,7 +17,7 @@ from jaxem.cli.errors import InputError
 if TYPE_CHECKING:
     from jaxem.cli.cluster import Meeting
     from jaxem.cli.columns import Kind
-    from jaxem.cli.fit.run import Settings
+    from jaxem.cli.fit.settings import Settings
     from jaxem.cli.race.run import Settings as RaceSettings
     from jaxem.cli.table.groups import Grouped
 
@@ -32,7 +32,7 @@ SHIPPED = {"tables": ["flights"], "columns": "dep_delay,arr_delay", "by": "tailn
 
 def job_settings(options: dict[str, Any], hidden: str, least: int = 1) -> Settings:
     """How to fit; `hidden` is the option for the numbers of components or states, of which `least` are needed."""
-    from jaxem.cli.fit.run import Settings
+    from jaxem.cli.fit.settings import Settings
 
     words = ("select", "prior", "method", "dtype")
     _check_words(options, *words)
@@ -214,10 +214,10 @@ def read(
     frequency: str = "",
 ) -> Grouped:
     """The rows of a table, in groups."""
-    from jaxem.cli.table import groups
+    from jaxem.cli.table import files, groups
 
     others = {"--by": by, "--order": [order] if order else [], "--sequence": sequence}
-    frame = groups.read(source, kind.columns, others)
+    frame = files.read(source, kind.columns, others)
     return groups.group(frame, kind, by, null, order, sequence, missing, frequency)
 
 

@@ -20,7 +20,7 @@ from jaxem.core.pytree import module, replace
 from jaxem.data.arrays import float_type, numbers
 from jaxem.data.missing import Incomplete, cells, incomplete, unseen_rows
 from jaxem.data.prepare import as_floats
-from jaxem.distributions.statistics import mahalanobis
+from jaxem.distributions.statistics import quantiles
 
 Statistics = PyTree
 Pullback = Callable[[Array], Statistics]
@@ -401,8 +401,8 @@ class Family(Distribution):
     def points(cls, x: Array, weight: Array, **sizes: int) -> Float[Array, "n d"]:
         """Rows as points between which a distance means something: columns from their median, in units of spread."""
         columns = jnp.atleast_2d(x.T)
-        (middle,) = mahalanobis.quantiles(columns, weight, (0.5,))
-        return ((columns - middle[:, None]) / mahalanobis.scale(columns, weight)[:, None]).T
+        (middle,) = quantiles.quantiles(columns, weight, (0.5,))
+        return ((columns - middle[:, None]) / quantiles.scale(columns, weight)[:, None]).T
 
     def floor(self, x: Any, weight: Array) -> Statistics:
         """Nothing: most families are total as they are."""

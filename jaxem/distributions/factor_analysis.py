@@ -21,7 +21,7 @@ from jaxem.core.linalg import HIGHEST, matmul, transpose
 from jaxem.core.pytree import module, replace
 from jaxem.distributions.base import Rows, add, as_rows, scale
 from jaxem.distributions.gaussian import FLOOR
-from jaxem.distributions.statistics import mahalanobis
+from jaxem.distributions.statistics import mahalanobis, quantiles
 from jaxem.distributions.statistics.incomplete_gaussian import (
     LOG_2_PI,
     AnyCell,
@@ -260,7 +260,7 @@ class _Factors(AnyCell):
     def floor(self, x: Any, weight: Array) -> Regressions:
         """No rows, and what holds up ties at zero."""
         nothing, rows = self.expected_statistics() * 0, self.observe(x)
-        variance = mahalanobis.at_zero(*weighted_cells(rows.columns, weight))
+        variance = quantiles.at_zero(*weighted_cells(rows.columns, weight))
         return replace(nothing, second=jnp.broadcast_to(variance, self.mean.shape))
 
     def collapsed(self, floor: Regressions) -> Array:

@@ -17,7 +17,7 @@ from jaxem.core.constraints import parameter, positive, positive_definite, posit
 from jaxem.core.pytree import module, replace
 from jaxem.data.missing import Incomplete
 from jaxem.distributions.base import Pullback, Rows
-from jaxem.distributions.statistics import mahalanobis
+from jaxem.distributions.statistics import mahalanobis, quantiles
 from jaxem.distributions.statistics.incomplete_gaussian import LOG_2_PI, AnyCell, Cells, Columns, Gaps, weighted_cells
 from jaxem.distributions.statistics.moments import Moments, enough, resolution
 
@@ -132,7 +132,7 @@ class _Normal(AnyCell):
         raise NotImplementedError
 
     def _at_zero(self, x: Any, weight: Array) -> Float[Array, "*batch d"]:
-        return jnp.broadcast_to(mahalanobis.at_zero(*weighted_cells(self.observe(x).columns, weight)), self.mean.shape)
+        return jnp.broadcast_to(quantiles.at_zero(*weighted_cells(self.observe(x).columns, weight)), self.mean.shape)
 
 
 class _Elliptic(_Normal):

@@ -6,7 +6,6 @@ switching regression; with `lagged` rows an autoregressive hidden Markov model),
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any, Self
 
@@ -18,24 +17,13 @@ from jaxtyping import Array, Bool, Float
 
 from jaxem.core import linalg
 from jaxem.core.constraints import parameter, positive, real, vector
-from jaxem.core.double_double import factorial_rest, kept, log_words
 from jaxem.core.linalg import matmul
 from jaxem.core.pytree import module, replace
-from jaxem.core.special import gap
-from jaxem.data.missing import Incomplete, cells, some_columns
-from jaxem.data.prepare import as_floats
+from jaxem.data.missing import Incomplete, cells
 from jaxem.distributions.base import Family, Rows, Statistics
-from jaxem.distributions.gaussian import FLOOR
-from jaxem.distributions.product import Product
-from jaxem.distributions.statistics import mahalanobis
+from jaxem.distributions.statistics import quantiles
 from jaxem.distributions.statistics.design_matrix import Design, design, shared
-from jaxem.distributions.statistics.glm_bound import Tangent
 from jaxem.distributions.statistics.moments import enough, resolution
-
-RUNAWAY = 12.0
-"""A change of the log-odds or the log-rate by this much, over one spread of the inputs, has no end: the responses are
-separated by the inputs."""
-
 
 DEPENDENT = {False: 1e-10, True: 1e-5}
 """Inputs of which some combination, each in units of its spread, is this small: if they are float32, or not."""
@@ -113,7 +101,7 @@ class Regression(Family):
         """The scale of each input, and of the response."""
         inputs, possible = table.design.inputs + table.design.centre[:, None], self.contains(table)
         response = jnp.where(possible, table.response, 0)
-        return mahalanobis.scale(jnp.concatenate([inputs, response[None]]), jnp.where(possible, weight, 0))
+        return quantiles.scale(jnp.concatenate([inputs, response[None]]), jnp.where(possible, weight, 0))
 
     def _shared(self, x: Any, weight: Array) -> tuple[Table, Float[Array, "n"]]:
         """The rows, and the share that each has of all of them."""
@@ -341,7 +329,7 @@ class LinearRegression(Regression):
         weight = jnp.where(possible, weight, 0)
         total = jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
         spread = jnp.sqrt(jnp.sum(weight[None] * table.design.inputs**2, axis=-1) / total)
-        seen = mahalanobis.at_zero(jnp.where(possible, table.response, 0)[None], weight)
+        seen = quantiles.at_zero(jnp.where(possible, table.response, 0)[None], weight)
         diagonal = jnp.concatenate([jnp.zeros_like(seen), resolution(spread), seen])
         gram = jnp.broadcast_to(jnp.diag(diagonal), (*self.batch_shape, *(diagonal.size,) * 2))
         zero, flat = jnp.zeros_like(self.intercept), jnp.zeros_like(self.coefficients)
@@ -371,277 +359,3 @@ class LinearRegression(Regression):
     def _draw(self, key: Array, predictor: Array) -> Array:
         noise = jax.random.normal(key, predictor.shape, predictor.dtype)
         return predictor + jnp.sqrt(self.variance)[..., None] * noise
-
-
-class _Exponential(Regression):
-    """Regressions whose log-likelihood is concave in the linear predictor, fitted by Newton steps (see `tangent`)."""
-
-    def statistics(self, x: Any, weight: Array) -> Tangent:
-        """The weighted slope and curvature of the log-likelihood at the members' own parameters."""
-        table = self.observe(x).columns
-        seen = linalg.lead(jnp.where(self.contains(table), table.response, 0), self.coefficients.ndim)
-        mean, variance = self._moments(self._predictor(table))
-        curvature = table.design.gram(weight * variance)
-        low, high = (jnp.broadcast_to(limit, self.coefficients.shape) for limit in table.design.limits(weight))
-        level = self._level(table.design.centre)
-        at = jnp.concatenate([level[..., None], self.coefficients], axis=-1)
-        linear = table.design.sums(weight * (seen - mean)) + matmul(curvature, at[..., None])[..., 0]
-        return Tangent(
-            rows=jnp.sum(weight, axis=-1),
-            curvature=curvature[..., None, :, None, :],
-            linear=linear[..., None, :],
-            low=low,
-            high=high,
-            level=level[..., None],
-            slopes=self.coefficients[..., None, :],
-            centre=jnp.broadcast_to(table.design.centre, self.coefficients.shape),
-        )
-
-    def expected_log_prob(self, statistics: Tangent) -> Float[Array, "*batch"]:
-        """A lower bound that touches at the parameters of the E-step: slope, curvature and its growth (`tangent`)."""
-        level = self.intercept + jnp.sum(self.coefficients * statistics.centre, axis=-1)
-        return statistics.value(level[..., None], self.coefficients[..., None, :])
-
-    def m_step(self, statistics: Tangent) -> Self:
-        """Newton's step, shortened so that it never lowers the log-likelihood; without rows a member stays."""
-        level, slopes = statistics.step()
-        some = enough(statistics.curvature[..., 0, 0, 0, 0])
-        return self._with_line(level[..., 0], slopes[..., 0, :], statistics.centre, some)
-
-    def _quadratic(self, curvature: Array, level: Array, slopes: Array, centre: Array) -> Tangent:
-        centre = jnp.broadcast_to(centre, slopes.shape)
-        return Tangent.quadratic(curvature[..., None, :, None, :], level[..., None], slopes[..., None, :], centre)
-
-    def expected_statistics(self) -> Tangent:
-        """With standard normal inputs: the quadratic that the log-likelihood of many rows looks like near its top."""
-        slopes = self.coefficients
-        size = jnp.sqrt(jnp.sum(slopes**2, axis=-1, keepdims=True))
-        along = slopes / jnp.where(size > 0, size, 1)
-        nodes, shares = (jnp.asarray(part, slopes.dtype) for part in np.polynomial.hermite_e.hermegauss(60))
-        shares = linalg.lead(shares / jnp.sum(shares), slopes.ndim)
-        nodes = linalg.lead(nodes, slopes.ndim)
-        variance = self._moments(self.intercept[..., None] + size * nodes)[1] * shares
-        zeroth, first, second = (jnp.sum(variance * nodes**k, axis=-1)[..., None] for k in range(3))
-        rest = zeroth[..., None] * linalg.lead(jnp.eye(slopes.shape[-1], dtype=slopes.dtype), slopes.ndim + 1)
-        inner = rest + (second - zeroth)[..., None] * linalg.outer(along, along)
-        edge = first * along
-        above = jnp.concatenate([zeroth, edge], axis=-1)[..., None, :]
-        curvature = jnp.concatenate([above, jnp.concatenate([edge[..., None], inner], axis=-1)], axis=-2)
-        return self._quadratic(curvature, self.intercept, slopes, jnp.zeros_like(slopes))
-
-    def floor(self, x: Any, weight: Array) -> Tangent:
-        """A ridge of `FLOOR` rows: it keeps separated responses from sending the coefficients to infinity."""
-        table = self.observe(x).columns
-        scale = self._spread(table, weight).at[-1].set(1)
-        weights = jnp.roll(FLOOR[scale.dtype.itemsize] * scale**2, 1)
-        curvature = jnp.broadcast_to(jnp.diag(weights), (*self.batch_shape, scale.size, scale.size))
-        nothing = jnp.zeros_like(self.intercept), jnp.zeros_like(self.coefficients)
-        return self._quadratic(curvature, *nothing, table.design.mean(jnp.where(self.contains(table), weight, 0)))
-
-    def collapsed(self, floor: Tangent) -> Array:
-        """Do the inputs separate the responses, so that only the floor keeps the coefficients finite?"""
-        diagonal = linalg.diagonal(floor.curvature[..., 0, :, 0, :])
-        squared = jnp.sum(diagonal[..., 1:] * self.coefficients**2, axis=-1)
-        return squared > RUNAWAY**2 * diagonal[..., 0]
-
-    def weak(self, members: Array | int, x: Any, weight: Array) -> Tangent:
-        """A row with any of the inputs that there are: what the curvature of the log-likelihood says of one."""
-        table, weight = self._shared(x, weight)
-        variance, centre = self._moments(self._predictor(table))[1], table.design.centre
-        curvature = table.design.gram(linalg.lead(weight, variance.ndim) * variance)
-        return self._quadratic(curvature, self._level(centre), self.coefficients, centre)
-
-    def ridge(self, strength: Any) -> Tangent:
-        """-strength/2 sum of squared coefficients."""
-        flat = jnp.zeros_like(self.coefficients)
-        diagonal = jnp.broadcast_to(jnp.asarray(strength, flat.dtype), flat.shape)
-        diagonal = jnp.pad(diagonal, [(0, 0)] * (flat.ndim - 1) + [(1, 0)])
-        return self._quadratic(linalg.diagonal_matrix(diagonal), jnp.zeros_like(self.intercept), flat, flat)
-
-    @classmethod
-    def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
-        return cls(jnp.zeros((*members, len(row) - 1), row.dtype), jnp.zeros(members, row.dtype))  # type: ignore
-
-
-@module
-class LogisticRegression(_Exponential):
-    """A response of 0 or 1 whose log-odds are a linear function of the inputs.
-
-    log p(y | z) = y eta - log(1 + exp(eta)), eta = intercept + coefficients . z
-
-    Responses that the inputs separate have no finite maximum: the coefficients end where a weak ridge holds them, and
-    the status of the fit is `covariance_collapsed`. A prior (`priors.Ridge`) is the remedy.
-
-    Args:
-        coefficients: `[..., P]`, log-odds for one of each input.
-        intercept: `[...]`, log-odds where all inputs are zero.
-
-    Raises:
-        ValueError: shapes that do not match.
-
-    >>> import jaxem as jem
-    >>> jem.LogisticRegression([2.0], 0.0).log_prob([[0.0, 1.0], [1.0, 1.0]]).round(4).tolist()
-    [-0.6931, -0.1269]
-    """
-
-    support = "a response of 0 or 1, after finite inputs"
-    coefficients: Float[Array, "*batch p"] = parameter(vector)
-    intercept: Float[Array, "*batch"] = parameter(real)
-
-    def _possible(self, response: Array) -> Array:
-        return (response == 0) | (response == 1)
-
-    def log_density(self, columns: Table) -> Float[Array, "*batch n"]:
-        predictor = self._predictor(columns)
-        response = linalg.lead(columns.response, predictor.ndim)
-        log_prob = -jax.nn.softplus(jnp.where(response == 1, -predictor, predictor))
-        return jnp.where(jnp.isfinite(response), log_prob, -jnp.inf)
-
-    def _moments(self, predictor: Array) -> tuple[Array, Array]:
-        mean = jax.nn.sigmoid(predictor)
-        return mean, mean * jax.nn.sigmoid(-predictor)
-
-    def _draw(self, key: Array, predictor: Array) -> Array:
-        draws = jax.random.uniform(key, predictor.shape, predictor.dtype)
-        return (draws < jax.nn.sigmoid(predictor)).astype(predictor.dtype)
-
-
-@module
-class PoissonRegression(_Exponential):
-    """Counts whose log-rate is a linear function of the inputs.
-
-    log p(y | z) = y eta - exp(eta) - log y!, eta = intercept + coefficients . z
-
-    Args:
-        coefficients: `[..., P]`, the log-rate for one of each input.
-        intercept: `[...]`, the log-rate where all inputs are zero.
-
-    Raises:
-        ValueError: shapes that do not match.
-
-    >>> import jaxem as jem
-    >>> jem.PoissonRegression([1.0], 0.0).log_prob([[0.0, 1.0], [1.0, 2.0]]).round(4).tolist()
-    [-1.0, -1.4114]
-    """
-
-    support = "a response that is a whole number from 0 upward, after finite inputs"
-    coefficients: Float[Array, "*batch p"] = parameter(vector)
-    intercept: Float[Array, "*batch"] = parameter(real)
-
-    def _possible(self, response: Array) -> Array:
-        return (response >= 0) & (response == jnp.floor(response))
-
-    def log_density(self, columns: Table) -> Float[Array, "*batch n"]:
-        predictor = self._predictor(columns)
-        response = linalg.lead(columns.response, predictor.ndim)
-        count = jnp.where(jnp.isfinite(response), response, 0)
-        return jnp.where(jnp.isfinite(response), _log_poisson(predictor, count), -jnp.inf)
-
-    def _moments(self, predictor: Array) -> tuple[Array, Array]:
-        rate = jnp.exp(predictor)
-        return rate, rate
-
-    def _draw(self, key: Array, predictor: Array) -> Array:
-        return jax.random.poisson(key, jnp.exp(predictor)).astype(predictor.dtype)
-
-
-def _log_poisson(predictor: Array, count: Array) -> Array:
-    """log p of counts, whose log-rate is the predictor, by their distance from the rate (Loader 2000)."""
-    high, low = log_words(jax.lax.stop_gradient(jnp.maximum(count, 1)))
-    away = (predictor - high) - kept(low, predictor)
-    near = jnp.abs(away) < 1
-    small = jnp.expm1(jnp.where(near, away, 0))
-    distance = jnp.where(near, count * gap(small), jnp.exp(predictor) - count * (1 + away))
-    return -factorial_rest(count) - jnp.where(count > 0, distance, jnp.exp(predictor))
-
-
-@module
-class Joint(Product):
-    """Inputs and a response that depends on them: two families, of which the second reads all columns.
-
-    log p(z, y) = log p(z | parts[0]) + log p(y | z, parts[1])
-
-    Args:
-        parts: a family of the inputs, and a regression with the same `batch_shape`.
-
-    Raises:
-        ValueError: widths or batch shapes that do not match.
-
-    >>> import jaxem as jem
-    >>> model = jem.Joint((jem.SphericalGaussian([0.0], 1.0), jem.LinearRegression([2.0], 1.0, 1.0)))
-    >>> model.log_prob([[0.0, 1.0]]).round(4).tolist()
-    [-1.8379]
-    """
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        widths = [part.event_shape[0] for part in self.parts]
-        if len(widths) != 2 or widths[1] != widths[0] + 1:
-            raise ValueError(
-                f"Joint: parts read {widths} columns; the second must read those of the first and one more"
-            )
-
-    @property
-    def _widths(self) -> list[int]:
-        return [*self.parts[0].event_shape, 1]
-
-    def gaps(self, x: Any) -> Rows:
-        """The first part reads all columns but the last."""
-        return Rows((self.parts[0].observe(some_columns(x, slice(0, -1))), self.parts[1].observe(x)))
-
-    def check(self, x: Any, weight: Array, prior: Any) -> None:
-        self.parts[1].check(x, weight, prior)
-
-    def sample(self, key: Array, n: int) -> Float[Array, "*batch n d"]:
-        """`n` rows from each member, `[*batch_shape, n, P + 1]`."""
-        (first, second), response = jax.random.split(key), self.parts[1]
-        return response.sample(second, n, self.parts[0].sample(first, n))  # type: ignore
-
-
-@dataclasses.dataclass(frozen=True)
-class JointFamily:
-    """A `Joint` that is still to be fitted: something that can `start`."""
-
-    inputs: Any
-    response: Any
-
-    def start(self, x: Any, weight: Array) -> Joint:
-        """Members fitted to weighted rows, each part to what it reads."""
-        return Joint((self.inputs.start(x[:, :-1], weight), self.response.start(x, weight)))
-
-    def points(self, x: Array, weight: Array) -> Array:
-        """Rows as points between which a distance means something."""
-        return self.response.points(x, weight)
-
-
-def lagged(x: Any, order: int = 1) -> Float[Array, "t d"]:
-    """Rows of an autoregression: the last `order` values, the most recent first, and then the value itself.
-
-    An `HMM` on such rows with the emission `LinearRegression` is an autoregressive hidden Markov model (Hamilton 1989).
-
-    Args:
-        x: `[T]`, one series.
-        order: how many values back.
-
-    Returns:
-        `[T - order, order + 1]`. A row of which a value is missing (NaN) has a missing response, so that it says
-        nothing and still takes its time: what `missing="drop"` does elsewhere, with the clock going on.
-
-    Raises:
-        ValueError: not one series, or an order that is not from 1 to T - 1.
-
-    >>> import jaxem as jem
-    >>> jem.lagged([1.0, 2.0, 4.0, 8.0], 2).tolist()
-    [[2.0, 1.0, 4.0], [4.0, 2.0, 8.0]]
-    >>> jem.lagged([1.0, 2.0, float("nan"), 8.0, 16.0]).tolist()
-    [[1.0, 2.0], [2.0, nan], [nan, nan], [8.0, 16.0]]
-    """
-    series = as_floats(x)
-    if series.ndim != 1 or not 1 <= order < len(series):
-        raise ValueError(f"lagged: x has shape {series.shape} and order is {order}; it takes one longer series")
-    last = len(series) - order
-    inputs = jnp.stack([series[order - k : order - k + last] for k in range(1, order + 1)], axis=1)
-    response = series[order:]
-    if jnp.issubdtype(series.dtype, jnp.floating):
-        response = jnp.where(jnp.isnan(inputs).any(axis=1), jnp.nan, response)
-    return jnp.concatenate([inputs, response[:, None]], axis=1)

@@ -33,8 +33,10 @@ from jaxem.core import linalg
 from jaxem.core.constraints import parameter, positive
 from jaxem.core.pytree import module, replace
 from jaxem.core.root_finding import root
-from jaxem.core.summation import log_sum, responsibilities, totals
-from jaxem.distributions.positive import LogNormal, Positive
+from jaxem.core.semirings import log_sum, responsibilities
+from jaxem.core.summation import totals
+from jaxem.distributions.lognormal import LogNormal
+from jaxem.distributions.positive import Positive
 from jaxem.distributions.statistics import truncated
 from jaxem.distributions.statistics.log_ratios import Logged
 from jaxem.distributions.statistics.moments import enough, resolution

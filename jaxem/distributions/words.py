@@ -7,23 +7,24 @@ from typing import Any
 
 from jaxem.core.arguments import said_of
 from jaxem.distributions.base import Distribution, Family
+from jaxem.distributions.bernoulli import Bernoulli, Binomial, Geometric
+from jaxem.distributions.categorical import Categorical, Multinomial
 from jaxem.distributions.censored import Censored
-from jaxem.distributions.counts import Geometric, Multinomial, NegativeBinomial, PointMass
 from jaxem.distributions.dirichlet import Beta, Dirichlet
-from jaxem.distributions.discrete import Bernoulli, Binomial, Categorical, Poisson
 from jaxem.distributions.either import Either
+from jaxem.distributions.exponential import Exponential
 from jaxem.distributions.factor_analysis import PPCA, FactorAnalysis
+from jaxem.distributions.gamma import Gamma, InverseGaussian
 from jaxem.distributions.gaussian import DiagonalGaussian, Gaussian, SphericalGaussian, TiedGaussian
-from jaxem.distributions.positive import Exponential, Gamma, InverseGaussian, LogNormal
+from jaxem.distributions.glm import LogisticRegression, PoissonRegression
+from jaxem.distributions.joint import Joint, JointFamily
+from jaxem.distributions.laplace import Laplace
+from jaxem.distributions.lognormal import LogNormal
+from jaxem.distributions.point_mass import PointMass
+from jaxem.distributions.poisson import NegativeBinomial, Poisson
 from jaxem.distributions.product import Independent, Product, sized
-from jaxem.distributions.regression import (
-    Joint,
-    JointFamily,
-    LinearRegression,
-    LogisticRegression,
-    PoissonRegression,
-)
-from jaxem.distributions.robust import Laplace, StudentT
+from jaxem.distributions.regression import LinearRegression
+from jaxem.distributions.student_t import StudentT
 from jaxem.distributions.von_mises import VonMises
 from jaxem.distributions.weibull import Weibull
 

@@ -12,7 +12,8 @@ from jaxem.core import linalg
 from jaxem.core.arguments import whole
 from jaxem.data.prepare import ready
 from jaxem.distributions.base import Labelled, Statistics, check_model
-from jaxem.fitting.fit import check_labelled, hidden_states, regularisers
+from jaxem.fitting.checks import check_labelled, hidden_states
+from jaxem.fitting.regularisation import regularisers
 from jaxem.solvers.em import em_step
 from jaxem.solvers.objective import flat
 

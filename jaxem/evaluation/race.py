@@ -17,13 +17,14 @@ from jaxem.core.constraints import free_parameters
 from jaxem.data.prepare import ready
 from jaxem.distributions.base import check_model
 from jaxem.evaluation.convergence_rate import em_rate
-from jaxem.fitting.fit import check_labelled, check_limits, check_prior, fit, hidden_states
+from jaxem.fitting.checks import check_labelled, check_limits, check_prior, hidden_states
+from jaxem.fitting.fit import fit
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
 from jaxem.palette import PALETTE
-from jaxem.solvers.accelerated import SQUAREM
 from jaxem.solvers.base import Solver
 from jaxem.solvers.em import EM
+from jaxem.solvers.squarem import SQUAREM
 from jaxem.solvers.words import as_solver
 
 if TYPE_CHECKING:

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
-from jaxem.core.arguments import said_of, whole
-from jaxem.data.arrays import numbers
 from jaxem.data.prepare import ready
-from jaxem.distributions.base import Family, Labelled, Statistics, add, check_model
+from jaxem.distributions.base import Labelled, Statistics, check_model
+from jaxem.fitting.checks import check_labelled, check_limits, check_prior, check_rows, check_starts, hidden_states
+from jaxem.fitting.finish import best_restart, conclude
 from jaxem.fitting.implicit import differentiated
-from jaxem.fitting.loop import Limits, Progress, advance, begin, has_converged, informed, settled, verdict
+from jaxem.fitting.loop import Limits, Progress, advance, begin, informed
+from jaxem.fitting.regularisation import Blank, regularisers
 from jaxem.fitting.result import Fit
 from jaxem.fitting.sources.sharded import Spread, dealt, layout_of
 from jaxem.fitting.status import Status
 from jaxem.solvers.em import EM, in_chunks
 from jaxem.solvers.words import as_solver
-
-NUMERIC = (bool, int, float, np.generic, np.ndarray, jax.Array)
-SCALE_ROWS = 65_536
-"""At most this many rows, evenly spaced, say how wide the data are (see `spacing`)."""
 
 
 def fit(
@@ -118,100 +114,6 @@ def fit(
     return _fit(solver, model, data, weight, prior, limits, trace=Blank.of(max_steps))
 
 
-def hidden_states(model: Any) -> int | None:
-    """How many hidden states `labels` may name, if the model has any."""
-    return model.child.batch_shape[-1] if hasattr(model, "child") else None
-
-
-def check_starts(model: Any) -> None:
-    """Raise ValueError for more than one axis of starts."""
-    if len(model.batch_shape) > 1:
-        raise ValueError(f"model has batch shape {model.batch_shape}; fit takes one model, or one axis of starts")
-
-
-def check_labelled(model: Any, labels: Any) -> None:
-    """Raise ValueError for labels of a family, which has nothing that they could name."""
-    if labels is not None and isinstance(model, Family):
-        raise ValueError(f"labels name hidden states, and a {type(model).__name__} has none; leave them out")
-
-
-def check_limits(tol: Any, max_steps: Any, shape: tuple[int, ...] = ()) -> int:
-    """The number of steps; ValueError for limits that make no sense, for a `tol` that is not one number, or `shape`."""
-    if isinstance(tol, float) and tol >= 0:
-        return whole(max_steps, "max_steps", 0)
-    if not isinstance(tol, Tracer):
-        if tol is None or isinstance(tol, str):
-            raise TypeError(f"tol is {tol!r}; it must be a number, zero or above")
-        given = numbers(tol, "tol")
-        if given.shape not in ((), shape):
-            wanted = f"one number, or {shape[0]}" if shape else "one number"
-            raise ValueError(f"tol has shape {given.shape}; it must be {wanted}")
-        if not (np.asarray(given) >= 0).all():
-            raise ValueError(f"tol is {tol}; it must be zero or above")
-    return whole(max_steps, "max_steps", 0)
-
-
-def check_prior(prior: Any) -> None:
-    """Raise TypeError for what cannot be a prior of any model."""
-    if isinstance(prior, type) or not all(isinstance(leaf, NUMERIC) for leaf in jax.tree.leaves(prior)):
-        raise TypeError(f"prior is {said_of(prior)}; pass one such as jem.priors.Weak(), or pseudo-statistics")
-
-
-def check_rows(model: Any, x: Any) -> None:
-    """Raise ValueError if there are no rows or their columns are not the model's."""
-    if jax.tree.leaves(x)[0].shape[0] == 0:
-        raise ValueError("x has no rows; a fit needs at least one")
-    jax.eval_shape(model.observe, x)
-
-
-def regulariser(floor: Statistics, prior: Any, model: Any, x: Any, weight: Array) -> Statistics:
-    """The pseudo-statistics of every M-step: the floor, and what the prior adds to it.
-
-    Raises:
-        ValueError: a prior that was made for another kind of model.
-    """
-    if prior is None:
-        return floor
-    x = x.x if isinstance(x, Labelled) else x  # a prior scales itself to the rows, whatever their labels
-    said = f"a {type(prior).__name__} is no prior of a {_kind(model)}; pass one that is made for it (see jaxem.priors)"
-    try:
-        made = prior.statistics(model, x, weight) if hasattr(prior, "statistics") else prior
-    except AttributeError as error:
-        raise ValueError(f"prior: {said}: {error}") from error
-    given, wanted = jax.tree.structure(made), jax.tree.structure(floor)
-    if given != wanted:
-        raise ValueError(f"prior has the structure {given}, and the statistics of this model are {wanted}: {said}")
-    for mine, its in zip(jax.tree.leaves(made), jax.tree.leaves(floor), strict=True):
-        if np.broadcast_shapes(np.shape(mine), its.shape) != its.shape:
-            raise ValueError(f"prior has pseudo-statistics of shape {np.shape(mine)}, and the model's are {its.shape}")
-    return add(floor, jax.tree.map(lambda mine, its: jnp.asarray(mine, its.dtype), made, floor))
-
-
-def _kind(model: Any) -> str:
-    """What a model is, in words."""
-    name = type(model).__name__
-    return f"{name} of {_kind(model.child)}" if hasattr(model, "child") else name
-
-
-class Blank(NamedTuple):
-    """What a trace is before the first step.
-
-    Attributes:
-        length: one more than the steps.
-        refused: is NaN an error, whoever it comes from (`jax_debug_nans`)? Then -inf stands for what was not reached.
-    """
-
-    length: int
-    refused: bool
-
-    @classmethod
-    def of(cls, max_steps: Any) -> Blank:
-        return cls(int(max_steps) + 1, bool(jax.config.jax_debug_nans))  # type: ignore
-
-    def filled(self, dtype: Any) -> Array:
-        return jnp.full(self.length, -jnp.inf if self.refused else jnp.nan, dtype)
-
-
 @partial(jax.jit, static_argnames="trace")
 def _fit(solver: Any, models: Any, x: Any, weight: Array, prior: Any, limits: Limits, *, trace: Blank) -> Fit:
     return _arrived(trace, solver, models, limits, x, weight, prior)
@@ -258,59 +160,3 @@ def _climb(trace: Blank, solver: Any, model: Any, limits: Limits, x: Any, weight
     begun = begin(solver, model, data, weight, pseudo), trace.filled(weight.dtype)
     end, objectives = jax.lax.while_loop(running, step, begun)
     return conclude(solver, model, end, objectives, floor, weight)
-
-
-def regularisers(model: Any, x: Any, weight: Array, prior: Any) -> tuple[Statistics, Statistics]:
-    """The floor, and the floor with the prior: they need the scale of the data, not every row of it."""
-    every = spacing(weight.shape[0])
-    some = x.sample(weight, every) if isinstance(x, Spread) else jax.tree.map(lambda leaf: leaf[::every], (x, weight))
-    floor = model.floor(*some)
-    return floor, regulariser(floor, prior, model, *some)
-
-
-def spacing(n: Any) -> int:
-    """Every how many of n rows one is taken, to have `SCALE_ROWS` at most.
-
-    A power of two: so who reads rows one after the other, and does not know n, ends with the same ones. All of them
-    where n is a symbol (in `jax.export`).
-
-    >>> [spacing(n) for n in (1, 65_536, 65_537, 200_000)]
-    [1, 1, 2, 4]
-    """
-    return 1 << (-(-n // SCALE_ROWS) - 1).bit_length() if isinstance(n, int) else 1
-
-
-def conclude(solver: Any, start: Any, end: Progress, trace: Array | None, floor: Statistics, weight: Array) -> Fit:
-    """The result of a fit that has ended."""
-    rows = jnp.sum(weight)
-    end = settled(end, rows)
-    status = verdict(start, end.model, end.status, floor, rows)
-    return Fit(
-        model=end.model,
-        log_likelihood=end.log_likelihood,
-        objective=end.objective,
-        steps=end.steps,
-        converged=has_converged(end.status, status),
-        status=status,
-        passes=solver.spent(end.state, end.steps + 1),
-        trace=trace,
-    )
-
-
-SOUNDNESS = np.array([0 if status.failed else 1 if status.degenerate else 2 for status in sorted(Status)], np.int32)
-"""By status: failed, degenerate, sound."""
-
-
-def best_restart(objective: Array, status: Array) -> Array:
-    """The index, on the last axis, of the start to keep.
-
-    A sound fit comes before a degenerate one (a collapsed covariance, a vanished component, a fall of the objective),
-    however high that is, for its likelihood has no limit but the floor; and both before one that failed. Among equals
-    the highest objective counts: the first, of those that are equal within rounding.
-    """
-    soundness = jnp.asarray(SOUNDNESS)[status]
-    among = jnp.isfinite(objective) & (soundness == jnp.max(soundness, axis=-1, keepdims=True))
-    usable = jnp.where(among, objective, -jnp.inf)
-    largest = jnp.max(usable, axis=-1, keepdims=True)
-    rounding = 1024 * float(jnp.finfo(objective.dtype).eps) * jnp.abs(largest)
-    return jnp.argmax(usable >= largest - jnp.where(jnp.isfinite(rounding), rounding, 0), axis=-1)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxem.core import linalg, summation
+from jaxem.core import linalg, semirings
 from jaxem.core.constraints import check_parameters, told
 from jaxem.core.pytree import apart_as, module
 from jaxem.data.arrays import numbers
@@ -48,7 +48,7 @@ class Hidden(Distribution):
     def log_normalizer(self, potentials: PyTree, evidence: Any, add: Any, x: Any) -> Array:
         raise NotImplementedError
 
-    def e_step(self, x: Any, add: Any = summation.log_sum) -> tuple[Array, Pullback]:
+    def e_step(self, x: Any, add: Any = semirings.log_sum) -> tuple[Array, Pullback]:
         raise NotImplementedError
 
     def log_prob(self, x: Any) -> Float[Array, "*batch n"]:
@@ -149,7 +149,7 @@ class Latent(Hidden):
         """
         return super().log_prob(x)
 
-    def e_step(self, x: Any, add: Any = summation.log_sum) -> tuple[Array, Pullback]:
+    def e_step(self, x: Any, add: Any = semirings.log_sum) -> tuple[Array, Pullback]:
         """`(log_prob, pullback)`; `pullback(weight)` gives `LatentStatistics`. `add` is the sum to differentiate."""
         data, labels = _split(self.observe(x))
         child_log_prob, child_pullback = self.child.e_step(self.child_data(data))
@@ -181,11 +181,11 @@ class Latent(Hidden):
 
         A row that is impossible under every state has posterior zero throughout.
         """
-        return self._usage(x, summation.log_sum)
+        return self._usage(x, semirings.log_sum)
 
     def decode(self, x: Any) -> Array:
         """The most probable hidden states, jointly: `[*batch_shape, n]` integers."""
-        return jnp.argmax(self._usage(x, summation.maximum), axis=-1)
+        return jnp.argmax(self._usage(x, semirings.maximum), axis=-1)
 
     def predict(self, x: Any) -> Array:
         """The most probable hidden state of each row by itself: `[*batch_shape, n]` integers."""
@@ -195,7 +195,7 @@ class Latent(Hidden):
         """What the child expects, averaged over the posterior of its states."""
         data, _ = _split(self.observe(x))
         own, evidence = self.potentials(), self.evidence_of(x)
-        _, backward = jax.vjp(lambda e: self.log_normalizer(own, e, summation.log_sum, data), evidence)
+        _, backward = jax.vjp(lambda e: self.log_normalizer(own, e, semirings.log_sum, data), evidence)
         return self.child.expected_rows(self.child_data(data), backward(weight)[0])
 
     def floor(self, x: Any, weight: Array) -> LatentStatistics:
@@ -236,7 +236,7 @@ class Latent(Hidden):
 
 @jax.jit
 def _log_prob(model: Hidden, x: Any) -> Array:
-    return told(model, model.log_normalizer(model.potentials(), model.evidence_of(x), summation.log_sum, _split(x)[0]))
+    return told(model, model.log_normalizer(model.potentials(), model.evidence_of(x), semirings.log_sum, _split(x)[0]))
 
 
 @partial(jax.jit, static_argnums=2)
@@ -252,7 +252,7 @@ def _entropy(model: Hidden, x: Any, weight: Array | None) -> Array:
     data, _ = _split(x)
     evidence = jax.tree.map(_less_common, model.evidence_of(x))
     own = model.potentials()
-    log_prob, backward = jax.vjp(lambda own, e: model.log_normalizer(own, e, summation.log_sum, data), own, evidence)
+    log_prob, backward = jax.vjp(lambda own, e: model.log_normalizer(own, e, semirings.log_sum, data), own, evidence)
     if weight is not None and weight.shape != (n := log_prob.shape[-1],):
         raise ValueError(f"weight has shape {weight.shape}; with {n} rows it must be ({n},)")
     counted = jnp.where(jnp.isfinite(log_prob), 1 if weight is None else weight, 0).astype(log_prob.dtype)

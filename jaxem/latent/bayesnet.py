@@ -15,7 +15,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxem.core import summation
+from jaxem.core import semirings
 from jaxem.core.arguments import as_key
 from jaxem.core.constraints import SOURCE, told
 from jaxem.core.linalg import HIGHEST, lead, matmul
@@ -23,7 +23,7 @@ from jaxem.core.pytree import module, replace, static
 from jaxem.data import missing
 from jaxem.data.prepare import as_floats, check_weight
 from jaxem.distributions.base import Labelled, Pullback
-from jaxem.distributions.discrete import Categorical
+from jaxem.distributions.categorical import Categorical
 from jaxem.latent import elimination
 from jaxem.latent.base import Hidden, log_potential
 from jaxem.latent.elimination import Factor
@@ -351,7 +351,7 @@ class BayesNet(Hidden):
         # A row that is impossible uses nothing.
         return jnp.where(lead(x.possible, value.ndim) & (value > -jnp.inf), value, -jnp.inf)
 
-    def e_step(self, x: Any, add: Any = summation.log_sum) -> tuple[Array, Pullback]:
+    def e_step(self, x: Any, add: Any = semirings.log_sum) -> tuple[Array, Pullback]:
         """`(log_prob, pullback)`; `pullback(weight)` gives the expected counts of each table, shaped like it."""
         seen = self.observe(x)
         evidence = self.evidence_of(seen)
@@ -718,7 +718,7 @@ def _by_pieces(function: Any, model: BayesNet, x: Cells) -> Any:
 
 
 def _log_prob(model: BayesNet, x: Seen) -> Array:
-    return told(model, model.log_normalizer(model.potentials(), model.evidence_of(x), summation.log_sum, x))
+    return told(model, model.log_normalizer(model.potentials(), model.evidence_of(x), semirings.log_sum, x))
 
 
 def _used(model: BayesNet, x: Seen, add: Any) -> tuple[Array, dict[int, Array]]:
@@ -729,7 +729,7 @@ def _used(model: BayesNet, x: Seen, add: Any) -> tuple[Array, dict[int, Array]]:
 
 
 def _posterior(model: BayesNet, x: Seen) -> tuple[Array, ...]:
-    log_prob, marginal = _used(model, x, summation.log_sum)
+    log_prob, marginal = _used(model, x, semirings.log_sum)
     possible = (log_prob > -jnp.inf).astype(log_prob.dtype)[..., None, :]
     for v, size in enumerate(model.categories):
         if v not in marginal:
@@ -739,7 +739,7 @@ def _posterior(model: BayesNet, x: Seen) -> tuple[Array, ...]:
 
 
 def _decode(model: BayesNet, x: Seen) -> Array:
-    log_prob, best = _used(model, x, summation.maximum)
+    log_prob, best = _used(model, x, semirings.maximum)
     columns = []
     for v, codes in enumerate(x.codes):
         codes = jnp.broadcast_to(lead(codes, log_prob.ndim), log_prob.shape)

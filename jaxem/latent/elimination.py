@@ -17,7 +17,7 @@ import jax
 from jaxtyping import Array, Float
 
 from jaxem.core.pytree import replace
-from jaxem.core.summation import Sampled, log_sum
+from jaxem.core.semirings import Sampled, log_sum
 
 
 class Factor(NamedTuple):

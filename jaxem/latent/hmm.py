@@ -15,7 +15,7 @@ from jaxem.chains.chain import Chain
 from jaxem.chains.normalizer import log_normalizer, plain
 from jaxem.chains.sampling import sampled_score
 from jaxem.chains.scan_exact import draws, forward, probabilities
-from jaxem.core import summation
+from jaxem.core import semirings
 from jaxem.core.arguments import as_key, whole
 from jaxem.core.constraints import parameter, simplex
 from jaxem.core.linalg import HIGHEST, lead, matmul
@@ -28,13 +28,13 @@ from jaxem.distributions.statistics.moments import shares
 from jaxem.latent.base import Latent, chosen, log_potential, same_members
 from jaxem.latent.mixture import Mixture
 
-SUMS = {summation.log_sum: log_normalizer, summation.maximum: best_score}
+SUMS = {semirings.log_sum: log_normalizer, semirings.maximum: best_score}
 """The sums over paths that have a derivative rule of their own."""
 
 
 def _over_paths(add: Any) -> Any:
     """The sum over paths that goes with a sum over states."""
-    if isinstance(add, summation.Sampled):
+    if isinstance(add, semirings.Sampled):
         return partial(sampled_score, add.key)
     return SUMS.get(add, partial(plain, add=add))
 

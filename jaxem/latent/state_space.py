@@ -22,7 +22,7 @@ from jaxem.data.prepare import ready
 from jaxem.data.sequences import Sequences, as_sequences
 from jaxem.distributions.base import Distribution, Labelled, Pullback, convert_parameters, type_of
 from jaxem.distributions.gaussian import FLOOR, Gaussian
-from jaxem.distributions.statistics import mahalanobis
+from jaxem.distributions.statistics import quantiles
 from jaxem.distributions.statistics.moments import enough
 
 
@@ -537,7 +537,7 @@ def _spread(x: Observed, weight: Float[Array, "s"]) -> Float[Array, "d"]:
     """The spread of each column over the cells that were seen."""
     cells = jnp.moveaxis(jnp.where(x.seen, weight[None, None], 0), 1, 0).reshape(x.values.shape[1], -1)
     values = jnp.moveaxis(x.values, 1, 0).reshape(cells.shape)
-    return jax.vmap(lambda column, weight: mahalanobis.scale(column[None], weight)[0])(values, cells)
+    return jax.vmap(lambda column, weight: quantiles.scale(column[None], weight)[0])(values, cells)
 
 
 def _sequences_first(values: Array, members: int) -> Array:

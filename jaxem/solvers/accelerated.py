@@ -12,19 +12,16 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxem.core import bijectors, linalg
+from jaxem.core import bijectors
 from jaxem.core.arguments import said_of
 from jaxem.core.constraints import Leaf, walk
 from jaxem.core.coordinates import to_coordinates
-from jaxem.core.linalg import HIGHEST
-from jaxem.core.pytree import module, replace, select, static
+from jaxem.core.pytree import module, replace, select
 from jaxem.distributions.base import Statistics
 from jaxem.solvers.base import Solver
 from jaxem.solvers.em import EM
 from jaxem.solvers.objective import flat
 
-PASSING = 0
-"""A model that is on the way to another, and never carried."""
 ON_TRIAL = 1
 """A model that is carried from now on if the objective has not fallen."""
 PLAIN = 2
@@ -171,165 +168,3 @@ FORGETS = 0.25
 
 def _code(claim: int) -> Array:
     return jnp.full((), claim, jnp.int32)
-
-
-GROWTH, SHRINKAGE = 4.0, 2.0
-"""By what the longest extrapolation grows when it was of use, and shrinks when it was not."""
-
-
-@module
-class _Cycle:
-    """Where SQUAREM stands in its three plain steps.
-
-    Attributes:
-        phase: 0 from z0, 1 from z1, 2 from the extrapolated point.
-        z0: where the cycle began.
-        z2: the model to fall back on.
-        stretch: by how many plain steps it extrapolated.
-        longest: by how many it may.
-    """
-
-    phase: Int[Array, ""]
-    z0: Float[Array, "p"]
-    z2: Float[Array, "p"]
-    stretch: Float[Array, ""]
-    longest: Float[Array, ""]
-
-
-@module
-class SQUAREM(Accelerated):
-    """Squared extrapolation (Varadhan and Roland 2008, scheme S3) of another solver, EM as a rule.
-
-    Two steps from z0 give r = z1 - z0 and v = (z2 - z1) - r; the next point is z0 - 2 a r + a^2 v with
-    a = -|r| / |v|, and one step more from there begins the next cycle, unless the objective has fallen below that at
-    z0: then z2 does, and a step was lost. How large `a` may be adapts.
-
-    Args:
-        solver: what is accelerated; without state.
-
-    >>> import jax, jaxem as jem
-    >>> x = jax.numpy.array([[-1.1], [-0.9], [-1.0], [1.9], [2.0], [2.1]])
-    >>> start = jem.Mixture([0.5, 0.5], jem.Gaussian([[-1.0], [1.0]], [[[1.0]], [[1.0]]]))
-    >>> jem.fit(start, x, jem.SQUAREM(jem.EM())).words
-    'converged'
-    """
-
-    solver: Any
-
-    def remember(self, at: Float[Array, "p"]) -> _Cycle:
-        """At the beginning of a cycle."""
-        one = jnp.ones((), at.dtype)
-        return _Cycle(jnp.zeros((), jnp.int32), at, at, one, one)
-
-    def propose(self, memory: _Cycle, taken: Array, tried: Array, image: Array) -> tuple[Array, Array, _Cycle]:
-        """What follows z0, z1 and the extrapolated point."""
-        now = memory
-        at_most = now.stretch >= now.longest
-        grown = jnp.where(at_most, GROWTH * now.longest, now.longest)
-        begun = image, _code(PASSING), replace(now, phase=now.phase + 1, z0=tried, longest=grown)
-        shrunk = jnp.where(at_most, jnp.maximum(now.longest / SHRINKAGE, 1), now.longest)
-        refused = now.z2, _code(PLAIN), replace(now, stretch=jnp.zeros_like(now.stretch), longest=shrunk)
-        first = select(taken, begun, refused)
-
-        r, v = tried - now.z0, image - 2 * tried + now.z0
-        length, bend = jnp.sqrt(jnp.sum(r**2)), jnp.sqrt(jnp.sum(v**2))
-        far = jnp.where(bend > 0, length / jnp.where(bend > 0, bend, 1), now.longest)
-        stretch = jnp.clip(far, 1, now.longest)
-        beyond = now.z0 + 2 * stretch * r + stretch**2 * v
-        second = beyond, _code(PASSING), replace(now, phase=now.phase + 1, z2=image, stretch=stretch)
-
-        good = jnp.all(jnp.isfinite(image))
-        claim = jnp.where(good, _code(ON_TRIAL), PLAIN)
-        third = jnp.where(good, image, now.z2), claim, replace(now, phase=jnp.zeros_like(now.phase))
-        return select(now.phase == 0, first, select(now.phase == 1, second, third))
-
-
-EASIEST, HARDEST = 1e-12, 1e6
-HARDER, EASIER = 1e3, 10.0
-"""By what the damping rises after a lost step and falls after a good one, between its bounds."""
-
-
-@module
-class _Mixing:
-    """What Anderson's acceleration remembers.
-
-    Attributes:
-        count: models taken.
-        before, image: the last model that was taken, and the plain step from there.
-        moves, residuals: `[memory, p]` the last differences of models, and of their plain steps less themselves.
-        damping: relative to the largest residual.
-    """
-
-    count: Int[Array, ""]
-    before: Float[Array, "p"]
-    image: Float[Array, "p"]
-    moves: Float[Array, "m p"]
-    residuals: Float[Array, "m p"]
-    damping: Float[Array, ""]
-
-
-@module
-class Anderson(Accelerated):
-    """Anderson acceleration (Walker and Ni 2011), damped and safeguarded, of another solver, EM as a rule.
-
-    With residuals f = G(z) - z of the last models z, the next on trial is z + f - (Z + F) c, where F and Z hold
-    differences of residuals and of models and c minimises |f - F c|^2 + damping |c|^2. Damping rises after a lost step
-    and eases while all goes well; the memory is emptied each time that it is full (Henderson and Varadhan 2019).
-
-    Args:
-        solver: what is accelerated; without state.
-        memory: differences that are kept at most.
-
-    Raises:
-        ValueError: a memory below one.
-
-    >>> import jax, jaxem as jem
-    >>> x = jax.numpy.array([[-1.1], [-0.9], [-1.0], [1.9], [2.0], [2.1]])
-    >>> start = jem.Mixture([0.5, 0.5], jem.Gaussian([[-1.0], [1.0]], [[[1.0]], [[1.0]]]))
-    >>> jem.fit(start, x, jem.Anderson(jem.EM())).words
-    'converged'
-    """
-
-    solver: Any
-    memory: int = static(default=5)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.memory < 1:
-            raise ValueError(f"Anderson: memory is {self.memory}; it must be at least one")
-
-    @property
-    def window(self) -> int:
-        """A little more than it remembers."""
-        return self.memory + 2
-
-    def remember(self, at: Float[Array, "p"]) -> _Mixing:
-        """Nothing."""
-        none = jnp.zeros((self.memory, at.size), at.dtype)
-        return _Mixing(jnp.zeros((), jnp.int32), at, at, none, none, jnp.full((), EASIEST, at.dtype))
-
-    def propose(self, memory: _Mixing, taken: Array, tried: Array, image: Array) -> tuple[Array, Array, _Mixing]:
-        """The mixture of the last models that would leave the least residual, if residuals were linear."""
-        harder = jnp.minimum(memory.damping * HARDER, HARDEST)
-        refused = memory.image, _code(PLAIN), replace(memory, count=jnp.ones_like(memory.count), damping=harder)
-        moves, residuals = self._with(memory, tried, image)
-        gram = jnp.matmul(residuals, residuals.T, precision=HIGHEST)
-        size = linalg.diagonal(gram)
-        damped = gram + jnp.diag(memory.damping * jnp.max(size) + jnp.where(size > 0, 0, 1))
-        share, _ = linalg.solve(damped, jnp.matmul(residuals, image - tried, precision=HIGHEST))
-        ahead = image - jnp.matmul(share, moves + residuals, precision=HIGHEST)
-        # The plain step after a lost one says nothing for less of it.
-        damping = jnp.where(memory.count == 1, memory.damping, jnp.maximum(memory.damping / EASIER, EASIEST))
-        mixed = ahead, _code(ON_TRIAL), _Mixing(memory.count + 1, tried, image, moves, residuals, damping)
-        return select(taken, mixed, refused)
-
-    def _with(self, memory: _Mixing, tried: Array, image: Array) -> tuple[Array, Array]:
-        """The differences, with those to the model that was taken now."""
-        slot = jnp.maximum(memory.count - 1, 0) % self.memory
-        residual = (image - tried) - (memory.image - memory.before)
-
-        def put(kept: Array, new: Array) -> Array:
-            kept = jnp.where(slot == 0, 0, kept)
-            return kept.at[slot].set(jnp.where(memory.count == 0, 0, new))
-
-        return put(memory.moves, tried - memory.before), put(memory.residuals, residual)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from jaxtyping import Array, Float
 
-from jaxem.core.summation import log_sum
+from jaxem.core.semirings import log_sum
 from jaxem.distributions.base import Statistics
 
 

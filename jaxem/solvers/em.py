@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 
 from jaxem.core.arguments import as_key
 from jaxem.core.pytree import module
-from jaxem.core.summation import Sampled, log_sum, maximum, tempered, total, two_sum
+from jaxem.core.semirings import Sampled, log_sum, maximum, tempered
+from jaxem.core.summation import total, two_sum
 from jaxem.data.missing import ByRow, Incomplete
 from jaxem.distributions.base import Labelled, Statistics, add, scale
 from jaxem.latent.base import Hidden, Latent

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from jaxem.core.constraints import Leaf, simplex, unit_interval, walk
 from jaxem.core.coordinates import Coordinates, from_coordinates, to_coordinates
-from jaxem.core.summation import log_sum
+from jaxem.core.semirings import log_sum
 from jaxem.distributions.base import Statistics, add
 from jaxem.solvers.em import expectation
 

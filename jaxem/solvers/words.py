@@ -7,11 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxem.core.arguments import said_of
-from jaxem.solvers.accelerated import SQUAREM, Accelerated, Anderson
+from jaxem.solvers.accelerated import Accelerated
+from jaxem.solvers.anderson import Anderson
 from jaxem.solvers.base import Solver
 from jaxem.solvers.em import EM, HardEM
 from jaxem.solvers.gradient import LBFGS, Gradient
 from jaxem.solvers.newton import Newton
+from jaxem.solvers.squarem import SQUAREM
 
 SOLVERS: dict[str, Callable[[], Solver]] = {
     "em": EM,

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from jaxem.cli import output
 from jaxem.cli.columns import Kind
 from jaxem.cli.errors import InputError
 from jaxem.cli.fit import frames, schedule
@@ -59,7 +60,7 @@ def test_nested_lists_are_cut_to_their_components() -> None:
 
 def test_files_appear_together_or_not_at_all(tmp_path: Path) -> None:
     def interrupted() -> None:
-        with frames.together(tmp_path) as place:
+        with output.together(tmp_path) as place:
             place("a").write_text("half")
             raise RuntimeError
 

@@ -13,7 +13,7 @@ from jaxem.cli import app
 from jaxem.cli.columns import Kind
 from jaxem.cli.errors import InputError
 from jaxem.cli.fit import streamed
-from jaxem.cli.table import groups
+from jaxem.cli.table import files, groups
 
 TWO = Kind.parse(["gaussian"], ["x", "y"])
 EXPECTED = [[1.5, 2], [-2.5, 3], [1000.25, 4]]
@@ -21,7 +21,7 @@ EXPECTED = [[1.5, 2], [-2.5, 3], [1000.25, 4]]
 
 def numbers(path: Path, columns: tuple[str, ...] = ("x", "y")) -> list[list[float]]:
     kind = Kind.parse(["gaussian"], columns)
-    return groups.group(groups.read(path, columns), kind).x.tolist()
+    return groups.group(files.read(path, columns), kind).x.tolist()
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ from typer.testing import CliRunner, Result
 import jaxem as jem
 from jaxem import plot
 from jaxem.cli import app
-from jaxem.cli.columns import FAMILIES, Kind, Reads, fixed_states, map_states, parameter_names
+from jaxem.cli.columns import FAMILIES, Kind, Reads, parameter_names
 from jaxem.cli.table import groups
+from jaxem.latent.components import fixed_states, map_states
 
 pytestmark = pytest.mark.slow
 

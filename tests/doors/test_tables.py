@@ -12,7 +12,7 @@ import pytest
 from jaxem import datasets
 from jaxem.cli.columns import Kind
 from jaxem.cli.errors import InputError
-from jaxem.cli.table import groups
+from jaxem.cli.table import files, groups
 
 FRAME = pl.DataFrame({"g": ["b", "a", "b", None], "x": [1.0, 2.0, None, 4.0], "k": [0, 1, 2, 3]})
 GAUSSIAN = Kind.parse(["gaussian"], ["x"])
@@ -38,7 +38,7 @@ def write(frame: pl.DataFrame, path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.csv.gz", "t.parquet", "t.arrow", "stream.arrow", "t.feather"])
 def test_every_format_gives_the_same_groups(name: str, tmp_path: Path) -> None:
-    frame = groups.read(write(FRAME, tmp_path / name), ["x"], {"--by": ["g"]})
+    frame = files.read(write(FRAME, tmp_path / name), ["x"], {"--by": ["g"]})
     grouped = groups.group(frame, GAUSSIAN, ["g"])
     assert grouped.keys["g"].to_list() == ["a", "b", None]
     assert grouped.n.tolist() == [1, 1, 1]
@@ -58,7 +58,7 @@ def test_without_by_the_table_is_one_group() -> None:
 def test_groups_of_several_columns_are_sorted_as_numbers(tmp_path: Path) -> None:
     frame = pl.DataFrame({"a": [10, 9, 9, 10], "b": ["x", "y", "x", "x"], "x": [1.0, 2.0, 3.0, 4.0]})
     path = write(frame, tmp_path / "t.csv")
-    grouped = groups.group(groups.read(path, ["x"], {"--by": ["a", "b"]}), GAUSSIAN, ["a", "b"])
+    grouped = groups.group(files.read(path, ["x"], {"--by": ["a", "b"]}), GAUSSIAN, ["a", "b"])
     assert grouped.keys.rows() == [(9, "x"), (9, "y"), (10, "x")]
 
 
@@ -113,7 +113,7 @@ def test_groups_without_variation_are_known() -> None:
 
 def test_flights_are_shipped() -> None:
     kind = Kind.parse(["gaussian"], ["dep_delay", "arr_delay"])
-    frame = groups.read("flights", kind.columns, {"--by": ["tailnum"]})
+    frame = files.read("flights", kind.columns, {"--by": ["tailnum"]})
     grouped = groups.group(frame, kind, ["tailnum"], missing="drop")
     assert datasets.flights().height == 334_264 == len(grouped.group_of)
     enough = grouped.n >= 30

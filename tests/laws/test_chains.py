@@ -15,7 +15,7 @@ from jaxem import chains
 from jaxem.chains import batching, normalizer, scan_scaled
 from jaxem.chains.best_path import best_score
 from jaxem.chains.chain import Chain
-from jaxem.core import summation
+from jaxem.core import semirings
 from jaxem.core.pytree import replace
 
 pytestmark = pytest.mark.slow
@@ -92,7 +92,7 @@ def test_derivatives_are_those_of_the_plain_recursion(each: bool, rng: Rng) -> N
 
     def plain(*potentials: jax.Array) -> jax.Array:
         initial, transition, seen = potentials
-        return normalizer.plain(Chain(initial[:, None], transition[..., None], seen[..., None]), summation.log_sum)[0]
+        return normalizer.plain(Chain(initial[:, None], transition[..., None], seen[..., None]), semirings.log_sum)[0]
 
     ours, theirs = (
         jax.jit(
@@ -358,7 +358,7 @@ def test_any_sum_may_be_taken(rng: Rng) -> None:
     """The recursion with `maximum` for its sum is the best path, and that is what the rule says too."""
     initial, transition, seen = chain(rng, 6, 3)
     one = Chain(jnp.asarray(initial)[:, None], jnp.asarray(transition)[..., None], jnp.asarray(seen)[..., None])
-    np.testing.assert_allclose(normalizer.plain(one, summation.maximum), best_score(one), rtol=1e-12)
+    np.testing.assert_allclose(normalizer.plain(one, semirings.maximum), best_score(one), rtol=1e-12)
     used = jax.grad(lambda seen: best_score(replace(one, log_likelihood=seen))[0])(one.log_likelihood)
     np.testing.assert_array_equal(jnp.argmax(used[..., 0], axis=1), chains.viterbi(initial, transition, seen)[0])
 

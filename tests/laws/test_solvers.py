@@ -17,7 +17,7 @@ import jaxem as jem
 from families import MIXTURES, Example
 from jaxem.core.coordinates import from_coordinates, to_coordinates
 from jaxem.core.pytree import replace
-from jaxem.core.summation import Sampled
+from jaxem.core.semirings import Sampled
 from jaxem.solvers.em import expectation
 from jaxem.solvers.objective import objective, value_and_gradient
 

@@ -12,7 +12,7 @@ import scipy.stats as ss
 
 import jaxem as jem
 from families import MIXTURES, Example, e_step
-from jaxem.core.summation import log_sum
+from jaxem.core.semirings import log_sum
 
 pytestmark = pytest.mark.slow
 

@@ -21,11 +21,11 @@ import numpy as np
 from jaxem._version import version
 from jaxem.cli.cluster import Peers
 from jaxem.cli.errors import InputError
-from jaxem.cli.fit.frames import unwritable
 from jaxem.cli.fit.result import Scores
 from jaxem.cli.fit.schedule import Slab
+from jaxem.cli.output import unwritable
 from jaxem.cli.table.groups import Grouped
-from jaxem.io import files
+from jaxem.io import atomic, models
 
 INCIDENTAL = ("table", "out", "workers", "memory", "restart", "coordinator", "processes", "process", "distributed")
 """Options that change no number in the results; of the table its rows count, not its name."""
@@ -76,14 +76,14 @@ class Parts:
         scores, choice, models, belonging = result
         numbers = tuple(getattr(scores, field.name) for field in dataclasses.fields(Scores))
         try:
-            files.save(self._place(slab), (slab.groups, numbers, choice, models, belonging or ()))
+            models.save(self._place(slab), (slab.groups, numbers, choice, models, belonging or ()))
         except OSError as error:
             raise unwritable(self.out, error, self.advice) from error
 
     def read(self, slab: Slab) -> Result | None:
         """What was found for a slab; None if it is still to be fitted."""
         try:
-            groups, numbers, choice, fitted, belonging = files.load_unchecked(self._place(slab))
+            groups, numbers, choice, fitted, belonging = models.load_unchecked(self._place(slab))
         except (FileNotFoundError, ValueError):
             return None
         # Another jaxem may have put other groups together.
@@ -97,8 +97,8 @@ class Parts:
         """Forget them; last of all whose they were, so that after a kill in between the rest is no riddle."""
         for path in self.present():
             path.unlink()
-        files.sweep(self.folder)
-        files.sweep(self.out)
+        atomic.sweep(self.folder)
+        atomic.sweep(self.out)
         self.peers.remove()
         self.owner.unlink(missing_ok=True)
 
@@ -235,7 +235,7 @@ def _begin(parts: Parts, job: dict[str, Any], restart: bool) -> None:
         parts.remove()
     parts.peers.remove()
     finished = [int(path.stem.removeprefix("slab-")) for path in parts.present()]
-    files.write(parts.owner, json.dumps(job | {"finished": finished}, indent=1).encode())
+    atomic.write(parts.owner, json.dumps(job | {"finished": finished}, indent=1).encode())
 
 
 def _plain(job: dict[str, Any]) -> dict[str, Any]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +9,8 @@ import polars as pl
 import pyarrow as pa
 
 from jaxem.cli.columns import parameter_names
-from jaxem.cli.errors import InputError
 from jaxem.cli.fit.result import CRITERIA, FAILED, Outcome
 from jaxem.fitting.status import Status
-from jaxem.io.files import temporary
 
 PARAMETERS = (*parameter_names(), "categories")
 OWN = ("n", "dropped", "sequences", "components", "states", "log_likelihood", *CRITERIA, "steps", "status", "entropy")
@@ -146,40 +141,3 @@ def _lists(sizes: np.ndarray, array: Any, mask: Any = None) -> Any:
 def _nullable(values: np.ndarray, present: np.ndarray) -> pl.Series:
     series = pl.Series(np.asarray(values))
     return series.to_frame("v").select(pl.when(pl.Series(present)).then(pl.col("v")))["v"]
-
-
-def check_folder(out: Path) -> None:
-    """Raise InputError if files cannot be written into `out`; makes the folder if there is none."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = temporary(out / "probe")
-        probe.touch()
-        probe.unlink(missing_ok=True)  # a process elsewhere may have taken the same name
-    except OSError as error:
-        raise unwritable(out, error, "name another folder") from error
-
-
-def unwritable(out: Path, error: OSError, advice: str) -> InputError:
-    """What a person is told if something cannot be written into `out`."""
-    return InputError(f"--out {out}: cannot write there ({error.strerror or error}); {advice}")
-
-
-@contextlib.contextmanager
-def together(out: Path) -> Iterator[Callable[[str], Path]]:
-    """Files that appear in `out` all at once at the end, or, after an error, not at all.
-
-    Yields a function from a file's name to the place where it is to be written for now.
-    """
-    names: list[str] = []
-
-    def place(name: str) -> Path:
-        names.append(name)
-        return temporary(out / name)
-
-    try:
-        yield place
-        for name in names:
-            temporary(out / name).replace(out / name)
-    finally:
-        for name in names:
-            temporary(out / name).unlink(missing_ok=True)

@@ -9,15 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem.cli.columns import fixed_states, map_own, map_states
 from jaxem.cli.fit.schedule import Slab, places
 from jaxem.cli.table.groups import Grouped
 from jaxem.core.constraints import free_parameters
 from jaxem.evaluation import criteria
 from jaxem.fitting.status import Status
+from jaxem.latent.components import fixed_states, map_states
 
 if TYPE_CHECKING:
-    from jaxem.cli.fit.run import Settings
+    from jaxem.cli.fit.settings import Settings
+from jaxem.latent.components import widen
 
 CRITERIA = ("bic", "aic", "icl")
 FAILED = np.array([status for status in Status if status.failed])
@@ -215,30 +216,6 @@ def choose(criterion: np.ndarray, status: np.ndarray) -> np.ndarray:
     sound = np.where(np.isin(status, DEGENERATE), np.inf, value)
     any_sound = np.isfinite(sound).any(axis=1)
     return np.where(any_sound, sound.argmin(axis=1), np.where(np.isfinite(value).any(axis=1), value.argmin(axis=1), -1))
-
-
-def widen(models: Any, capacity: int) -> Any:
-    """The same models with components (states) added up to `capacity` that no row can be in."""
-    k = models.child.batch_shape[-1]
-    if k == capacity:
-        return models
-
-    def longer(a: np.ndarray, axis: int) -> np.ndarray:
-        return np.concatenate([a, np.repeat(np.take(a, [-1], axis), capacity - k, axis)], axis)
-
-    def unused(own: np.ndarray) -> np.ndarray:
-        # Weights and transitions are distributions along their last axis.
-        return np.where(np.arange(capacity) < k, own, 0)
-
-    return map_own(unused, map_states(longer, models))
-
-
-def narrow(starts: Any, capacity: int) -> Any:
-    """Models `[G, R, K, ...]` cut to their first components, of which the others are not in use."""
-    groups, restarts = starts.batch_shape
-    flat = jax.tree.map(lambda leaf: leaf.reshape(groups * restarts, *leaf.shape[2:]), starts)
-    cut = map_states(lambda a, axis: np.take(a, np.arange(capacity), axis), flat)
-    return jax.tree.map(lambda leaf: leaf.reshape(groups, restarts, *leaf.shape[1:]), cut)
 
 
 def free_numbers(starts: Any, capacity: int) -> np.ndarray:

@@ -27,17 +27,19 @@ from jaxem import priors
 from jaxem.cli.columns import Kind
 from jaxem.cli.errors import InputError, RowError
 from jaxem.cli.fit import frames
-from jaxem.cli.fit.result import Outcome, belonging, free_numbers, narrow, scored
-from jaxem.cli.fit.run import Settings, compilation_seconds, starting_models
+from jaxem.cli.fit.result import Outcome, belonging, free_numbers, scored
+from jaxem.cli.fit.run import compilation_seconds, starting_models
 from jaxem.cli.fit.schedule import plan, stack
-from jaxem.cli.table import dialect, groups
+from jaxem.cli.fit.settings import Settings
+from jaxem.cli.table import dialect, files, groups
 from jaxem.cli.table.groups import Grouped
 from jaxem.data.batches import ROWS, Batches, read_ahead, record_batches
 from jaxem.evaluation import criteria
-from jaxem.fitting.fit import best_restart
+from jaxem.fitting.finish import best_restart
 from jaxem.fitting.sources import multihost
 from jaxem.fitting.sources.streamed import fit_starts, surveyed
 from jaxem.fitting.sources.summary import Spaced, Survey
+from jaxem.latent.components import narrow
 
 COPIES = 6
 """How many times over the usual way holds the cells of one large group: as a table, as numbers, in slabs, in fits."""
@@ -52,20 +54,20 @@ def needed(source: str | Path, columns: Sequence[str]) -> float:
     Parquet and Arrow files know their number of rows; that of a CSV is guessed from the length of its first lines.
 
     Raises:
-        InputError: as `groups.opened`.
+        InputError: as `files.opened`.
     """
-    path, _ = groups.opened(source, {"--columns": columns})
-    with groups.readable(path):
+    path, _ = files.opened(source, {"--columns": columns})
+    with files.readable(path):
         return COPIES * 8.0 * len(columns) * _rows(path, columns)
 
 
 def _rows(path: Path, columns: Sequence[str]) -> float:
-    kind = groups.suffix(path)
-    if kind in groups.PARQUET:
+    kind = files.suffix(path)
+    if kind in files.PARQUET:
         import pyarrow.parquet as pq
 
         return pq.read_metadata(path).num_rows
-    if kind in groups.ARROW:
+    if kind in files.ARROW:
         return sum(piece.num_rows for piece in record_batches(path, columns, ROWS))
     with dialect.unpacked(path) as file:
         start = file.read(1 << 20)
@@ -142,7 +144,7 @@ def read(
     Of several processes each reads the whole table, and keeps its `share`.
 
     Raises:
-        InputError: as `groups.read` and `groups.group`, and `typed.check_range`.
+        InputError: as `files.read` and `groups.group`, and `typed.check_range`.
     """
     with tempfile.TemporaryDirectory(prefix=".rows.", dir=out) as folder:
         try:
@@ -162,7 +164,7 @@ def _read(
     folder: Path,
     share: tuple[int, int],
 ) -> Table:
-    path, _ = groups.opened(source, {"--columns": kind.columns})
+    path, _ = files.opened(source, {"--columns": kind.columns})
     whole, before = missing == "drop" or kind.whole_rows, _categories(path, kind, null)
     sample, known, levels = Spaced(), np.zeros(len(kind.columns), bool), []
     total = n = partly = cells = 0
@@ -209,8 +211,8 @@ def _read(
 
 def _frames(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
     """Some columns of a table, a piece at a time; those of a CSV as text."""
-    with groups.readable(path):
-        for piece in _csv(path, columns) if groups.suffix(path) in dialect.SEPARATORS else _arrow(path, columns):
+    with files.readable(path):
+        for piece in _csv(path, columns) if files.suffix(path) in dialect.SEPARATORS else _arrow(path, columns):
             yield from piece.iter_slices(ROWS)
 
 
@@ -220,7 +222,7 @@ def _arrow(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
 
 def _csv(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
     """Pieces of text, each under the names of the columns, for the same reader that reads whole files."""
-    style = groups.style(path, columns)
+    style = files.style(path, columns)
     with style.open(path) as file:
         names, text = b"", b""
         while more := file.read(PIECE):

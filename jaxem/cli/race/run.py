@@ -42,7 +42,7 @@ class Settings:
         groups: at most so many, the largest first.
         min_rows: a group with fewer rows that count is left out.
         scale: put the columns of Gaussian families and their like into standard units within each group?
-        prior, method, tol, max_steps, seed, dtype: as in `jaxem.cli.fit.run.Settings`.
+        prior, method, tol, max_steps, seed, dtype: as in `jaxem.cli.fit.settings.Settings`.
     """
 
     contenders: tuple[Contender, ...] = parse(USUAL)

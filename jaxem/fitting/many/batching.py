@@ -16,7 +16,7 @@ from jaxem.data.prepare import as_floats, check_labels, ready, stacked
 from jaxem.data.sequences import Sequences
 from jaxem.data.sequences import stacked as stacked_sequences
 from jaxem.distributions.base import type_of
-from jaxem.fitting.fit import hidden_states
+from jaxem.fitting.checks import hidden_states
 
 
 class Batch(NamedTuple):

@@ -11,8 +11,9 @@ from jaxtyping import Array
 
 from jaxem.core.pytree import module, replace, select
 from jaxem.distributions.base import Labelled, Statistics
-from jaxem.fitting.fit import best_restart, regulariser
+from jaxem.fitting.finish import best_restart
 from jaxem.fitting.loop import Limits, Progress, advance, begin, has_converged, informed, settled, verdict
+from jaxem.fitting.regularisation import regulariser
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
 

@@ -20,7 +20,7 @@ from jaxem._version import version
 from jaxem.data.arrays import numbers
 from jaxem.data.problems import as_problems
 from jaxem.distributions.base import check_model
-from jaxem.fitting.fit import check_labelled, check_limits, check_prior
+from jaxem.fitting.checks import check_labelled, check_limits, check_prior
 from jaxem.fitting.loop import Limits
 from jaxem.fitting.many.batching import Batch, batched, some
 from jaxem.fitting.many.checkpoint import Checkpoint, Shelf

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.data.sequences import Sequences
-from jaxem.fitting.fit import check_rows, hidden_states
+from jaxem.fitting.checks import check_rows, hidden_states
 from jaxem.fitting.loop import Limits, Progress
 from jaxem.fitting.many.checkpoint import Shelf
 from jaxem.fitting.many.device import Lanes, choose, idle, member, prepare, take, turn

@@ -17,7 +17,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
-from jaxem.fitting.fit import SCALE_ROWS
+from jaxem.fitting.regularisation import SCALE_ROWS
 from jaxem.fitting.sources.summary import Survey
 
 

@@ -22,7 +22,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from jaxem.core.pytree import module, replace, static
-from jaxem.core.summation import BLOCK, Sampled, placed
+from jaxem.core.semirings import Sampled
+from jaxem.core.summation import BLOCK, placed
 from jaxem.data.prepare import mesh_of
 from jaxem.data.sequences import Sequences
 from jaxem.distributions.base import Labelled, Statistics, add, over_parts

@@ -25,17 +25,10 @@ from jaxem.data.batches import read_ahead
 from jaxem.data.prepare import ready
 from jaxem.data.sequences import Sequences
 from jaxem.distributions.base import Statistics, add, check_model, scale
-from jaxem.fitting.fit import (
-    Blank,
-    best_restart,
-    check_limits,
-    check_prior,
-    check_rows,
-    check_starts,
-    conclude,
-    regularisers,
-)
+from jaxem.fitting.checks import check_limits, check_prior, check_rows, check_starts
+from jaxem.fitting.finish import best_restart, conclude
 from jaxem.fitting.loop import Limits, Progress, advance, begin, verdict
+from jaxem.fitting.regularisation import Blank, regularisers
 from jaxem.fitting.result import Fit
 from jaxem.fitting.sources import multihost
 from jaxem.fitting.sources.summary import ALL_ELSEWHERE, Survey

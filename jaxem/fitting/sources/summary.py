@@ -17,7 +17,8 @@ from jaxem.core.pytree import replace
 from jaxem.data.missing import Incomplete, cells, incomplete, unseen_rows
 from jaxem.data.prepare import as_weight, ready
 from jaxem.data.sequences import Sequences
-from jaxem.fitting.fit import SCALE_ROWS, check_rows
+from jaxem.fitting.checks import check_rows
+from jaxem.fitting.regularisation import SCALE_ROWS
 
 ALL_ELSEWHERE = ()
 """In place of no prior, where a model checks a batch: a regression would look whether these rows alone determine it."""

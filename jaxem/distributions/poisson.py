@@ -1,4 +1,4 @@
-"""More counts (Geometric, NegativeBinomial, Multinomial), and PointMass: one number and no other."""
+"""Counts without a bound: Poisson and negative binomial."""
 
 from __future__ import annotations
 
@@ -10,94 +10,133 @@ from jax.scipy.special import digamma
 from jaxtyping import Array, Float
 
 from jaxem.core import linalg
-from jaxem.core.constraints import held, non_negative, parameter, positive, simplex, unit_interval
+from jaxem.core.constraints import non_negative, parameter, positive
 from jaxem.core.double_double import (
     MOST,
     anywhere,
     factorial_rest,
+    log_factorial_parts,
     log_parts,
-    orders,
-    quotient_words,
-    sum_words,
+    on_grid,
 )
-from jaxem.core.pytree import module, replace, static
+from jaxem.core.pytree import module, replace
 from jaxem.core.root_finding import root
 from jaxem.core.special import behind_less, binet, gap, gap_by_square, tables
-from jaxem.core.summation import totals, two_sum
+from jaxem.core.summation import totals
 from jaxem.distributions.base import Family
-from jaxem.distributions.discrete import (
-    Counted,
-    OfCategories,
-    OfTrials,
-    Trials,
-    times_log,
-    times_log_rest,
-    weighted,
-    whole,
-)
+from jaxem.distributions.discrete import Counted, _Counts, times_log, weighted, whole
 from jaxem.distributions.members import Numbers
 from jaxem.distributions.statistics.moments import enough
 
 
-class _Counts(Family):
-    """Whole numbers from zero upward."""
+@module
+class Arrivals:
+    """Weighted counts and the rows they were counted in, each `[...]`."""
 
-    support = "whole numbers from 0 upward"
-
-    @classmethod
-    def points(cls, x: Array, weight: Array, **sizes: int) -> Float[Array, "n d"]:
-        """By their logarithms: tails are long."""
-        return super().points(jnp.log1p(jnp.maximum(x, 0)), weight)
+    total: Array
+    exposure: Array
 
 
 @module
-class Geometric(_Counts, OfTrials):
-    """Failures before the first success.
+class Poisson(Family):
+    """Counts without an upper limit.
 
-    log p(x) = log probs + x log(1 - probs), x = 0, 1, 2, ...
+    log p(x) = x log rate - rate - log x!
 
     Args:
-        probs: `[...]`, the probability of a success. The mean is (1 - probs) / probs.
+        rate: `[...]`, counts per row.
 
     Raises:
-        ValueError: a probability outside [0, 1].
+        ValueError: a negative rate.
 
     >>> import jaxem as jem
-    >>> jem.Geometric([0.5, 1.0]).log_prob([0, 1]).round(4).tolist()
-    [[-0.6931, -1.3863], [0.0, -inf]]
+    >>> jem.Poisson(2.0).log_prob([0, 3]).round(3).tolist()
+    [-2.0, -1.712]
     """
 
-    probs: Float[Array, "*batch"] = parameter(unit_interval)
+    support = "whole numbers from 0 upward"
+    rate: Float[Array, "*batch"] = parameter(non_negative)
 
-    def contains(self, columns: Array) -> Array:
-        return whole(columns)
+    def columns(self, x: Array) -> Counted:
+        """The counts, and log x!."""
+        inside = whole(x)
+        most = float(MOST[x.dtype.itemsize])
+        coarse, fine = log_factorial_parts(jnp.where(inside, jnp.minimum(x, most), 0))
+        return Counted(jnp.where(inside, x, jnp.nan), coarse, jnp.where(inside, fine, jnp.nan))
 
-    def log_density(self, columns: Float[Array, "n"]) -> Float[Array, "*batch n"]:
-        probs = self.probs[..., None]
-        columns = linalg.lead(columns, probs.ndim)
-        inside = whole(columns)
-        log_prob = times_log(jnp.ones_like(columns), probs) + times_log_rest(jnp.where(inside, columns, 0), probs)
-        return jnp.where(inside, log_prob, -jnp.inf)
+    def contains(self, columns: Counted) -> Array:
+        return columns.inside
 
-    def statistics(self, x: Any, weight: Array) -> Trials:
-        """A success in each row, and the weighted number of failures."""
+    def log_density(self, columns: Counted) -> Float[Array, "*batch n"]:
+        rate = self.rate[..., None]
+        x = columns.counts(rate.ndim)
+        coarse, fine, inside = (linalg.lead(a, rate.ndim) for a in (columns.coarse, columns.fine, columns.inside))
+        return jnp.where(inside, _poisson(rate, x, coarse, jnp.where(inside, fine, 0)), -jnp.inf)
+
+    def statistics(self, x: Any, weight: Array) -> Arrivals:
+        """The weighted sum of the counts, and the weighted number of rows."""
         columns = self.observe(x).columns
-        return Trials(jnp.sum(weight, axis=-1), weighted(weight, jnp.where(whole(columns), columns, 0)))
-
-    def expected_statistics(self) -> Trials:
-        return Trials(jnp.ones_like(self.probs), 1 / jnp.maximum(self.probs, jnp.finfo(self.probs.dtype).tiny) - 1)
+        return Arrivals(weighted(weight, columns.counts(1)), weighted(weight, columns.inside.astype(weight.dtype)))
 
     def centre(self) -> Array:
-        return self.expected_statistics().failures
+        return self.rate
+
+    def expected_statistics(self) -> Arrivals:
+        return Arrivals(self.rate, jnp.ones_like(self.rate))
+
+    def expected_log_prob(self, statistics: Arrivals) -> Float[Array, "*batch"]:
+        """total log(rate) - exposure rate."""
+        return times_log(statistics.total, self.rate) - statistics.exposure * self.rate
+
+    def m_step(self, statistics: Arrivals) -> Self:
+        """total / exposure; a member without rows keeps its rate."""
+        some = enough(statistics.exposure)
+        rate = statistics.total / jnp.where(some, statistics.exposure, 1)
+        return replace(self, rate=jnp.where(some, rate, self.rate))
 
     @classmethod
     def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
-        return cls(jnp.full(members, 0.5, row.dtype))
+        return cls(jnp.ones(members, row.dtype))
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n"]:
         """`n` counts from each member, `[*batch_shape, n]`."""
-        waiting = jax.random.exponential(key, (*self.batch_shape, n), self.probs.dtype)
-        return jnp.floor(waiting / -jnp.log1p(-self.probs[..., None]))
+        draws = jax.random.poisson(key, self.rate[..., None], (*self.batch_shape, n))
+        return draws.astype(self.rate.dtype)
+
+
+@jax.custom_jvp
+def _poisson(rate: Array, x: Array, coarse: Array, fine: Array) -> Array:
+    """log p of counts: by words, or, if some are many, by their distance from the rate (Loader 2000)."""
+    some = rate > 0
+    mean = jnp.where(some, rate, 1)
+
+    def by_words() -> Array:
+        (coarse_log, fine_log), level = log_parts(mean), on_grid(mean)
+        return (x * coarse_log - level - coarse) + (x * fine_log - (mean - level) - fine)
+
+    def by_distance() -> Array:
+        count = jnp.where(x > 0, x, 1)
+        # A share of the count may be too small for a float.
+        tiny = mean < float(jnp.finfo(x.dtype).eps) * count
+        share = jnp.where(tiny, 1, mean / count)
+        far = (jnp.log(count) - jnp.log(mean)) - 1
+        apart = count * jnp.where(tiny, far, gap(jnp.where(tiny, 0, (mean - count) / count), share))
+        apart = jnp.where(x > 0, apart, mean)
+        return -factorial_rest(x) - apart
+
+    many = anywhere(jnp.any(x > MOST[x.dtype.itemsize]))
+    value = jax.lax.cond(many, by_distance, by_words)
+    return jnp.where(some, value, jnp.where(x == 0, 0, -jnp.inf))
+
+
+@_poisson.defjvp
+def _poisson_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    rate, x, _, _ = primals
+    some = rate > 0
+    mean = jnp.where(some, rate, 1)
+    slope = jnp.where(some, (x - mean) / mean, -1)
+    change = slope * tangents[0] + jnp.where(some, jnp.log(mean), 0) * tangents[1]
+    return _poisson(*primals), change - tangents[2] - tangents[3]
 
 
 @module
@@ -301,188 +340,3 @@ def _negative_binomial_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ..
     by_x = jnp.where(there, digamma(shape + x) - jnp.log(jnp.maximum(x, 1)) - jnp.log1p(shape / some), 0)
     change = by_mean * tangents[0] + by_shape * tangents[1] + by_x * tangents[2]
     return _negative_binomial(*primals), change - tangents[3]
-
-
-@module
-class Multinomial(OfCategories):
-    """How many of the trials of a row fell to each of C categories. How many trials a row has is up to the row.
-
-    log p(x) = log T! - sum_c log x_c! + sum_c x_c log probs_c,    T = sum_c x_c
-
-    Args:
-        probs: `[..., C]`, the probability of each category; each row sums to one.
-        total_count: how many trials a row has that is drawn.
-
-    Raises:
-        ValueError: probabilities that are negative or do not sum to one, or a total below one.
-
-    >>> import jaxem as jem
-    >>> jem.Multinomial([0.5, 0.25, 0.25]).log_prob([[1, 1, 0], [0, 0, 0]]).round(4).tolist()
-    [-1.3863, 0.0]
-    """
-
-    scalar = False
-    support = "whole numbers from 0 upward in each column"
-    probs: Float[Array, "*batch c"] = parameter(simplex)
-    total_count: int = static(default=1)
-
-    def __post_init__(self) -> None:
-        if int(self.total_count) != self.total_count or self.total_count < 1:
-            raise ValueError(f"Multinomial: total_count is {self.total_count}; it must be a whole number above zero")
-        object.__setattr__(self, "total_count", int(self.total_count))
-        super().__post_init__()
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        return self.probs.shape[-1:]
-
-    @classmethod
-    def points(cls, x: Array, weight: Array, **sizes: int) -> Float[Array, "n c"]:
-        """The roots of the shares: their noise is the same everywhere."""
-        return jnp.sqrt(jnp.maximum(x, 0) / jnp.maximum(jnp.sum(x, axis=-1, keepdims=True), 1))
-
-    def columns(self, x: Float[Array, "n c"]) -> Counted:
-        """The counts, `[C, n]`, and the logarithm of how many orders of the trials have them."""
-        inside = whole(x).all(-1)
-        counts = jnp.where(inside[:, None], x, 0)
-        total = jnp.sum(counts, axis=-1)
-        coarse, fine = orders(total, counts.T, total > MOST[x.dtype.itemsize])
-        return Counted(counts.T, coarse, jnp.where(inside, fine, jnp.nan))
-
-    def contains(self, columns: Counted) -> Array:
-        return columns.inside
-
-    def log_density(self, columns: Counted) -> Float[Array, "*batch n"]:
-        inside = linalg.lead(columns.inside, self.probs.ndim)
-        fine = jnp.where(columns.inside, columns.fine, 0)
-        return jnp.where(inside, _multinomial(self.probs, columns.values, columns.coarse, fine), -jnp.inf)
-
-    def statistics(self, x: Any, weight: Array) -> Float[Array, "*batch c"]:
-        """The weighted count of each category."""
-        return linalg.matmul(weight, self.observe(x).columns.values.T)
-
-    def expected_statistics(self) -> Array:
-        return self.total_count * self.probs
-
-    def centre(self) -> Array:
-        return self.expected_statistics()
-
-    @classmethod
-    def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
-        return cls(jnp.full((*members, len(row)), 1 / len(row), row.dtype), sizes.get("total_count", 1))
-
-    def sample(self, key: Array, n: int) -> Float[Array, "*batch n c"]:
-        """`n` rows of `total_count` trials from each member, `[*batch_shape, n, C]`."""
-        shape = (*self.batch_shape, n, *self.event_shape)
-        probs = jnp.broadcast_to(self.probs[..., None, :], shape)
-        trials = jnp.full(shape[:-1], self.total_count, probs.dtype)
-        return jax.random.multinomial(key, trials, probs, dtype=probs.dtype)
-
-
-IMPOSSIBLE = -1e30
-"""In place of the logarithm of zero, which times a count of zero is nothing."""
-
-
-@jax.custom_jvp
-def _multinomial(probs: Array, counts: Array, coarse: Array, fine: Array) -> Array:
-    """log p of counts `[C, n]`: by words, or, if some rows have many, by their distance from the mean."""
-    some = probs > 0
-    p = jnp.where(some, probs, 1)
-    coarse, fine = (linalg.lead(each, probs.ndim) for each in (coarse, fine))
-    total = jnp.sum(counts, axis=0)
-
-    def by_words() -> Array:
-        coarse_log, fine_log = log_parts(p)
-        logs = jnp.stack([jnp.where(some, coarse_log, IMPOSSIBLE), fine_log], axis=-2)
-        sums = linalg.matmul(logs, counts)
-        value = (sums[..., 0, :] + coarse) + (sums[..., 1, :] + fine)
-        return jnp.where(sums[..., 0, :] < IMPOSSIBLE / 2, -jnp.inf, value)
-
-    def by_distance() -> Array:
-        # What was made of rows with few is for words.
-        rest = orders(total, counts, jnp.ones_like(total, bool))[1]
-        high, low = (linalg.lead(each, probs.ndim) for each in sum_words(counts.T))
-        one, excess = sum_words(probs)
-        value = linalg.lead(rest, probs.ndim) + high * ((one - 1) + excess)[..., None]
-
-        def less(value: tuple[Array, Array], category: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
-            p, count = category[0][..., None], linalg.lead(category[1], probs.ndim)
-            share, short = quotient_words(count, jnp.maximum(high, 1), low)
-            share = jnp.where(count > 0, share, 1)
-            apart = count * gap(((p - share) - short) / share, p / share)
-            return two_sum(*value, -jnp.where(count > 0, apart, high * p)), None
-
-        value, lost = jax.lax.scan(less, (value, jnp.zeros_like(value)), (jnp.moveaxis(probs, -1, 0), counts))[0]
-        return value + lost
-
-    return jax.lax.cond(anywhere(jnp.any(total > MOST[counts.dtype.itemsize])), by_distance, by_words)
-
-
-@_multinomial.defjvp
-def _multinomial_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
-    probs, counts, _, _ = primals
-    some = probs > 0
-    p = jnp.where(some, probs, 1)
-    change = linalg.matmul(jnp.where(some, tangents[0] / p, 0), counts) + linalg.matmul(jnp.log(p), tangents[1])
-    coarse, fine = (linalg.lead(each, probs.ndim) for each in tangents[2:])
-    return _multinomial(*primals), change + coarse + fine
-
-
-@module
-class PointMass(Family):
-    """One value and no other. Fits never move it: with `Either` it makes inflated zeros, or a known outlier.
-
-    p(x) = 1 if x = location, else 0
-
-    Args:
-        location: `[...]`, in the units of x.
-
-    Raises:
-        ValueError: a location that is not finite.
-
-    >>> import jaxem as jem
-    >>> jem.PointMass([0.0, 2.0]).log_prob([0, 1, 2]).tolist()
-    [[0.0, -inf, -inf], [-inf, -inf, 0.0]]
-    """
-
-    support = "the locations"
-    location: Float[Array, "*batch"] = parameter(held)
-
-    def _equal(self, columns: Float[Array, "n"]) -> Array:
-        return linalg.lead(columns, self.location.ndim + 1) == self.location[..., None]
-
-    def contains(self, columns: Float[Array, "n"]) -> Array:
-        return self._equal(columns).reshape(-1, len(columns)).any(0)
-
-    def log_density(self, columns: Float[Array, "n"]) -> Float[Array, "*batch n"]:
-        return jnp.where(self._equal(columns), 0, -jnp.inf).astype(columns.dtype)
-
-    def harmless(self) -> Any:
-        return self.location.reshape(-1)[0]
-
-    def statistics(self, x: Any, weight: Array) -> Float[Array, "*batch"]:
-        """The weighted number of rows."""
-        return jnp.sum(weight, axis=-1)
-
-    def expected_statistics(self) -> Array:
-        return jnp.ones_like(self.location)
-
-    def expected_log_prob(self, statistics: Array) -> Float[Array, "*batch"]:
-        """Nothing depends on a parameter."""
-        return jnp.zeros_like(statistics)
-
-    def m_step(self, statistics: Array) -> Self:
-        """As it is."""
-        return self
-
-    def centre(self) -> Array:
-        return self.location
-
-    @classmethod
-    def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
-        """At `location`, zero unless it is said."""
-        return cls(jnp.full(members, sizes.get("location", 0), row.dtype))
-
-    def sample(self, key: Array, n: int) -> Float[Array, "*batch n"]:
-        """The location, `n` times."""
-        return jnp.broadcast_to(self.location[..., None], (*self.batch_shape, n))

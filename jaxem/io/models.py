@@ -1,4 +1,4 @@
-"""Models on disk: safetensors, with the model's shape in a JSON header. No pickle: a file cannot run code."""
+"""Models to files and back: safetensors, with what they are in words."""
 
 from __future__ import annotations
 
@@ -14,23 +14,34 @@ import numpy as np
 
 from jaxem.core.pytree import unchecked
 from jaxem.distributions import (
+    bernoulli,
+    categorical,
     censored,
-    counts,
     dirichlet,
-    discrete,
     either,
+    exponential,
     factor_analysis,
+    gamma,
     gaussian,
-    positive,
+    glm,
+    joint,
+    laplace,
+    lognormal,
+    point_mass,
+    poisson,
     product,
     regression,
-    robust,
+    softmax,
+    student_t,
     von_mises,
     weibull,
 )
+from jaxem.io.atomic import write
 from jaxem.latent import bayesnet, hmm, mixture, mixture_of_experts, rbf_network, state_space
 
 FORMAT = "jaxem 1"
+
+
 CLASSES = {
     cls.__name__: cls
     for cls in (
@@ -38,37 +49,37 @@ CLASSES = {
         gaussian.TiedGaussian,
         gaussian.DiagonalGaussian,
         gaussian.SphericalGaussian,
-        robust.StudentT,
-        robust.Laplace,
+        student_t.StudentT,
+        laplace.Laplace,
         factor_analysis.FactorAnalysis,
         factor_analysis.PPCA,
-        discrete.Bernoulli,
-        discrete.Binomial,
-        discrete.Categorical,
-        discrete.Poisson,
-        counts.Geometric,
-        counts.NegativeBinomial,
-        counts.Multinomial,
-        counts.PointMass,
+        bernoulli.Bernoulli,
+        bernoulli.Binomial,
+        categorical.Categorical,
+        poisson.Poisson,
+        bernoulli.Geometric,
+        poisson.NegativeBinomial,
+        categorical.Multinomial,
+        point_mass.PointMass,
         dirichlet.Beta,
         dirichlet.Dirichlet,
         von_mises.VonMises,
         either.Either,
-        positive.Exponential,
-        positive.Gamma,
-        positive.LogNormal,
-        positive.InverseGaussian,
+        exponential.Exponential,
+        gamma.Gamma,
+        lognormal.LogNormal,
+        gamma.InverseGaussian,
         weibull.Weibull,
         censored.Censored,
         regression.LinearRegression,
-        regression.LogisticRegression,
-        regression.PoissonRegression,
-        regression.Joint,
+        glm.LogisticRegression,
+        glm.PoissonRegression,
+        joint.Joint,
         product.Product,
         product.Independent,
         bayesnet.BayesNet,
         mixture.Mixture,
-        mixture_of_experts.SoftmaxGate,
+        softmax.SoftmaxGate,
         mixture_of_experts.MixtureOfExperts,
         rbf_network.RBFNetwork,
         hmm.HMM,
@@ -97,31 +108,6 @@ def save(path: str | os.PathLike[str], model: Any) -> None:
     structure = _describe(model, "model", tensors)
     header = {"format": FORMAT, "structure": json.dumps(structure)}
     write(Path(path), to_bytes(tensors, metadata=header))
-
-
-def write(path: Path, content: bytes) -> None:
-    """A file that appears whole or not at all, even if the machine stops while it is written."""
-    unfinished = temporary(path)
-    try:
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def temporary(path: Path) -> Path:
-    """Where a file is while it is being written."""
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
-
-
-def sweep(folder: Path) -> None:
-    """Remove what processes that were killed left half written."""
-    for path in folder.glob(".*.part"):
-        if path.suffixes[-2:-1] and path.suffixes[-2][1:].isdigit():
-            path.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike[str]) -> Any:

@@ -1,4 +1,4 @@
-"""Heavy tails: Student's t for vectors, Laplace for numbers. One wild row moves them little."""
+"""Student's t: Gaussians whose precision varies from row to row."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxem.core import linalg
-from jaxem.core.constraints import parameter, parameters, positive, positive_definite, real, vector
+from jaxem.core.constraints import parameter, parameters, positive, positive_definite, vector
 from jaxem.core.pytree import module, replace, static
 from jaxem.core.root_finding import root
 from jaxem.core.special import behind, gap, stirling
 from jaxem.core.summation import totals
-from jaxem.distributions.base import Family, Pullback, Rows
+from jaxem.distributions.base import Pullback, Rows
 from jaxem.distributions.gaussian import Gaussian, lifted
 from jaxem.distributions.statistics import mahalanobis
 from jaxem.distributions.statistics.incomplete_gaussian import LOG_2_PI, AnyCell, Columns, Gaps
 from jaxem.distributions.statistics.moments import Moments, enough, resolution
 
 LEAST = 1e-2
+
+
 MOST = {4: 1e5, 8: 1e10}
 """Degrees of freedom, by bytes of a float, above which a t is a Gaussian within rounding."""
 
@@ -268,163 +270,3 @@ def _degrees(inequality: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     guess = (3 - c + jnp.sqrt((c - 3) ** 2 + 24 * c)) / (12 * c)
     log_h = root(lambda z: c - behind(jnp.exp(z)), jnp.full_like(c, low), jnp.full_like(c, high), jnp.log(guess))
     return 2 * jnp.exp(log_h)
-
-
-@module
-class Deviations:
-    """Absolute deviations of weighted rows from a place, each as the parabola that touches it at `reference`.
-
-    With `at = location - reference`, their sum is at most
-    `absolute - pull at + stiffness at^2 / 2 + resting |at|`, and just that at the reference.
-
-    Attributes:
-        rows: `[...]` sum of w.
-        absolute: `[...]` sum of w |r|, with r = x - reference.
-        pull: `[...]` sum of w sign r.
-        stiffness: `[...]` sum of w / |r|.
-        resting: `[...]` sum of w over the rows at the reference itself: no parabolas, and no part of the two before.
-        reference: `[...]`.
-    """
-
-    rows: Array
-    absolute: Array
-    pull: Array
-    stiffness: Array
-    resting: Array
-    reference: Array
-
-    def bound(self, at: Array) -> Array:
-        """The sum of absolute deviations, at most, from a place that is `at` away from the reference."""
-        return self.absolute - self.pull * at + 0.5 * self.stiffness * at**2 + self.resting * jnp.abs(at)
-
-    def about(self, reference: Float[Array, "*batch"]) -> Deviations:
-        """About another reference; the rows that rest at this one become parabolas as well."""
-        at = reference - self.reference
-        moved = at != 0
-        distance = jnp.abs(jnp.where(moved, at, 1))
-        return replace(
-            self,
-            absolute=self.bound(at),
-            pull=self.pull - self.stiffness * at - self.resting * jnp.sign(at),
-            stiffness=self.stiffness + jnp.where(moved, self.resting / distance, 0),
-            resting=jnp.where(moved, 0, self.resting),
-            reference=reference,
-        )
-
-    def __add__(self, other: Deviations) -> Deviations:
-        other = other.about(self.reference)
-        return Deviations(
-            self.rows + other.rows,
-            self.absolute + other.absolute,
-            self.pull + other.pull,
-            self.stiffness + other.stiffness,
-            self.resting + other.resting,
-            self.reference,
-        )
-
-    def __mul__(self, factor: Array | float) -> Deviations:
-        """`factor` (a number) times as many of the same rows."""
-        return Deviations(
-            self.rows * factor,
-            self.absolute * factor,
-            self.pull * factor,
-            self.stiffness * factor,
-            self.resting * factor,
-            self.reference,
-        )
-
-
-@module
-class Laplace(Family):
-    """Two exponentials, back to back: its fit is the median, and the mean absolute deviation from it.
-
-    log p(x) = -log(2 scale) - |x - location| / scale
-
-    EM takes |r| <= (r^2 / c + c) / 2, which touches at c = |r|: the E-step of a Gaussian whose variances are hidden and
-    exponential (Andrews and Mallows 1974; Phillips 2002). Rows at the location itself keep their |r|: enough of them
-    hold it there, and too few do not, so a step does not stop short at a row.
-
-    Args:
-        location: `[...]`, in the units of x.
-        scale: `[...]`, positive, in the units of x: the mean absolute deviation.
-
-    Raises:
-        ValueError: a scale that is not above zero.
-
-    >>> import jaxem as jem
-    >>> jem.Laplace(0.0, 0.5).log_prob([1.0, 2.0]).tolist()
-    [-2.0, -4.0]
-    """
-
-    location: Float[Array, "*batch"] = parameter(real)
-    scale: Float[Array, "*batch"] = parameter(positive)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        shape = jnp.broadcast_shapes(self.location.shape, self.scale.shape)
-        for name in ("location", "scale"):
-            object.__setattr__(self, name, jnp.broadcast_to(getattr(self, name), shape))
-
-    def log_density(self, columns: Float[Array, "n"]) -> Float[Array, "*batch n"]:
-        location, scale = self.location[..., None], self.scale[..., None]
-        return -jnp.log(2 * scale) - jnp.abs(linalg.lead(columns, location.ndim) - location) / scale
-
-    def statistics(self, x: Any, weight: Array) -> Deviations:
-        """The absolute deviations from each member's location, as parabolas."""
-        difference = linalg.lead(self.observe(x).columns, weight.ndim) - self.location[..., None]
-        size = jnp.abs(difference)
-        away = size > float(jnp.finfo(size.dtype).eps) * self.scale[..., None]
-        rows, absolute, pull, stiffness, resting = totals(
-            weight,
-            weight * size,
-            jnp.where(away, weight * jnp.sign(difference), 0),
-            jnp.where(away, weight / jnp.where(away, size, 1), 0),
-            jnp.where(away, 0, weight),
-        )
-        return Deviations(rows, absolute, pull, stiffness, resting, self.location)
-
-    def expected_statistics(self) -> Deviations:
-        # E|x - place| is at most the parabola that touches it at the location, of stiffness 1 / scale.
-        ones, zeros = jnp.ones_like(self.scale), jnp.zeros_like(self.scale)
-        return Deviations(ones, self.scale, zeros, 1 / self.scale, zeros, self.location)
-
-    def expected_log_prob(self, statistics: Deviations) -> Float[Array, "*batch"]:
-        """-rows log(2 scale) - (the bound on absolute deviations) / scale."""
-        bound = statistics.bound(self.location - statistics.reference)
-        return -statistics.rows * jnp.log(2 * self.scale) - bound / self.scale
-
-    def m_step(self, statistics: Deviations) -> Self:
-        """The bottom of the parabolas, or the reference if the rows there can hold it; the bound there for each row."""
-        some, stiff = enough(statistics.rows), statistics.stiffness > 0
-        pull = jnp.sign(statistics.pull) * jnp.maximum(jnp.abs(statistics.pull) - statistics.resting, 0)
-        at = jnp.where(stiff, pull / jnp.where(stiff, statistics.stiffness, 1), 0)
-        location = jnp.where(some, statistics.reference + at, self.location)
-        scale = statistics.bound(at) / jnp.where(some, statistics.rows, 1)
-        scale = jnp.maximum(scale, jnp.sqrt(resolution(location)))
-        return replace(self, location=location, scale=jnp.where(some, scale, self.scale))
-
-    def weak(self, members: Array | int, x: Any, weight: Array) -> Deviations:
-        """A row about the scale, smaller the more members share the data, and a hundredth of one about the location."""
-        one = self.expected_statistics()
-        share = 1 / jnp.asarray(members, self.scale.dtype)
-        return replace(one, absolute=one.absolute * share, stiffness=one.stiffness / 100)
-
-    def floor(self, x: Any, weight: Array) -> Deviations:
-        """No rows, and what holds up ties at zero."""
-        rows, zero = self.observe(x), jnp.zeros_like(self.scale)
-        least = jnp.sqrt(mahalanobis.at_zero(rows.columns[None], rows.counted(weight))[0])
-        return Deviations(zero, jnp.broadcast_to(least, zero.shape), zero, zero, zero, self.location)
-
-    def collapsed(self, floor: Deviations) -> Array:
-        """Is the scale no more than rounding?"""
-        return (self.scale < 2 * jnp.sqrt(resolution(self.location))) | (self.scale < 10 * floor.absolute)
-
-    @classmethod
-    def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
-        # So small that rows in any units are away from it: at a scale of one, those near 1e-7 would all rest there.
-        return cls(jnp.broadcast_to(row, members), jnp.full(members, jnp.finfo(row.dtype).tiny, row.dtype))
-
-    def sample(self, key: Array, n: int) -> Float[Array, "*batch n"]:
-        """`n` draws from each member, `[*batch_shape, n]`."""
-        draws = jax.random.laplace(key, (*self.batch_shape, n), self.scale.dtype)
-        return self.location[..., None] + self.scale[..., None] * draws

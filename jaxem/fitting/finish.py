@@ -1,0 +1,50 @@
+"""How a fit ends: its result, and the best of several starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxem.distributions.base import Statistics
+from jaxem.fitting.loop import Progress, has_converged, settled, verdict
+from jaxem.fitting.result import Fit
+from jaxem.fitting.status import Status
+
+
+def conclude(solver: Any, start: Any, end: Progress, trace: Array | None, floor: Statistics, weight: Array) -> Fit:
+    """The result of a fit that has ended."""
+    rows = jnp.sum(weight)
+    end = settled(end, rows)
+    status = verdict(start, end.model, end.status, floor, rows)
+    return Fit(
+        model=end.model,
+        log_likelihood=end.log_likelihood,
+        objective=end.objective,
+        steps=end.steps,
+        converged=has_converged(end.status, status),
+        status=status,
+        passes=solver.spent(end.state, end.steps + 1),
+        trace=trace,
+    )
+
+
+SOUNDNESS = np.array([0 if status.failed else 1 if status.degenerate else 2 for status in sorted(Status)], np.int32)
+"""By status: failed, degenerate, sound."""
+
+
+def best_restart(objective: Array, status: Array) -> Array:
+    """The index, on the last axis, of the start to keep.
+
+    A sound fit comes before a degenerate one (a collapsed covariance, a vanished component, a fall of the objective),
+    however high that is, for its likelihood has no limit but the floor; and both before one that failed. Among equals
+    the highest objective counts: the first, of those that are equal within rounding.
+    """
+    soundness = jnp.asarray(SOUNDNESS)[status]
+    among = jnp.isfinite(objective) & (soundness == jnp.max(soundness, axis=-1, keepdims=True))
+    usable = jnp.where(among, objective, -jnp.inf)
+    largest = jnp.max(usable, axis=-1, keepdims=True)
+    rounding = 1024 * float(jnp.finfo(objective.dtype).eps) * jnp.abs(largest)
+    return jnp.argmax(usable >= largest - jnp.where(jnp.isfinite(rounding), rounding, 0), axis=-1)

@@ -1,0 +1,84 @@
+"""What a fit adds to the statistics of the rows: the floor and the prior."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxem.distributions.base import Labelled, Statistics, add
+from jaxem.fitting.sources.sharded import Spread
+
+SCALE_ROWS = 65_536
+"""At most this many rows, evenly spaced, say how wide the data are (see `spacing`)."""
+
+
+def regulariser(floor: Statistics, prior: Any, model: Any, x: Any, weight: Array) -> Statistics:
+    """The pseudo-statistics of every M-step: the floor, and what the prior adds to it.
+
+    Raises:
+        ValueError: a prior that was made for another kind of model.
+    """
+    if prior is None:
+        return floor
+    x = x.x if isinstance(x, Labelled) else x  # a prior scales itself to the rows, whatever their labels
+    said = f"a {type(prior).__name__} is no prior of a {_kind(model)}; pass one that is made for it (see jaxem.priors)"
+    try:
+        made = prior.statistics(model, x, weight) if hasattr(prior, "statistics") else prior
+    except AttributeError as error:
+        raise ValueError(f"prior: {said}: {error}") from error
+    given, wanted = jax.tree.structure(made), jax.tree.structure(floor)
+    if given != wanted:
+        raise ValueError(f"prior has the structure {given}, and the statistics of this model are {wanted}: {said}")
+    for mine, its in zip(jax.tree.leaves(made), jax.tree.leaves(floor), strict=True):
+        if np.broadcast_shapes(np.shape(mine), its.shape) != its.shape:
+            raise ValueError(f"prior has pseudo-statistics of shape {np.shape(mine)}, and the model's are {its.shape}")
+    return add(floor, jax.tree.map(lambda mine, its: jnp.asarray(mine, its.dtype), made, floor))
+
+
+def _kind(model: Any) -> str:
+    """What a model is, in words."""
+    name = type(model).__name__
+    return f"{name} of {_kind(model.child)}" if hasattr(model, "child") else name
+
+
+class Blank(NamedTuple):
+    """What a trace is before the first step.
+
+    Attributes:
+        length: one more than the steps.
+        refused: is NaN an error, whoever it comes from (`jax_debug_nans`)? Then -inf stands for what was not reached.
+    """
+
+    length: int
+    refused: bool
+
+    @classmethod
+    def of(cls, max_steps: Any) -> Blank:
+        return cls(int(max_steps) + 1, bool(jax.config.jax_debug_nans))  # type: ignore
+
+    def filled(self, dtype: Any) -> Array:
+        return jnp.full(self.length, -jnp.inf if self.refused else jnp.nan, dtype)
+
+
+def regularisers(model: Any, x: Any, weight: Array, prior: Any) -> tuple[Statistics, Statistics]:
+    """The floor, and the floor with the prior: they need the scale of the data, not every row of it."""
+    every = spacing(weight.shape[0])
+    some = x.sample(weight, every) if isinstance(x, Spread) else jax.tree.map(lambda leaf: leaf[::every], (x, weight))
+    floor = model.floor(*some)
+    return floor, regulariser(floor, prior, model, *some)
+
+
+def spacing(n: Any) -> int:
+    """Every how many of n rows one is taken, to have `SCALE_ROWS` at most.
+
+    A power of two: so who reads rows one after the other, and does not know n, ends with the same ones. All of them
+    where n is a symbol (in `jax.export`).
+
+    >>> [spacing(n) for n in (1, 65_536, 65_537, 200_000)]
+    [1, 1, 2, 4]
+    """
+    return 1 << (-(-n // SCALE_ROWS) - 1).bit_length() if isinstance(n, int) else 1

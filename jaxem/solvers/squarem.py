@@ -1,0 +1,85 @@
+"""SQUAREM: squared extrapolation of EM steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxem.core.pytree import module, replace, select
+from jaxem.solvers.accelerated import ON_TRIAL, PLAIN, Accelerated, _code
+
+PASSING = 0
+"""A model that is on the way to another, and never carried."""
+
+
+GROWTH, SHRINKAGE = 4.0, 2.0
+"""By what the longest extrapolation grows when it was of use, and shrinks when it was not."""
+
+
+@module
+class _Cycle:
+    """Where SQUAREM stands in its three plain steps.
+
+    Attributes:
+        phase: 0 from z0, 1 from z1, 2 from the extrapolated point.
+        z0: where the cycle began.
+        z2: the model to fall back on.
+        stretch: by how many plain steps it extrapolated.
+        longest: by how many it may.
+    """
+
+    phase: Int[Array, ""]
+    z0: Float[Array, "p"]
+    z2: Float[Array, "p"]
+    stretch: Float[Array, ""]
+    longest: Float[Array, ""]
+
+
+@module
+class SQUAREM(Accelerated):
+    """Squared extrapolation (Varadhan and Roland 2008, scheme S3) of another solver, EM as a rule.
+
+    Two steps from z0 give r = z1 - z0 and v = (z2 - z1) - r; the next point is z0 - 2 a r + a^2 v with
+    a = -|r| / |v|, and one step more from there begins the next cycle, unless the objective has fallen below that at
+    z0: then z2 does, and a step was lost. How large `a` may be adapts.
+
+    Args:
+        solver: what is accelerated; without state.
+
+    >>> import jax, jaxem as jem
+    >>> x = jax.numpy.array([[-1.1], [-0.9], [-1.0], [1.9], [2.0], [2.1]])
+    >>> start = jem.Mixture([0.5, 0.5], jem.Gaussian([[-1.0], [1.0]], [[[1.0]], [[1.0]]]))
+    >>> jem.fit(start, x, jem.SQUAREM(jem.EM())).words
+    'converged'
+    """
+
+    solver: Any
+
+    def remember(self, at: Float[Array, "p"]) -> _Cycle:
+        """At the beginning of a cycle."""
+        one = jnp.ones((), at.dtype)
+        return _Cycle(jnp.zeros((), jnp.int32), at, at, one, one)
+
+    def propose(self, memory: _Cycle, taken: Array, tried: Array, image: Array) -> tuple[Array, Array, _Cycle]:
+        """What follows z0, z1 and the extrapolated point."""
+        now = memory
+        at_most = now.stretch >= now.longest
+        grown = jnp.where(at_most, GROWTH * now.longest, now.longest)
+        begun = image, _code(PASSING), replace(now, phase=now.phase + 1, z0=tried, longest=grown)
+        shrunk = jnp.where(at_most, jnp.maximum(now.longest / SHRINKAGE, 1), now.longest)
+        refused = now.z2, _code(PLAIN), replace(now, stretch=jnp.zeros_like(now.stretch), longest=shrunk)
+        first = select(taken, begun, refused)
+
+        r, v = tried - now.z0, image - 2 * tried + now.z0
+        length, bend = jnp.sqrt(jnp.sum(r**2)), jnp.sqrt(jnp.sum(v**2))
+        far = jnp.where(bend > 0, length / jnp.where(bend > 0, bend, 1), now.longest)
+        stretch = jnp.clip(far, 1, now.longest)
+        beyond = now.z0 + 2 * stretch * r + stretch**2 * v
+        second = beyond, _code(PASSING), replace(now, phase=now.phase + 1, z2=image, stretch=stretch)
+
+        good = jnp.all(jnp.isfinite(image))
+        claim = jnp.where(good, _code(ON_TRIAL), PLAIN)
+        third = jnp.where(good, image, now.z2), claim, replace(now, phase=jnp.zeros_like(now.phase))
+        return select(now.phase == 0, first, select(now.phase == 1, second, third))
