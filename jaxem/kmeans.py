@@ -15,11 +15,11 @@ from jaxem.core.arguments import as_key, whole
 from jaxem.core.pytree import module, replace
 from jaxem.core.semirings import maximum
 from jaxem.core.summation import total
-from jaxem.data.prepare import as_floats, as_table, as_weight, ready
+from jaxem.data.prepare import as_floats, as_table, as_weight, prepare
 from jaxem.distributions.base import Statistics, as_rows
 from jaxem.distributions.gaussian import SphericalGaussian
 from jaxem.distributions.statistics import mahalanobis
-from jaxem.distributions.statistics.moments import Moments, enough
+from jaxem.distributions.statistics.moments import Moments, has_weight
 from jaxem.fitting.fit import fit
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
@@ -70,14 +70,14 @@ class Lloyd(Solver):
         """Centres to the means of their rows."""
         log_likelihood, statistics = expectation(model, x, weight, maximum)
         moments = statistics.child
-        lost = jnp.any(~enough(moments.rows))
+        lost = jnp.any(~has_weight(moments.rows))
         moments = jax.lax.cond(lost, lambda: _refilled(model, x, weight, moments), lambda: moments)
         return model.m_step(replace(statistics, child=moments)), state, log_likelihood
 
 
 def _refilled(model: Centres, x: Any, weight: Array, moments: Moments) -> Moments:
     """Moments after the rows farthest from their centres have moved to the centres that have none."""
-    empty = ~enough(moments.rows)
+    empty = ~has_weight(moments.rows)
     far = jnp.where(weight > 0, -model.e_step(x, maximum)[0], -jnp.inf)
     row = jax.lax.top_k(far, len(empty))[1][jnp.cumsum(empty, dtype=jnp.int32) - 1]
     places = mahalanobis.plain(model.components.observe(x).columns)[:, row].T
@@ -134,7 +134,7 @@ def kmeans(
     counted = given if weight is None or isinstance(weight, Tracer) else given[np.asarray(weight) > 0]
     if not isinstance(counted, Tracer) and not jnp.isfinite(counted).all():
         raise ValueError("x holds values that are not finite; give their rows weight zero, or leave them out")
-    x, weight, _ = ready(given, weight, None)
+    x, weight, _ = prepare(given, weight, None)
     if not 1 <= (k := whole(k, "k", 0)) <= len(x):
         raise ValueError(f"k is {k}; with {len(x)} rows it must be from 1 to {len(x)}")
     if centres is None:

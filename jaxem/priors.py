@@ -357,7 +357,7 @@ class Weak:
         data, weight = model.child_data(x), model.child_weight(x, weight)
         pooled = _pooled(components, data, weight)
         nothing = jax.tree.map(jnp.zeros_like, model.potentials())
-        return LatentStatistics(nothing, scale(pooled.weak(model.states, data, weight), self.rows))
+        return LatentStatistics(nothing, scale(pooled.unit_prior(model.states, data, weight), self.rows))
 
 
 SETTLED = 1e-8

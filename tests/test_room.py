@@ -11,7 +11,7 @@ import pytest
 import jaxem as jem
 from jaxem.fitting.many import fit_many, memory, queue
 from jaxem.fitting.many.batching import Batch
-from jaxem.fitting.many.device import idle, member, prepare, turn
+from jaxem.fitting.many.device import empty_lanes, member, prepare_lanes, run_lanes
 
 pytestmark = pytest.mark.slow
 
@@ -61,10 +61,10 @@ def test_a_lane_is_no_larger_than_is_said(rng: np.random.Generator, family: type
     batch = Batch(np.arange(64), x, np.ones(x.shape[:2]), None)
     model, solver, width = member(starts, 0), jem.EM(), 64
     lane, problem = memory.sizes(solver, model, batch, None, 1)
-    problems, _ = prepare(solver, starts, x, batch.weight, None, None, restarts=1)
-    held, results = idle(solver, starts, problems, width=width)
+    problems, _ = prepare_lanes(solver, starts, x, batch.weight, None, None, restarts=1)
+    held, results = empty_lanes(solver, starts, problems, width=width)
     limits = queue.Limits(np.float64(1e-6), np.int32(9))
-    program = turn.lower(
+    program = run_lanes.lower(
         solver, held, results, problems, starts, np.full(width, True), np.arange(width, dtype=np.int32), limits,
         restarts=1, one_by_one=False, steps=2,
     )  # fmt: skip

@@ -23,7 +23,7 @@ import pytest
 import jaxem as jem
 from jaxem.fitting import fit as whole
 from jaxem.fitting.sources.streamed import Pairwise
-from jaxem.fitting.sources.summary import Survey
+from jaxem.fitting.sources.summary import DatasetSummary
 from test_compilation import compilations
 
 pytestmark = pytest.mark.slow
@@ -121,7 +121,7 @@ def test_what_says_how_wide_the_data_are_is_the_same_rows_as_for_fit(monkeypatch
     monkeypatch.setattr("jaxem.fitting.sources.summary.SCALE_ROWS", 40)
     for n in (39, 40, 41, 160, 161, 700):
         x = np.arange(float(n))
-        found = Survey(jem.Poisson(1.0), None)
+        found = DatasetSummary(jem.Poisson(1.0), None)
         for batch in jem.batches(x, rows=23):
             found.add(batch)
         np.testing.assert_array_equal(found.sampled()[0], x[:: whole.spacing(n)])

@@ -61,7 +61,7 @@ class Linkage(jem.Latent):
         with_p, without = counts[..., 1] + counts[..., 4], counts[..., 2] + counts[..., 3]
         return replace(self, p=with_p / (with_p + without))
 
-    def collapsed(self, floor: Any) -> Array:
+    def is_degenerate(self, floor: Any) -> Array:
         return jnp.zeros(self.batch_shape, bool)  # there is no variance that could
 
 

@@ -119,7 +119,9 @@ def where(condition: Bool[Array, "s"] | None, yes: Any, no: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition.reshape((1,) * (b.ndim - 1) + condition.shape), a, b), yes, no)
 
 
-def passed_back(chain: Chain, before: Any, end: Array, alone: Any, moved: Any, count: str | None) -> tuple[Array, Any]:
+def backward_pass(
+    chain: Chain, before: Any, end: Array, alone: Any, moved: Any, count: str | None
+) -> tuple[Array, Any]:
     """The backward pass: posterior marginals, from filtered states.
 
     Given the state at t + 1, that at t does not depend on what comes later, so conditional probabilities lead back, and

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxem.chains.chain import Chain, passed_back, where
+from jaxem.chains.chain import Chain, backward_pass, where
 from jaxem.core.extended_float import Scaled, finite_or_zero, normalized, power, split
 from jaxem.core.summation import two_sum
 
@@ -111,7 +111,7 @@ def log_mass(filtered: Filtered, less: Any = 0) -> Float[Array, "s"]:
 
 
 def smoothed(chain: Chain, filtered: Any, end: Array | None = None, count: str | None = "pairs") -> tuple[Array, Any]:
-    """The backward pass, see `chain.passed_back`; `end`: what else is known of the last step."""
+    """The backward pass, see `chain.backward_pass`; `end`: what else is known of the last step."""
     transition = _moves(chain)
 
     def moved(states: Scaled, t: Array) -> Any:
@@ -124,7 +124,7 @@ def smoothed(chain: Chain, filtered: Any, end: Array | None = None, count: str |
         return jnp.sum(mass, axis=0), pull
 
     end = probabilities(filtered.last) if end is None else end
-    return passed_back(chain, filtered.before, end, probabilities, moved, count)
+    return backward_pass(chain, filtered.before, end, probabilities, moved, count)
 
 
 def filtered(chain: Chain, filtered: Filtered) -> Float[Array, "t k s"]:

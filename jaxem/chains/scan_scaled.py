@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxem.chains.chain import LONG, Chain, passed_back, where
+from jaxem.chains.chain import LONG, Chain, backward_pass, where
 from jaxem.core.extended_float import finite_or_zero
 from jaxem.core.linalg import HIGHEST
 from jaxem.core.summation import two_sum
@@ -126,7 +126,7 @@ def probabilities(states: Float[Array, "k s"]) -> Float[Array, "k s"]:
 
 
 def smoothed(chain: Chain, filtered: Any, end: Array | None = None, count: str | None = "pairs") -> tuple[Array, Any]:
-    """The backward pass, see `chain.passed_back`; `end`: what else is known of the last step."""
+    """The backward pass, see `chain.backward_pass`; `end`: what else is known of the last step."""
     moves = _moves(chain)
     always_same = chain.log_transition.ndim == 3
 
@@ -143,9 +143,9 @@ def smoothed(chain: Chain, filtered: Any, end: Array | None = None, count: str |
     # A transition that is always the same is multiplied in once, at the end.
     if count == "pairs" and always_same and end.shape[-1] == 1:
         # Of a single sequence a step is so little that counting pairs would take longer than all else.
-        marginals, shares = passed_back(chain, filtered.before, end, probabilities, moved, "shares")
+        marginals, shares = backward_pass(chain, filtered.before, end, probabilities, moved, "shares")
         return marginals, _summed_pairs(filtered.before[..., 0], shares[..., 0])[..., None] * moves(1)
-    marginals, pairs = passed_back(chain, filtered.before, end, probabilities, moved, count)
+    marginals, pairs = backward_pass(chain, filtered.before, end, probabilities, moved, count)
     return marginals, pairs * moves(1) if count == "pairs" and always_same else pairs
 
 

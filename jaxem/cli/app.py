@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from jaxem.cli.cluster import Meeting, Peers
-    from jaxem.cli.columns import Kind
+    from jaxem.cli.columns import ColumnModel
     from jaxem.cli.fit.result import Outcome
     from jaxem.cli.fit.settings import Settings
     from jaxem.cli.fit.streamed import Assignments
@@ -414,7 +414,7 @@ def _too_large(options: dict[str, Any], columns: list[str]) -> bool:
     return needed > budget
 
 
-def _fit_large(options: dict[str, Any], kind: Kind, settings: Settings, meeting: Meeting | None) -> int:
+def _fit_large(options: dict[str, Any], kind: ColumnModel, settings: Settings, meeting: Meeting | None) -> int:
     """The work of `jaxem fit` on one table that is larger than memory; returns the exit status.
 
     Of several processes each works on a share of the rows, in every step.

@@ -49,7 +49,7 @@ END = dataclasses.replace(FINITE, infinite=True)
 POSITIVE_END = dataclasses.replace(FROM_ZERO, infinite=True)
 
 
-class Reads(enum.Enum):
+class ColumnUse(enum.Enum):
     """What a family reads of a table."""
 
     one = "one column"
@@ -61,7 +61,7 @@ class Reads(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
-class Word:
+class FamilySpec:
     """What a word stands for.
 
     Attributes:
@@ -78,7 +78,7 @@ class Word:
 
     family: Any
     about: str
-    reads: Reads = Reads.one
+    reads: ColumnUse = ColumnUse.one
     support: Support = FINITE
     response: Support | None = None
     total: Support | None = None
@@ -86,25 +86,27 @@ class Word:
     units: str = ""
 
 
-def _said(about: str, reads: Reads = Reads.one, support: Support = FINITE, **more: Any) -> Callable[[Any], Word]:
-    """All of a `Word` but the family."""
-    return partial(Word, about=about, reads=reads, support=support, **more)
+def _said(
+    about: str, reads: ColumnUse = ColumnUse.one, support: Support = FINITE, **more: Any
+) -> Callable[[Any], FamilySpec]:
+    """All of a `FamilySpec` but the family."""
+    return partial(FamilySpec, about=about, reads=reads, support=support, **more)
 
 
 _SAID = {
-    "gaussian": _said("Gaussians with full covariance", Reads.any, gaps=True, units="each"),
-    "diagonal": _said("Gaussians with diagonal covariance", Reads.any, gaps=True, units="each"),
-    "spherical": _said("Gaussians with one variance for all columns", Reads.any, gaps=True, units="one"),
-    "tied": _said("Gaussians that share one covariance", Reads.any, gaps=True, units="each"),
+    "gaussian": _said("Gaussians with full covariance", ColumnUse.any, gaps=True, units="each"),
+    "diagonal": _said("Gaussians with diagonal covariance", ColumnUse.any, gaps=True, units="each"),
+    "spherical": _said("Gaussians with one variance for all columns", ColumnUse.any, gaps=True, units="one"),
+    "tied": _said("Gaussians that share one covariance", ColumnUse.any, gaps=True, units="each"),
     "bernoulli": _said("Bernoulli (yes or no)", support=YES_NO),
     "binomial": _said("binomial counts", support=COUNT),
     "categorical": _said("categories"),
     "poisson": _said("Poisson counts", support=COUNT),
     "geometric": _said("geometric counts", support=COUNT),
     "negative_binomial": _said("negative binomial counts", support=COUNT),
-    "zero_inflated_poisson": _said("zeros and Poisson counts", Reads.alone, COUNT),
-    "zero_inflated_negative_binomial": _said("zeros and negative binomial counts", Reads.alone, COUNT),
-    "zero_inflated_gamma": _said("zeros and gamma numbers", Reads.alone, FROM_ZERO),
+    "zero_inflated_poisson": _said("zeros and Poisson counts", ColumnUse.alone, COUNT),
+    "zero_inflated_negative_binomial": _said("zeros and negative binomial counts", ColumnUse.alone, COUNT),
+    "zero_inflated_gamma": _said("zeros and gamma numbers", ColumnUse.alone, FROM_ZERO),
     "exponential": _said("exponential numbers", support=FROM_ZERO),
     "gamma": _said("gamma numbers", support=ABOVE_ZERO),
     "beta": _said("beta proportions", support=BETWEEN),
@@ -113,17 +115,17 @@ _SAID = {
     "weibull": _said("Weibull numbers", support=ABOVE_ZERO),
     "von_mises": _said("von Mises angles", support=ANGLE),
     "laplace": _said("Laplace numbers", units="each"),
-    "student_t": _said("Student's t", Reads.any, gaps=True, units="each"),
-    "factor_analysis": _said("factor analysis", Reads.all, gaps=True, units="each"),
-    "ppca": _said("probabilistic principal components", Reads.all, gaps=True, units="one"),
-    "multinomial": _said("multinomial counts", Reads.all, COUNT),
-    "dirichlet": _said("Dirichlet proportions", Reads.all, ABOVE_ZERO, total=SHARES),
-    "censored_exponential": _said("exponential numbers, censored", Reads.ends, POSITIVE_END),
-    "censored_weibull": _said("Weibull numbers, censored", Reads.ends, POSITIVE_END),
-    "censored_gaussian": _said("Gaussian numbers, censored", Reads.ends, END),
-    "linear_regression": _said("linear regression", Reads.response, units="each"),
-    "logistic_regression": _said("logistic regression", Reads.response, response=YES_NO),
-    "poisson_regression": _said("Poisson regression", Reads.response, response=COUNT),
+    "student_t": _said("Student's t", ColumnUse.any, gaps=True, units="each"),
+    "factor_analysis": _said("factor analysis", ColumnUse.all, gaps=True, units="each"),
+    "ppca": _said("probabilistic principal components", ColumnUse.all, gaps=True, units="one"),
+    "multinomial": _said("multinomial counts", ColumnUse.all, COUNT),
+    "dirichlet": _said("Dirichlet proportions", ColumnUse.all, ABOVE_ZERO, total=SHARES),
+    "censored_exponential": _said("exponential numbers, censored", ColumnUse.ends, POSITIVE_END),
+    "censored_weibull": _said("Weibull numbers, censored", ColumnUse.ends, POSITIVE_END),
+    "censored_gaussian": _said("Gaussian numbers, censored", ColumnUse.ends, END),
+    "linear_regression": _said("linear regression", ColumnUse.response, units="each"),
+    "logistic_regression": _said("logistic regression", ColumnUse.response, response=YES_NO),
+    "poisson_regression": _said("Poisson regression", ColumnUse.response, response=COUNT),
 }
 FAMILIES = {word: _SAID[word](family) for word, family in NAMED.items()}
 """The words of the library, with what the command line knows of each."""
@@ -158,7 +160,7 @@ class Parameter:
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class ColumnModel:
     """Which family reads which columns.
 
     Attributes:
@@ -180,7 +182,7 @@ class Kind:
     @classmethod
     def parse(
         cls, family: Sequence[str], columns: Sequence[str], trials: Sequence[int] = (), factors: int | None = None
-    ) -> Kind:
+    ) -> ColumnModel:
         """From the words of a command line: one family for all columns, or one for each.
 
         Raises:
@@ -201,19 +203,19 @@ class Kind:
         sizes = _trials(words, trials), ((),) * len(words), _factors(words, factors)
         return cls(tuple(columns), words, len(family) > 1, *sizes)
 
-    def with_levels(self, levels: Sequence[Sequence[str]]) -> Kind:
+    def with_levels(self, levels: Sequence[Sequence[str]]) -> ColumnModel:
         """The same, with the categories that were found in the table."""
         return dataclasses.replace(self, levels=tuple(tuple(names) for names in levels))
 
     @property
-    def reads(self) -> Reads:
+    def reads(self) -> ColumnUse:
         """How much of a row each of the families reads."""
-        return Reads.one if self.mixed else FAMILIES[self.words[0]].reads
+        return ColumnUse.one if self.mixed else FAMILIES[self.words[0]].reads
 
     @property
     def whole_rows(self) -> bool:
         """Must rows be complete?"""
-        return self.reads not in (Reads.one, Reads.alone) and not FAMILIES[self.words[0]].gaps
+        return self.reads not in (ColumnUse.one, ColumnUse.alone) and not FAMILIES[self.words[0]].gaps
 
     @property
     def least(self) -> int:
@@ -222,7 +224,7 @@ class Kind:
 
     @property
     def units(self) -> list[str]:
-        """For each column what a change of its units does, as a `Word` says."""
+        """For each column what a change of its units does, as a `FamilySpec` says."""
         return [FAMILIES[word].units for word in self.words]
 
     def supports(self, i: int) -> list[Support]:
@@ -283,7 +285,7 @@ class Kind:
             if self._product:
                 part = next(key.idx for key in path if hasattr(key, "idx"))
                 name = f"{self.columns[part]}_{'variance' if name == 'covariance' else name}"
-                if FAMILIES[self.words[part]].reads is Reads.any:
+                if FAMILIES[self.words[part]].reads is ColumnUse.any:
                     # A Gaussian of one column: its vectors and matrices are numbers.
                     values = values.reshape(values.shape[: 1 + states])
             entries = tuple(self._entries(part, size) for size in values.shape[1 + states :])
@@ -292,7 +294,7 @@ class Kind:
 
     def _entries(self, part: int, size: int) -> tuple[str, ...]:
         """What an axis of a parameter counts: categories, columns, inputs, or something without names."""
-        inputs = self.columns[:-1] if self.reads is Reads.response else self.columns
+        inputs = self.columns[:-1] if self.reads is ColumnUse.response else self.columns
         for names in (self.levels[part], self.columns, inputs):
             if len(names) == size:
                 return tuple(names)
@@ -310,22 +312,22 @@ class Kind:
             pairs = zip(self.columns, self.words, strict=True)
             return "independent columns: " + ", ".join(f"{column} ({word})" for column, word in pairs)
         about, names = FAMILIES[self.words[0]].about, ", ".join(self.columns)
-        if self.reads is Reads.response:
+        if self.reads is ColumnUse.response:
             return f"{about} of {self.columns[-1]} on {', '.join(self.columns[:-1])}"
         if self.factors:
             about += f" with {self.factors} factor{'s' if self.factors > 1 else ''}"
-        independent = "independent columns of " if len(self.columns) > 1 and self.reads is Reads.one else ""
+        independent = "independent columns of " if len(self.columns) > 1 and self.reads is ColumnUse.one else ""
         return f"{independent}{about} on {names}"
 
 
 def _check_columns(word: str, families: int, columns: Sequence[str]) -> None:
     """Raise InputError unless the family can read so many columns."""
     reads, count = FAMILIES[word].reads, len(columns)
-    if reads in (Reads.one, Reads.any):
+    if reads in (ColumnUse.one, ColumnUse.any):
         return
     if families > 1:
         raise InputError(f"--family {word}: it reads {reads.value}, so it cannot be one of several; give it alone")
-    least, most = {Reads.alone: (1, 1), Reads.ends: (2, 2)}.get(reads, (2, count))
+    least, most = {ColumnUse.alone: (1, 1), ColumnUse.ends: (2, 2)}.get(reads, (2, count))
     if not least <= count <= most:
         named = f"--columns names {count}" if count > 1 else f"--columns {columns[0]} is one"
         raise InputError(f"--family {word}: it reads {reads.value}, and {named}; name others")

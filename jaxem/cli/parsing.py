@@ -16,7 +16,7 @@ from jaxem.cli.errors import InputError
 
 if TYPE_CHECKING:
     from jaxem.cli.cluster import Meeting
-    from jaxem.cli.columns import Kind
+    from jaxem.cli.columns import ColumnModel
     from jaxem.cli.fit.settings import Settings
     from jaxem.cli.race.run import Settings as RaceSettings
     from jaxem.cli.table.groups import Grouped
@@ -195,17 +195,17 @@ def _names(sources: list[str]) -> list[str]:
     return names if len(set(names)) == len(names) else sources
 
 
-def families(options: dict[str, Any], columns: list[str]) -> Kind:
+def families(options: dict[str, Any], columns: list[str]) -> ColumnModel:
     """Which family reads which of the columns."""
-    from jaxem.cli.columns import Kind
+    from jaxem.cli.columns import ColumnModel
 
     trials = [whole("--trials", t) for t in split(options["trials"])]
-    return Kind.parse(split(options["family"]), columns, trials, options["factors"])
+    return ColumnModel.parse(split(options["family"]), columns, trials, options["factors"])
 
 
 def read(
     source: str,
-    kind: Kind,
+    kind: ColumnModel,
     by: list[str],
     null: list[str],
     order: str | None,

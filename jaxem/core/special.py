@@ -61,7 +61,7 @@ def _series(v: Array, *coefficients: float) -> Array:
     return total
 
 
-def gap(t: Float[Array, ...], more: Float[Array, ...] | None = None) -> Float[Array, ...]:
+def x_minus_log1p(t: Float[Array, ...], more: Float[Array, ...] | None = None) -> Float[Array, ...]:
     """t - log(1 + t), t > -1: zero at zero, and above it elsewhere.
 
     Args:
@@ -102,7 +102,7 @@ def log_rest(p: Float[Array, ...]) -> Float[Array, ...]:
     return jnp.where(small, jnp.log1p(-jnp.where(small, p, 0)), jnp.log(jnp.where(small, 1, 1 - p)))
 
 
-def gap_by_square(t: Float[Array, ...]) -> Float[Array, ...]:
+def x_minus_log1p_over_square(t: Float[Array, ...]) -> Float[Array, ...]:
     """gap(t) / t^2: one half at zero, and falling.
 
     >>> import jax.numpy as jnp
@@ -150,7 +150,7 @@ def binet(z: Float[Array, ...]) -> Float[Array, ...]:
 @binet.defjvp
 def _binet_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (z,) = primals
-    return binet(z), (0.5 / z - behind(z)) * tangents[0]
+    return binet(z), (0.5 / z - log_minus_digamma(z)) * tangents[0]
 
 
 def _shifted(z: Array) -> tuple[Array, Array, Array]:
@@ -173,10 +173,10 @@ def stirling(z: Float[Array, ...]) -> Float[Array, ...]:
 @stirling.defjvp
 def _stirling_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (z,) = primals
-    return stirling(z), -behind(z) * tangents[0]
+    return stirling(z), -log_minus_digamma(z) * tangents[0]
 
 
-def behind(z: Float[Array, ...]) -> Float[Array, ...]:
+def log_minus_digamma(z: Float[Array, ...]) -> Float[Array, ...]:
     """log z - digamma(z), about 1 / (2 z) where z is large: above zero, and falling.
 
     >>> import jax.numpy as jnp
@@ -188,7 +188,7 @@ def behind(z: Float[Array, ...]) -> Float[Array, ...]:
 
 
 def _behind_parts(z: Array) -> tuple[Array, Array]:
-    """1 / (2 z), and what else there is of `behind`."""
+    """1 / (2 z), and what else there is of `log_minus_digamma`."""
     far, near, v = _shifted(z)
     slope = _series(v, *((power + 1) * each for power, each in enumerate(BINET[z.dtype.itemsize])))
     # Each step down adds 1 / z - log(1 + 1 / z).
@@ -196,7 +196,7 @@ def _behind_parts(z: Array) -> tuple[Array, Array]:
     return 0.5 / z, v * v * slope + jnp.where(far, 0, more)
 
 
-def behind_less(z: Float[Array, ...], x: Float[Array, ...]) -> Float[Array, ...]:
+def log_minus_digamma_difference(z: Float[Array, ...], x: Float[Array, ...]) -> Float[Array, ...]:
     """behind(z) - behind(z + x), x >= 0: zero where x is, and to all digits where z is large.
 
     >>> import jax.numpy as jnp
@@ -226,12 +226,12 @@ def tables(r: Float[Array, ...], x: Float[Array, ...]) -> tuple[Float[Array, ...
     # In units of u, which underflows less.
     rest = _behind_rest(v) - _behind_rest(1 / (big + x))
     half = u / (2 * (1 + u))
-    series = jnp.where(x == 0, 0, u * (gap_by_square(u) * x) - half) - big * rest
+    series = jnp.where(x == 0, 0, u * (x_minus_log1p_over_square(u) * x) - half) - big * rest
     direct = small * (digamma(small + x) - digamma(small))
     tabled = jnp.where(large, big * (jnp.log1p(u) + rest) + half, direct)
     return jnp.maximum(tabled, 0), jnp.maximum(jnp.where(large, series, x - direct), 0)
 
 
-def untabled(r: Float[Array, ...], x: Float[Array, ...]) -> Float[Array, ...]:
+def sum_k_over_r_plus_k(r: Float[Array, ...], x: Float[Array, ...]) -> Float[Array, ...]:
     """The second of `tables`."""
     return tables(r, x)[1]

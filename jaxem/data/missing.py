@@ -71,14 +71,14 @@ def has_nan(x: Any) -> bool:
     """Is a cell of these rows NaN? Values that are not known yet, and what is no array, have none."""
     if isinstance(x, Tracer) or not isinstance(x, (jax.Array, np.ndarray)):
         return False
-    x = at_hand(x)
+    x = as_numpy_if_local(x)
     if x.dtype.kind != "f":
         return False
     # The least of all is NaN if one of them is; but XLA may lose it where the least of several devices is taken.
     return bool(np.isnan(x.min(initial=0)) if isinstance(x, np.ndarray) else jnp.isnan(x).any())
 
 
-def at_hand(x: Any) -> Any:
+def as_numpy_if_local(x: Any) -> Any:
     """`x` as NumPy; as it is where it lies on other devices, or with other processes: fetch a number of it, not all.
 
     >>> type(at_hand([1.0])).__name__

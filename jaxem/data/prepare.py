@@ -16,13 +16,13 @@ from jaxtyping import Array
 
 from jaxem.core.pytree import replace
 from jaxem.data.arrays import float_type, numbers, place
-from jaxem.data.missing import Incomplete, at_hand, has_nan, incomplete, unseen_rows
+from jaxem.data.missing import Incomplete, as_numpy_if_local, has_nan, incomplete, unseen_rows
 
-TAME = 1e3
+OVERFLOW_FACTOR = 1e3
 """Times the largest number that counts: what lies beyond could overflow."""
 
 
-def ready(x: Any, weight: Any, labels: Any, components: int | None = None) -> tuple[Any, Array, Array | None]:
+def prepare(x: Any, weight: Any, labels: Any, components: int | None = None) -> tuple[Any, Array, Array | None]:
     """Rows (`Incomplete` if cells are NaN, or `Sequences`), a weight for each, labels; ignored rows made harmless.
 
     A row of weight zero may hold anything, NaN among it: if it is far beyond the rows that count it is overwritten by
@@ -33,7 +33,7 @@ def ready(x: Any, weight: Any, labels: Any, components: int | None = None) -> tu
         TypeError: x does not hold numbers.
         ValueError: weight or labels do not fit x, or hold what they may not.
     """
-    x = _eased(x)
+    x = _with_auto_mesh(x)
     values: Any = getattr(x, "values", x)
     if values.ndim == 0:
         raise ValueError("x is a single number; it must be rows, [n] or [n, D]")
@@ -42,7 +42,7 @@ def ready(x: Any, weight: Any, labels: Any, components: int | None = None) -> tu
         # One for each row; one for each step of a sequence.
         of_steps = hasattr(x, "length")
         shape: Any = values.shape[:2] if of_steps else (n,)
-        labels = _eased(as_labels(labels, steps=shape[1] if of_steps else None))
+        labels = _with_auto_mesh(as_labels(labels, steps=shape[1] if of_steps else None))
         labels = labels[None] if of_steps and n == 1 and labels.ndim == 1 else labels
         if labels.shape != shape:
             raise ValueError(f"labels has shape {labels.shape}; with this x it must be {shape}")
@@ -52,7 +52,7 @@ def ready(x: Any, weight: Any, labels: Any, components: int | None = None) -> tu
         weight = jnp.ones(n, values.dtype, device=_sharding(values, 1))
         if not isinstance(values, Tracer) and not has_nan(values):
             return x, weight, labels
-    weight = _eased(as_weight(weight, (n,), f"{n} rows"))
+    weight = _with_auto_mesh(as_weight(weight, (n,), f"{n} rows"))
     return *_harmless(x, beside(values, weight, values.dtype)), labels
 
 
@@ -65,7 +65,7 @@ def _harmless(x: Any, weight: Array) -> tuple[Any, Array]:
     counts = lib.where(unseen_rows(values), 0, counts)
     heaviest, size = lib.argmax(counts), lib.max(lib.abs(values).reshape(counts.shape[0], -1), axis=1)
     # NaN is not at most anything.
-    ignored = (counts <= 0) & ~(size <= TAME * lib.max(lib.where((counts > 0) & ~lib.isnan(size), size, 0)))
+    ignored = (counts <= 0) & ~(size <= OVERFLOW_FACTOR * lib.max(lib.where((counts > 0) & ~lib.isnan(size), size, 0)))
 
     def harmless(leaf: Array) -> Array:
         leaf = lib.asarray(leaf)
@@ -82,7 +82,7 @@ def _harmless(x: Any, weight: Array) -> tuple[Any, Array]:
 def _with_library(values: Array, weight: Array) -> tuple[Any, Any, Any]:
     """Both, and the library for a look at them: NumPy if they are known and here, as it compiles nothing."""
     if not any(isinstance(array, Tracer) for array in (values, weight)):
-        here = at_hand(values), at_hand(weight)
+        here = as_numpy_if_local(values), as_numpy_if_local(weight)
         if all(isinstance(array, np.ndarray) for array in here):
             return *here, np
     return values, weight, jnp
@@ -107,7 +107,7 @@ def mesh_of(x: Any) -> Mesh | None:
     return sharding.mesh if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) else None
 
 
-def _eased(data: Any) -> Any:
+def _with_auto_mesh(data: Any) -> Any:
     """Data on the same devices, of a mesh that leaves to the compiler how what comes of them is spread (Auto).
 
     With another kind each array would have to say so.
@@ -142,7 +142,7 @@ def check_weight(weight: Any, name: str = "weight") -> None:
     """Raise ValueError unless all weights are finite and zero or above. Traced values cannot be looked at."""
     if isinstance(weight, Tracer):
         return
-    weight = at_hand(weight)
+    weight = as_numpy_if_local(weight)
     if not (fine := (weight >= 0) & (weight < np.inf)).all():
         at = tuple(int(i) for i in np.argwhere(~np.asarray(fine))[0])
         raise ValueError(
@@ -184,7 +184,7 @@ def check_labels(labels: Any, components: int | None, name: str = "labels") -> N
         raise ValueError(f"{name} holds values of type {labels.dtype}; it must hold integers, -1 where none is known")
     if isinstance(labels, Tracer) or not labels.size:
         return
-    labels = at_hand(labels)
+    labels = as_numpy_if_local(labels)
     low, high = int(labels.min()), int(labels.max())
     if low < -1 or (components is not None and high >= components):
         last = "the last component" if components is None else components - 1
@@ -212,7 +212,7 @@ def as_floats(x: Any, dtype: Any = None, name: str = "x") -> Any:
     if x.dtype == dtype:
         # Copied once: `jnp.asarray` passes NumPy data through a second copy.
         return x if isinstance(x, jax.Array) else jax.device_put(x, may_alias=False)
-    if isinstance(x, Tracer) or not isinstance(here := at_hand(x), np.ndarray):
+    if isinstance(x, Tracer) or not isinstance(here := as_numpy_if_local(x), np.ndarray):
         return x.astype(dtype)
     device = x.sharding if isinstance(x, jax.Array) else None
     with np.errstate(over="ignore"):

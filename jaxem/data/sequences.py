@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Int
 
 from jaxem.core.pytree import module, replace, static
 from jaxem.data.arrays import float_type, numbers
-from jaxem.data.missing import Incomplete, at_hand, has_nan, incomplete
+from jaxem.data.missing import Incomplete, as_numpy_if_local, has_nan, incomplete
 from jaxem.data.prepare import as_floats, presence, stack
 
 
@@ -51,7 +51,7 @@ class Sequences:
         if length.shape != values.shape[:1]:
             raise ValueError(f"Sequences: length has shape {length.shape}; it must be ({len(values)},)")
         if not isinstance(length, Tracer) and length.size:
-            shortest, longest = int(at_hand(length).min()), int(at_hand(length).max())
+            shortest, longest = int(as_numpy_if_local(length).min()), int(as_numpy_if_local(length).max())
             if shortest < 1 or longest > values.shape[1]:
                 raise ValueError(
                     f"Sequences: length goes from {shortest} to {longest}; with {values.shape[1]} steps in values it "
@@ -61,7 +61,7 @@ class Sequences:
         if mask is not None and mask.shape != values.shape[:2]:
             raise ValueError(f"Sequences: mask has shape {mask.shape}; it must be {values.shape[:2]}")
         known = not any(isinstance(array, Tracer) for array in (values, length, mask))
-        if known and not patterns and has_nan(values) and isinstance(at_hand(values), np.ndarray):
+        if known and not patterns and has_nan(values) and isinstance(as_numpy_if_local(values), np.ndarray):
             values, mask, patterns = _gaps(np.asarray(values), np.asarray(length), mask)
         for name, value in {"values": values, "length": length, "mask": mask, "patterns": patterns}.items():
             object.__setattr__(self, name, value)

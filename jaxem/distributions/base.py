@@ -38,11 +38,11 @@ class Rows:
     columns: Any
     seen: Array | None = None
 
-    def said(self, log_density: Array) -> Array:
+    def mask_log_prob(self, log_density: Array) -> Array:
         """Log-densities; zero for rows of which nothing was seen."""
         return log_density if self.seen is None else jnp.where(linalg.lead(self.seen, log_density.ndim), log_density, 0)
 
-    def counted(self, weight: Array) -> Array:
+    def mask_weight(self, weight: Array) -> Array:
         """Weights; zero for rows of which nothing was seen."""
         return weight if self.seen is None else jnp.where(linalg.lead(self.seen, weight.ndim), weight, 0)
 
@@ -140,7 +140,7 @@ class Distribution:
     def floor(self, x: Any, weight: Array) -> Statistics:
         raise NotImplementedError
 
-    def collapsed(self, floor: Statistics) -> Array:
+    def is_degenerate(self, floor: Statistics) -> Array:
         """`[...]` bool: has this member shrunk to where only `floor` holds it up?"""
         raise NotImplementedError
 
@@ -151,7 +151,7 @@ class Distribution:
         """
         return max((1, *self.event_shape))
 
-    def vanished(self, rows: Array) -> Array:
+    def has_empty_component(self, rows: Array) -> Array:
         """`[...]` bool: has a hidden state lost (nearly) all of the `rows`? Without hidden states, no."""
         return jnp.zeros(self.batch_shape, bool)
 
@@ -306,7 +306,7 @@ class Family(Distribution):
         values = as_rows(cells(x), self.event_shape, type_of(self))
         return _observed(self, replace(x, values=values) if isinstance(x, Incomplete) else values)
 
-    def gaps(self, x: Incomplete) -> Rows:
+    def observe_incomplete(self, x: Incomplete) -> Rows:
         """Rows of which some were not seen at all; something harmless stands in their place."""
         unseen = unseen_rows(x)
         harmless = jnp.broadcast_to(jnp.asarray(self.harmless(), x.values.dtype), self.event_shape)
@@ -319,7 +319,11 @@ class Family(Distribution):
 
     def check(self, x: Any, weight: Array, prior: Any) -> None:
         """Raise ValueError for a row of which a part is missing, if the family reads whole rows."""
-        if not isinstance(x, Incomplete) or not self.event_shape or type(self).gaps is not Family.gaps:
+        if (
+            not isinstance(x, Incomplete)
+            or not self.event_shape
+            or type(self).observe_incomplete is not Family.observe_incomplete
+        ):
             return
         partly = jnp.isnan(x.values).any(axis=1) & ~unseen_rows(x)
         if partly.any():
@@ -344,11 +348,11 @@ class Family(Distribution):
     def e_step(self, x: Any) -> tuple[Array, Pullback]:
         """`(log_prob, pullback)`; `pullback(weight)` sums the sufficient statistics with that weight."""
         rows = self.expand(self.observe(x))
-        log_prob = rows.said(self.log_density(rows.columns))
-        return log_prob, lambda weight: self.statistics(rows, rows.counted(weight))
+        log_prob = rows.mask_log_prob(self.log_density(rows.columns))
+        return log_prob, lambda weight: self.statistics(rows, rows.mask_weight(weight))
 
     @classmethod
-    def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
+    def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         """Members with any valid parameters, not far from `row`."""
         raise NotImplementedError
 
@@ -370,11 +374,11 @@ class Family(Distribution):
         columns = np.shape(x)[1:] if np.ndim(x) > 1 or not cls.scalar else ()
         x = as_rows(x, columns or (() if cls.scalar else (1,)), weight.dtype)
         everything = weight.reshape(-1, weight.shape[-1]).sum(0)
-        inside = cls.around(x[jnp.argmax(everything)], (), **sizes).inside(x)
+        inside = cls.initial_members(x[jnp.argmax(everything)], (), **sizes).inside(x)
         everything, weight = jnp.where(inside, everything, 0), jnp.where(linalg.lead(inside, weight.ndim), weight, 0)
         typical = x[jnp.argmax(everything)]
         x = jnp.where(inside.reshape(-1, *(1 for _ in typical.shape)), x, typical[None])
-        model = cls.around(typical, weight.shape[:-1], **sizes)
+        model = cls.initial_members(typical, weight.shape[:-1], **sizes)
         rows, floor = model.observe(x), model.floor(x, everything)
         pooled, last = jnp.broadcast_to(everything, weight.shape), 2
 
@@ -383,11 +387,11 @@ class Family(Distribution):
             # tenth of a row like all the others together: a probability of zero is a place that EM cannot leave.
             share = jnp.where(time == last, jnp.asarray(0.1, weight.dtype), 0)
             statistics = model.e_step(rows)[1](jnp.where(time == last, weight, pooled))
-            return model.m_step(add(statistics, add(floor, scale(model.weak(1, rows, everything), share))))
+            return model.m_step(add(statistics, add(floor, scale(model.unit_prior(1, rows, everything), share))))
 
         return jax.lax.fori_loop(0, last + 1, look, model)
 
-    def weak(self, members: Array | int, x: Any, weight: Array) -> Statistics:
+    def unit_prior(self, members: Array | int, x: Any, weight: Array) -> Statistics:
         """What one row of a weak prior says to each of `members` components, if all data together look like this.
 
         Args:
@@ -398,7 +402,7 @@ class Family(Distribution):
         return self.expected_statistics()
 
     @classmethod
-    def points(cls, x: Array, weight: Array, **sizes: int) -> Float[Array, "n d"]:
+    def seeding_features(cls, x: Array, weight: Array, **sizes: int) -> Float[Array, "n d"]:
         """Rows as points between which a distance means something: columns from their median, in units of spread."""
         columns = jnp.atleast_2d(x.T)
         (middle,) = quantiles.quantiles(columns, weight, (0.5,))
@@ -408,7 +412,7 @@ class Family(Distribution):
         """Nothing: most families are total as they are."""
         return jax.tree.map(jnp.zeros_like, self.expected_statistics())
 
-    def collapsed(self, floor: Statistics) -> Array:
+    def is_degenerate(self, floor: Statistics) -> Array:
         """Most families cannot."""
         return jnp.zeros(self.batch_shape, bool)
 
@@ -433,7 +437,7 @@ class Family(Distribution):
 @partial(jax.jit, inline=True)
 def _observed(family: Family, x: Array | Incomplete) -> Rows:
     """One program, as below."""
-    return family.gaps(x) if isinstance(x, Incomplete) else Rows(family.columns(x))
+    return family.observe_incomplete(x) if isinstance(x, Incomplete) else Rows(family.columns(x))
 
 
 @jax.jit

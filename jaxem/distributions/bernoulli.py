@@ -22,10 +22,10 @@ from jaxem.core.double_double import (
     product_words,
 )
 from jaxem.core.pytree import module, replace, static
-from jaxem.core.special import gap, log_rest
+from jaxem.core.special import log_rest, x_minus_log1p
 from jaxem.distributions.base import Family
 from jaxem.distributions.discrete import Counted, _Counts, _largest, times_log, times_log_rest, weighted, whole
-from jaxem.distributions.statistics.moments import enough
+from jaxem.distributions.statistics.moments import has_weight
 
 
 @module
@@ -69,7 +69,7 @@ class OfTrials(Family):
     def m_step(self, statistics: Trials) -> Self:
         """successes / (successes + failures); a member without rows keeps its probability."""
         total = statistics.successes + statistics.failures
-        some = enough(total)
+        some = has_weight(total)
         probs = statistics.successes / jnp.where(some, total, 1)
         return replace(self, probs=jnp.where(some, probs, self.probs))
 
@@ -108,7 +108,7 @@ class Bernoulli(OfTrials):
         return jnp.where(self.contains(x), log_prob, -jnp.inf)
 
     @classmethod
-    def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
+    def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         return cls(jnp.full(members, 0.5, row.dtype))
 
     def expected_rows(self, x: Any, weight: Array) -> Float[Array, "n"]:
@@ -185,7 +185,7 @@ class Binomial(OfTrials):
         return jnp.where(inside, log_prob, -jnp.inf)
 
     @classmethod
-    def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
+    def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         return cls(sizes["total_count"], jnp.full(members, 0.5, row.dtype))
 
     @classmethod
@@ -214,8 +214,8 @@ def _binomial(total: int, probs: Array, x: Array, rest: Array, coarse: Array, fi
         off = _from_mean(total, p, x)
         some, left = jnp.where(x > 0, x, 1), jnp.where(rest > 0, rest, 1)
         high, low = (total * p, total * (1 - p))
-        of_x = jnp.where(x > 0, x * gap(off / some, high / some), high)
-        of_rest = jnp.where(rest > 0, rest * gap(-off / left, low / left), low)
+        of_x = jnp.where(x > 0, x * x_minus_log1p(off / some, high / some), high)
+        of_rest = jnp.where(rest > 0, rest * x_minus_log1p(-off / left, low / left), low)
         value = fine - of_x - of_rest
     else:
         coarse_log, fine_log = log_parts(p)
@@ -285,7 +285,7 @@ class Geometric(_Counts, OfTrials):
         return self.expected_statistics().failures
 
     @classmethod
-    def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
+    def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         return cls(jnp.full(members, 0.5, row.dtype))
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n"]:

@@ -20,7 +20,7 @@ from jaxem.core.double_double import (
     sum_words,
 )
 from jaxem.core.pytree import module, replace, static
-from jaxem.core.special import gap
+from jaxem.core.special import x_minus_log1p
 from jaxem.core.summation import two_sum
 from jaxem.distributions.base import Family, flat_members
 from jaxem.distributions.discrete import Counted, _largest, times_log, weighted, whole
@@ -67,7 +67,7 @@ class Categorical(OfCategories):
         return self.probs.shape[-1]
 
     @classmethod
-    def points(cls, x: Array, weight: Array, **sizes: int) -> Float[Array, "n c"]:
+    def seeding_features(cls, x: Array, weight: Array, **sizes: int) -> Float[Array, "n c"]:
         """A corner of a simplex for each category: any two are equally far apart."""
         return (x[:, None] == jnp.arange(sizes["categories"], dtype=x.dtype)[None]).astype(x.dtype)
 
@@ -101,7 +101,7 @@ class Categorical(OfCategories):
         return {"categories": _largest(values) + 1}
 
     @classmethod
-    def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
+    def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         categories = sizes["categories"]
         return cls(jnp.full((*members, categories), 1 / categories, row.dtype))
 
@@ -146,7 +146,7 @@ class Multinomial(OfCategories):
         return self.probs.shape[-1:]
 
     @classmethod
-    def points(cls, x: Array, weight: Array, **sizes: int) -> Float[Array, "n c"]:
+    def seeding_features(cls, x: Array, weight: Array, **sizes: int) -> Float[Array, "n c"]:
         """The roots of the shares: their noise is the same everywhere."""
         return jnp.sqrt(jnp.maximum(x, 0) / jnp.maximum(jnp.sum(x, axis=-1, keepdims=True), 1))
 
@@ -177,7 +177,7 @@ class Multinomial(OfCategories):
         return self.expected_statistics()
 
     @classmethod
-    def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
+    def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         return cls(jnp.full((*members, len(row)), 1 / len(row), row.dtype), sizes.get("total_count", 1))
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n c"]:
@@ -218,7 +218,7 @@ def _multinomial(probs: Array, counts: Array, coarse: Array, fine: Array) -> Arr
             p, count = category[0][..., None], linalg.lead(category[1], probs.ndim)
             share, short = quotient_words(count, jnp.maximum(high, 1), low)
             share = jnp.where(count > 0, share, 1)
-            apart = count * gap(((p - share) - short) / share, p / share)
+            apart = count * x_minus_log1p(((p - share) - short) / share, p / share)
             return two_sum(*value, -jnp.where(count > 0, apart, high * p)), None
 
         value, lost = jax.lax.scan(less, (value, jnp.zeros_like(value)), (jnp.moveaxis(probs, -1, 0), counts))[0]

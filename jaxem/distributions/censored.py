@@ -122,7 +122,7 @@ class Censored(Family):
         """
         rows = self.observe(x)
         ended = rows.columns.inside & (rows.columns.upper < jnp.inf)
-        return jnp.sum(jnp.where(ended, rows.counted(weight), 0))
+        return jnp.sum(jnp.where(ended, rows.mask_weight(weight), 0))
 
     def bounded(self, x: Any, weight: Array) -> Array:
         """Not if no row ended, or none began after the edge of what is possible.
@@ -132,7 +132,7 @@ class Censored(Family):
         """
         rows = self.observe(x)
         columns = rows.columns
-        used, exact = columns.inside & (rows.counted(weight) > 0), columns.lower == columns.upper
+        used, exact = columns.inside & (rows.mask_weight(weight) > 0), columns.lower == columns.upper
         begun, ended = columns.lower > getattr(self.base, "infimum", -jnp.inf), columns.upper < jnp.inf
 
         def last(numbers: Array, among: Array) -> Array:
@@ -171,9 +171,9 @@ class Censored(Family):
         """That of the base."""
         return replace(self, base=self.base.m_step(statistics))
 
-    def weak(self, members: Array | int, x: Any, weight: Array) -> Statistics:
+    def unit_prior(self, members: Array | int, x: Any, weight: Array) -> Statistics:
         """That of the base, for one number of each row."""
-        return self.base.weak(members, *self._ones(x, weight))
+        return self.base.unit_prior(members, *self._ones(x, weight))
 
     def floor(self, x: Any, weight: Array) -> Statistics:
         """That of the base, for one number of each row."""
@@ -183,9 +183,9 @@ class Censored(Family):
         columns = self.observe(x).columns
         return Rows(columns.points), jnp.where(columns.inside, weight, 0)
 
-    def collapsed(self, floor: Statistics) -> Array:
+    def is_degenerate(self, floor: Statistics) -> Array:
         """Has the base?"""
-        return self.base.collapsed(floor)
+        return self.base.is_degenerate(floor)
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n 2"]:
         """`n` rows from each member, all seen exactly: `[*batch_shape, n, 2]`."""
@@ -222,9 +222,9 @@ class CensoredFamily:
         both, halves = jnp.concatenate([low, high]), jnp.concatenate([weight, weight], axis=-1) / 2
         return Censored(self.base.start(both, halves))
 
-    def points(self, x: Array, weight: Array, **sizes: int) -> Array:
+    def seeding_features(self, x: Array, weight: Array, **sizes: int) -> Array:
         """Rows as points between which a distance means something."""
-        return self.base.points(self._rows(x), weight)
+        return self.base.seeding_features(self._rows(x), weight)
 
     def _rows(self, x: Array) -> Array:
         lower = jnp.maximum(x[:, 0], getattr(self.base.family, "infimum", -jnp.inf))

@@ -16,13 +16,13 @@ from jaxem.core import linalg
 from jaxem.core.constraints import parameter, positive, positive_vector
 from jaxem.core.double_double import log_words, products, quotient_words, sum_words, whole_sum
 from jaxem.core.pytree import module, replace
-from jaxem.core.special import behind, binet, stirling
+from jaxem.core.special import binet, log_minus_digamma, stirling
 from jaxem.core.summation import totals
 from jaxem.distributions.base import Family
 from jaxem.distributions.gaussian import FLOOR
-from jaxem.distributions.members import Numbers
-from jaxem.distributions.statistics.log_ratios import Logged
-from jaxem.distributions.statistics.moments import enough
+from jaxem.distributions.members import ScalarParameters
+from jaxem.distributions.statistics.log_ratios import PositiveColumns
+from jaxem.distributions.statistics.moments import has_weight
 
 STEPS = 100
 """Of Newton's method, at most; it needs about eight."""
@@ -71,7 +71,7 @@ class Shares:
 
 
 @module
-class Share(Logged):
+class Share(PositiveColumns):
     """Proportions as two floats, and their logarithms.
 
     Attributes:
@@ -83,7 +83,7 @@ class Share(Logged):
     @staticmethod
     def words(high: Float[Array, "n"], low: Float[Array, "n"]) -> Share:
         """Of two floats."""
-        row = Logged.of(high)
+        row = PositiveColumns.of(high)
         low = jax.lax.stop_gradient(jnp.where(row.inside, low, 0))
         return Share(row.values, row.logs, row.inside, row.fine + low / jax.lax.stop_gradient(row.values), low)
 
@@ -124,7 +124,7 @@ class _Proportions(Family):
 
     def expected_statistics(self) -> Shares:
         log_means, log_total = _log_shares(self._concentrations)
-        logs = behind(jnp.exp(log_total)) - behind(self._concentrations)
+        logs = log_minus_digamma(jnp.exp(log_total)) - log_minus_digamma(self._concentrations)
         divergence = -jnp.sum(jnp.exp(log_means) * logs, axis=-1)
         return Shares(jnp.ones_like(divergence), logs, divergence, log_means)
 
@@ -136,7 +136,7 @@ class _Proportions(Family):
 
     def m_step(self, statistics: Shares) -> Self:
         """Where digamma(concentration) - digamma(total) is the mean of log x; a member without rows keeps its own."""
-        some = enough(statistics.rows)
+        some = has_weight(statistics.rows)
         rows = jnp.where(some, statistics.rows, 1)
         mean_logs, divergence = statistics.logs / rows[..., None], statistics.divergence / rows
         log_centre = statistics.log_reference + mean_logs
@@ -151,7 +151,7 @@ class _Proportions(Family):
     def floor(self, x: Any, weight: Array) -> Shares:
         """No rows, and `FLOOR` times the divergence of all the data, which is taken as one at most."""
         rows = self.observe(x)
-        weight = jnp.where(self.contains(rows.columns), rows.counted(weight), 0)
+        weight = jnp.where(self.contains(rows.columns), rows.mask_weight(weight), 0)
         total = jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
         mean_logs = jnp.stack([jnp.sum(weight * column.logs) / total for column in rows.columns])
         spread = FLOOR[weight.dtype.itemsize] * jnp.clip(-logsumexp(mean_logs), 1e-6, 1)
@@ -159,7 +159,7 @@ class _Proportions(Family):
         logs = jnp.broadcast_to(-spread, self._concentrations.shape)
         return Shares(jnp.zeros_like(divergence), logs, divergence, _log_shares(self._concentrations)[0])
 
-    def collapsed(self, floor: Shares) -> Array:
+    def is_degenerate(self, floor: Shares) -> Array:
         """Is the spread within three times the floor's?"""
         return jnp.sum(self._concentrations, axis=-1) * floor.divergence > 0.05
 
@@ -203,7 +203,7 @@ def _solved(log_centre: Float[Array, "*batch c"], short: Float[Array, "*batch 1"
 
     log_total = jnp.log((log_centre.shape[-1] - 1) / (2 * short))
     # digamma(a) = y has a near exp(y) + 1/2, or near -1 / (y - digamma(1)) where that is small (Minka 2000).
-    below = short + behind(jnp.exp(log_total))
+    below = short + log_minus_digamma(jnp.exp(log_total))
     y = log_total + log_centre - below
     large = y > -2.22
     at_large = jnp.log1p(0.5 * jnp.exp(-jnp.where(large, y, 0))) - below
@@ -217,8 +217,8 @@ def _solved(log_centre: Float[Array, "*batch c"], short: Float[Array, "*batch 1"
 
 
 def _behind_and_slope(log_z: Array) -> tuple[Array, Array]:
-    """`behind`, and its slope by log z: 1 - z trigamma(z)."""
-    return jax.jvp(lambda log_z: behind(jnp.exp(log_z)), (log_z,), (jnp.ones_like(log_z),))
+    """`log_minus_digamma`, and its slope by log z: 1 - z trigamma(z)."""
+    return jax.jvp(lambda log_z: log_minus_digamma(jnp.exp(log_z)), (log_z,), (jnp.ones_like(log_z),))
 
 
 @jax.custom_jvp
@@ -243,9 +243,9 @@ def _log_density(shares: tuple[Share, ...], each: Float[Array, "*batch c"]) -> F
 @_log_density.defjvp
 def _log_density_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
     (shares, each), (moved, change) = primals, tangents
-    of_total, slope = behind(jnp.sum(each, axis=-1)), jnp.zeros((), each.dtype)
+    of_total, slope = log_minus_digamma(jnp.sum(each, axis=-1)), jnp.zeros((), each.dtype)
     for c, share in enumerate(shares):
-        by_concentration = (behind(each[..., c]) - of_total)[..., None] + _log_ratio(c, share, each)
+        by_concentration = (log_minus_digamma(each[..., c]) - of_total)[..., None] + _log_ratio(c, share, each)
         # But for what is the same for all shares: their sum does not change.
         by_share = -(_above(c, share, each) + 1) / linalg.lead(share.values, each.ndim)
         slope = slope + by_concentration * change[..., c, None] + by_share * linalg.lead(moved[c].values, each.ndim)
@@ -342,7 +342,7 @@ def _above_jvp(c: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> t
 
 
 @module
-class Beta(_Proportions, Numbers):
+class Beta(_Proportions, ScalarParameters):
     """A proportion.
 
     log p(x) = (successes - 1) log x + (failures - 1) log(1 - x) - log B(successes, failures), 0 < x < 1
@@ -384,7 +384,7 @@ class Beta(_Proportions, Numbers):
         return self.successes / (self.successes + self.failures)
 
     @classmethod
-    def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
+    def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         return cls(jnp.ones(members, row.dtype), jnp.ones(members, row.dtype))
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n"]:
@@ -445,7 +445,7 @@ class Dirichlet(_Proportions):
         return self.concentration / jnp.sum(self.concentration, axis=-1, keepdims=True)
 
     @classmethod
-    def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
+    def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         return cls(jnp.ones((*members, *row.shape), row.dtype))
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n c"]:

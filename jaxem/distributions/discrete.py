@@ -71,6 +71,6 @@ class _Counts(Family):
     support = "whole numbers from 0 upward"
 
     @classmethod
-    def points(cls, x: Array, weight: Array, **sizes: int) -> Float[Array, "n d"]:
+    def seeding_features(cls, x: Array, weight: Array, **sizes: int) -> Float[Array, "n d"]:
         """By their logarithms: tails are long."""
-        return super().points(jnp.log1p(jnp.maximum(x, 0)), weight)
+        return super().seeding_features(jnp.log1p(jnp.maximum(x, 0)), weight)

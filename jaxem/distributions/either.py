@@ -17,7 +17,7 @@ from jaxem.distributions.product import Sized, sized
 
 
 @module
-class Possible:
+class MaskedRows:
     """Rows as one part reads them; something harmless stands in the place of those that it cannot produce.
 
     Attributes:
@@ -95,10 +95,10 @@ class Either(Family):
         """Members of each part."""
         return {"parts": tuple(jnp.split(used, self._ends, axis=-1))}
 
-    def columns(self, x: Array) -> tuple[Possible, ...]:
-        return self.gaps(x).columns
+    def columns(self, x: Array) -> tuple[MaskedRows, ...]:
+        return self.observe_incomplete(x).columns
 
-    def gaps(self, x: Any) -> Rows:
+    def observe_incomplete(self, x: Any) -> Rows:
         """Each part reads all of the rows."""
         return Rows(tuple(_possible(part, x) for part in self.parts))
 
@@ -107,13 +107,13 @@ class Either(Family):
         each = zip(self.parts, x.columns, strict=True)
         return Rows(tuple(replace(block, rows=part.expand(block.rows)) for part, block in each))
 
-    def contains(self, columns: tuple[Possible, ...]) -> Array:
+    def contains(self, columns: tuple[MaskedRows, ...]) -> Array:
         return jnp.stack([block.inside for block in columns]).any(0)
 
     def harmless(self) -> Any:
         return self.parts[0].harmless()
 
-    def log_density(self, columns: tuple[Possible, ...]) -> Float[Array, "*batch n"]:
+    def log_density(self, columns: tuple[MaskedRows, ...]) -> Float[Array, "*batch n"]:
         return self.e_step(Rows(columns))[0]
 
     def statistics(self, x: Any, weight: Array) -> tuple[Statistics, ...]:
@@ -135,10 +135,10 @@ class Either(Family):
     def expected_statistics(self) -> tuple[Statistics, ...]:
         return tuple(part.expected_statistics() for part in self.parts)
 
-    def weak(self, members: Array | int, x: Any, weight: Array) -> tuple[Statistics, ...]:
+    def unit_prior(self, members: Array | int, x: Any, weight: Array) -> tuple[Statistics, ...]:
         """What each part says."""
         each = zip(self.parts, self.observe(x).columns, strict=True)
-        return tuple(part.weak(members, block.rows, jnp.where(block.inside, weight, 0)) for part, block in each)
+        return tuple(part.unit_prior(members, block.rows, jnp.where(block.inside, weight, 0)) for part, block in each)
 
     def expected_log_prob(self, statistics: tuple[Statistics, ...]) -> Float[Array, "*batch"]:
         """That of each member."""
@@ -154,9 +154,9 @@ class Either(Family):
         each = zip(self.parts, blocks, strict=True)
         return tuple(part.floor(block.rows, jnp.where(block.inside, weight, 0)) for part, block in each)
 
-    def collapsed(self, floor: tuple[Statistics, ...]) -> Array:
+    def is_degenerate(self, floor: tuple[Statistics, ...]) -> Array:
         each = zip(self.parts, floor, strict=True)
-        return jnp.concatenate([part.collapsed(f) for part, f in each], axis=-1)
+        return jnp.concatenate([part.is_degenerate(f) for part, f in each], axis=-1)
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n *event"]:
         """`n` rows from each member, `[*batch_shape, n, *event_shape]`."""
@@ -185,13 +185,13 @@ class Either(Family):
         return EitherFamily(tuple(sized(family) for family in families))
 
 
-def _possible(part: Family, x: Any) -> Possible:
+def _possible(part: Family, x: Any) -> MaskedRows:
     inside = part.inside(part.observe(x))
     values = cells(x)
     harmless = jnp.broadcast_to(jnp.asarray(part.harmless(), values.dtype), part.event_shape)
     kept = inside.reshape(-1, *(1 for _ in part.event_shape))
     values = jnp.where(kept, values, harmless[None])
-    return Possible(part.observe(values if cells(x) is x else replace(x, values=values)), inside)
+    return MaskedRows(part.observe(values if cells(x) is x else replace(x, values=values)), inside)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,6 +212,6 @@ class EitherFamily:
         """Each with the sizes that the rows tell."""
         return EitherFamily(tuple(part.told(x, weight) for part in self.parts))
 
-    def points(self, x: Array, weight: Array) -> Array:
+    def seeding_features(self, x: Array, weight: Array) -> Array:
         """Rows as the last of the families sees them."""
-        return self.parts[-1].points(x, weight)
+        return self.parts[-1].seeding_features(x, weight)

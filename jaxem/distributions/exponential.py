@@ -14,7 +14,7 @@ from jaxem.core.pytree import module, replace
 from jaxem.distributions.poisson import Arrivals
 from jaxem.distributions.positive import Positive
 from jaxem.distributions.statistics import truncated
-from jaxem.distributions.statistics.moments import enough, resolution
+from jaxem.distributions.statistics.moments import has_weight, resolution
 
 
 @module
@@ -64,7 +64,7 @@ class Exponential(Positive):
 
     def m_step(self, statistics: Arrivals) -> Self:
         """total / exposure; a member without rows, or whose rows are all zero, keeps its rate."""
-        some = enough(statistics.total) & (statistics.exposure > 0)
+        some = has_weight(statistics.total) & (statistics.exposure > 0)
         rate = statistics.total / jnp.where(some, statistics.exposure, 1)
         return replace(self, rate=jnp.where(some, jnp.minimum(rate, jnp.finfo(rate.dtype).max), self.rate))
 
@@ -80,12 +80,12 @@ class Exponential(Positive):
     def centre(self) -> Array:
         return 1 / self.rate
 
-    def collapsed(self, floor: Arrivals) -> Array:
+    def is_degenerate(self, floor: Arrivals) -> Array:
         """Is the mean within ten times the floor's exposure?"""
         return 1 / self.rate < 10 * floor.exposure
 
     @classmethod
-    def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
+    def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         return cls(jnp.broadcast_to(1 / jnp.where(row > 0, row, 1), members))
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n"]:

@@ -30,7 +30,7 @@ from jaxem.distributions.statistics.incomplete_gaussian import (
     in_patterns,
     weighted_cells,
 )
-from jaxem.distributions.statistics.moments import enough, resolution
+from jaxem.distributions.statistics.moments import has_weight, resolution
 
 WARM = 5
 """Steps of EM in which a start finds where its factors point: on all rows together, and on those of each member."""
@@ -82,7 +82,7 @@ class Regressions:
 
     def best(self, otherwise: Float[Array, "*batch d g"]) -> tuple[Array, Array]:
         """The coefficients of least squares (`otherwise` without rows), and what they leave of each column."""
-        some = enough(self.rows)[..., None, None]
+        some = has_weight(self.rows)[..., None, None]
         rows = jnp.where(some, self.rows[..., None, None], 1)
         identity = linalg.lead(jnp.eye(self.gram.shape[-1], dtype=self.gram.dtype), self.gram.ndim)
         white = linalg.whitening(jnp.where(some, self.gram / rows, identity))
@@ -194,7 +194,7 @@ class _Factors(AnyCell):
 
         gaps = in_patterns(self.observe(x).columns)
         _, inverse = self._posterior(gaps)
-        gram, cross, second = self._each(sums, gaps, self.mean, inverse, gaps.counted(weight))
+        gram, cross, second = self._each(sums, gaps, self.mean, inverse, gaps.mask_weight(weight))
         rows, seen = gaps.rows(weight), gaps.blocks.seen.astype(weight.dtype)
         open_ = rows[..., None, None] * inverse
         spread = jnp.einsum("...df,pd,...pfg->...dg", self.loadings, seen, open_, precision=HIGHEST)
@@ -234,7 +234,7 @@ class _Factors(AnyCell):
     def m_step(self, statistics: Regressions) -> Self:
         """Loadings and mean by one regression, the noise from what it leaves; a member without rows keeps its own."""
         reference, second = statistics.best(otherwise=self._coefficients())
-        some = enough(statistics.rows)
+        some = has_weight(statistics.rows)
         noise = second / jnp.where(some, statistics.rows, 1)[..., None]
         mean, loadings = reference[..., -1], reference[..., :-1]
         noise = jnp.maximum(self._pooled(noise), self._pooled(_least(mean, loadings, noise)))
@@ -249,7 +249,7 @@ class _Factors(AnyCell):
         """
         return _transform(self, self.observe(x))
 
-    def weak(self, members: Array | int, x: Any, weight: Array) -> Regressions:
+    def unit_prior(self, members: Array | int, x: Any, weight: Array) -> Regressions:
         """A row about the spread, narrower the more members share the data, and a hundredth of one about the mean."""
         one = self.expected_statistics()
         share = jnp.asarray(members, self.mean.dtype) ** (-2 / self.event_shape[0])
@@ -263,7 +263,7 @@ class _Factors(AnyCell):
         variance = quantiles.at_zero(*weighted_cells(rows.columns, weight))
         return replace(nothing, second=jnp.broadcast_to(variance, self.mean.shape))
 
-    def collapsed(self, floor: Regressions) -> Array:
+    def is_degenerate(self, floor: Regressions) -> Array:
         """Is the noise of some column where only the floor holds it (a Heywood case)?"""
         noise = self._variances()
         least = self._per_column(self._pooled(_least(self.mean, self.loadings, noise)), noise.shape)
@@ -288,7 +288,7 @@ class _Factors(AnyCell):
         model = cls(mean, directions, cls._pooled(jnp.ones_like(row)))  # type: ignore[call-arg]
         rows, floor = model.observe(x), model.floor(x, everything)
         # Half of each variance is common, in directions that have nothing to do with each other: EM turns them.
-        variance = moments.about(mean).second / jnp.where(enough(moments.rows), moments.rows, 1)
+        variance = moments.about(mean).second / jnp.where(has_weight(moments.rows), moments.rows, 1)
         half = cls._pooled(variance + floor.second) / 2
         spread = jnp.sqrt(cls._per_column(half, row.shape) / jnp.sum(directions**2, axis=-1))
         model = replace(model, loadings=directions * spread[:, None], noise=half)
@@ -301,7 +301,7 @@ class _Factors(AnyCell):
             return jax.lax.fori_loop(0, WARM, step, model)
 
         model = warm(model, everything, floor)
-        typical = add(scale(model.weak(1, rows, everything), 0.1), floor)
+        typical = add(scale(model.unit_prior(1, rows, everything), 0.1), floor)
         members = weight.shape[:-1]
         model, typical = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*members, *leaf.shape)), (model, typical))
         return warm(model, weight, typical)
@@ -312,7 +312,7 @@ class _Factors(AnyCell):
         Far from a maximum they are not zero and one, as the model says; EM takes many steps to see it (Liu, Rubin and
         Wu 1998: parameter expansion).
         """
-        some = enough(statistics.rows)[..., None]
+        some = has_weight(statistics.rows)[..., None]
         rows, told = (jnp.where(some, n[..., None], 1) for n in (statistics.rows, statistics.gram[..., -1, -1]))
         first, second = statistics.gram[..., :-1, -1], statistics.gram[..., :-1, :-1]
         mean = first / told

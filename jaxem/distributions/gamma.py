@@ -14,11 +14,11 @@ from jaxem.core.constraints import parameter, positive
 from jaxem.core.double_double import quotient_words
 from jaxem.core.pytree import module, replace
 from jaxem.core.root_finding import root
-from jaxem.core.special import behind, stirling
+from jaxem.core.special import log_minus_digamma, stirling
 from jaxem.core.summation import totals
 from jaxem.distributions.positive import Positive
-from jaxem.distributions.statistics.log_ratios import InverseRatios, Logged, LogRatios, Ratios
-from jaxem.distributions.statistics.moments import enough, resolution
+from jaxem.distributions.statistics.log_ratios import InverseRatios, LogRatios, PositiveColumns, Ratios
+from jaxem.distributions.statistics.moments import has_weight, resolution
 
 
 class _Dispersed(Positive):
@@ -26,7 +26,7 @@ class _Dispersed(Positive):
 
     shape: Array
 
-    def _divergence(self, columns: Logged) -> tuple[Array, Array]:
+    def _divergence(self, columns: PositiveColumns) -> tuple[Array, Array]:
         """x / mean - 1, and the divergence of that ratio: each `[..., n]`."""
         raise NotImplementedError
 
@@ -48,7 +48,7 @@ class _Dispersed(Positive):
     def m_step(self, statistics: Ratios) -> Self:
         """The weighted mean and the spread about it; a member without rows keeps its parameters."""
         mean = statistics.mean(otherwise=self.centre())
-        new, some = self._with(mean, statistics.spread(mean)), enough(statistics.rows)
+        new, some = self._with(mean, statistics.spread(mean)), has_weight(statistics.rows)
         return jax.tree.map(lambda a, b: jnp.where(some, a, b), new, self)
 
     def floor(self, x: Any, weight: Array) -> Ratios:
@@ -56,7 +56,7 @@ class _Dispersed(Positive):
         zero = jnp.zeros_like(self.shape)
         return self._ratios(zero, zero, resolution(jnp.ones_like(zero)))
 
-    def collapsed(self, floor: Any) -> Array:
+    def is_degenerate(self, floor: Any) -> Array:
         """Is the spread no more than rounding?"""
         return self.expected_statistics().second < 10 * floor.second
 
@@ -85,20 +85,20 @@ class Gamma(_Dispersed):
     def centre(self) -> Array:
         return self.shape / self.rate
 
-    def _divergence(self, columns: Logged) -> tuple[Array, Array]:
+    def _divergence(self, columns: PositiveColumns) -> tuple[Array, Array]:
         mean = self.centre()
         return columns.less_one(mean), columns.log_ratio(mean)[1]
 
     def _ratios(self, rows: Array, first: Array, second: Array) -> LogRatios:
         return LogRatios(rows, first, second, self.centre())
 
-    def log_density(self, columns: Logged) -> Float[Array, "*batch n"]:
+    def log_density(self, columns: PositiveColumns) -> Float[Array, "*batch n"]:
         log_prob = _log_gamma(columns, self.shape, self.rate)
         return jnp.where(linalg.lead(columns.inside, log_prob.ndim), log_prob, -jnp.inf)
 
     def expected_statistics(self) -> LogRatios:
         ones = jnp.ones_like(self.shape)
-        return self._ratios(ones, jnp.zeros_like(ones), behind(self.shape))
+        return self._ratios(ones, jnp.zeros_like(ones), log_minus_digamma(self.shape))
 
     def expected_log_prob(self, statistics: LogRatios) -> Float[Array, "*batch"]:
         """rows (shape log shape - shape - log Gamma(shape)) - shape divergence, about the mean."""
@@ -110,7 +110,7 @@ class Gamma(_Dispersed):
         guess = (3 - spread + jnp.sqrt((spread - 3) ** 2 + 24 * spread)) / (12 * spread)
         # 1 / (2 a) < log a - digamma(a) < 1 / a, and its logarithm is nearly a straight line in log a.
         log_shape = root(
-            lambda log_a: log_spread - jnp.log(behind(jnp.exp(log_a))),
+            lambda log_a: log_spread - jnp.log(log_minus_digamma(jnp.exp(log_a))),
             -math.log(2) - log_spread,
             -log_spread,
             jnp.log(guess),
@@ -119,7 +119,7 @@ class Gamma(_Dispersed):
         return replace(self, shape=shape, rate=shape / mean)
 
     @classmethod
-    def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
+    def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         mean = jnp.broadcast_to(jnp.where(row > 0, row, 1), members)
         return cls(jnp.ones_like(mean), 1 / mean)
 
@@ -130,7 +130,7 @@ class Gamma(_Dispersed):
 
 
 @jax.custom_jvp
-def _log_gamma(row: Logged, shape: Array, rate: Array) -> Float[Array, "*batch n"]:
+def _log_gamma(row: PositiveColumns, shape: Array, rate: Array) -> Float[Array, "*batch n"]:
     """By the divergence from the mean: for a large shape every term of the formula is enormous."""
     divergence = row.log_ratio(*quotient_words(shape, rate, jnp.zeros_like(rate)))[1]
     return (-stirling(shape)[..., None] - linalg.lead(row.logs, divergence.ndim)) - shape[..., None] * divergence
@@ -141,7 +141,7 @@ def _log_gamma_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple
     (row, shape, rate), (moved, by_shape, by_rate) = primals, tangents
     mean, short = quotient_words(shape, rate, jnp.zeros_like(rate))
     above, log = row.less_one(mean, short), row.log_ratio(mean, short)[0]
-    change = (log + behind(shape)[..., None]) * by_shape[..., None] - above * (mean * by_rate)[..., None]
+    change = (log + log_minus_digamma(shape)[..., None]) * by_shape[..., None] - above * (mean * by_rate)[..., None]
     by_row = linalg.lead(moved.values / row.values, above.ndim)
     return _log_gamma(row, shape, rate), change - (1 + shape[..., None] * above) * by_row
 
@@ -170,13 +170,13 @@ class InverseGaussian(_Dispersed):
     def centre(self) -> Array:
         return self.mean
 
-    def _divergence(self, columns: Logged) -> tuple[Array, Array]:
+    def _divergence(self, columns: PositiveColumns) -> tuple[Array, Array]:
         return _inverse_divergence(columns, self.mean)[1:]
 
     def _ratios(self, rows: Array, first: Array, second: Array) -> InverseRatios:
         return InverseRatios(rows, first, second, self.mean)
 
-    def log_density(self, columns: Logged) -> Float[Array, "*batch n"]:
+    def log_density(self, columns: PositiveColumns) -> Float[Array, "*batch n"]:
         log_prob = _log_inverse_gaussian(columns, self.mean, self.shape)
         return jnp.where(linalg.lead(columns.inside, log_prob.ndim), log_prob, -jnp.inf)
 
@@ -195,7 +195,7 @@ class InverseGaussian(_Dispersed):
         return replace(self, mean=mean, shape=jnp.clip(mean / spread, limits.tiny, limits.max))
 
     @classmethod
-    def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
+    def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         mean = jnp.broadcast_to(jnp.where(row > 0, row, 1), members)
         return cls(mean, mean)
 
@@ -210,7 +210,7 @@ class InverseGaussian(_Dispersed):
         return mean * jnp.where(small, ratio, 1 / ratio)
 
 
-def _inverse_divergence(row: Logged, mean: Array) -> tuple[Array, Array, Array]:
+def _inverse_divergence(row: PositiveColumns, mean: Array) -> tuple[Array, Array, Array]:
     """r = x / mean, r - 1, and (r - 1)^2 / r."""
     less_one = row.less_one(mean)
     ratio = linalg.lead(row.values, less_one.ndim) / mean[..., None]
@@ -218,7 +218,7 @@ def _inverse_divergence(row: Logged, mean: Array) -> tuple[Array, Array, Array]:
 
 
 @jax.custom_jvp
-def _log_inverse_gaussian(row: Logged, mean: Array, shape: Array) -> Float[Array, "*batch n"]:
+def _log_inverse_gaussian(row: PositiveColumns, mean: Array, shape: Array) -> Float[Array, "*batch n"]:
     _, _, divergence = _inverse_divergence(row, mean)
     constant = 0.5 * jnp.log(shape / (2 * math.pi))[..., None] - 1.5 * linalg.lead(row.logs, divergence.ndim)
     return constant - (0.5 * shape / mean)[..., None] * divergence

@@ -19,7 +19,7 @@ from jaxem.data.missing import Incomplete
 from jaxem.distributions.base import Pullback, Rows
 from jaxem.distributions.statistics import mahalanobis, quantiles
 from jaxem.distributions.statistics.incomplete_gaussian import LOG_2_PI, AnyCell, Cells, Columns, Gaps, weighted_cells
-from jaxem.distributions.statistics.moments import Moments, enough, resolution
+from jaxem.distributions.statistics.moments import Moments, has_weight, resolution
 
 FLOOR = {4: 1e-6, 8: 1e-8}
 """By bytes of a float: the share of a spread, or of a row, below which there is nothing to speak of, where a fit would
@@ -54,7 +54,9 @@ class _Normal(AnyCell):
         """The log-determinant of the covariance of each member."""
         raise NotImplementedError
 
-    def _distance(self, columns: Float[Array, "d n"] | mahalanobis.Wide, white: Array) -> Float[Array, "*batch n"]:
+    def _distance(
+        self, columns: Float[Array, "d n"] | mahalanobis.FeatureExpansion, white: Array
+    ) -> Float[Array, "*batch n"]:
         """The squared Mahalanobis distance of each row from each member, if all of it was seen."""
         raise NotImplementedError
 
@@ -104,14 +106,14 @@ class _Normal(AnyCell):
         moved = statistics.about(mean)
         return self._with(mean, moved.second, statistics.spread_rows, statistics.least(mean))
 
-    def weak(self, members: Array | int, x: Any, weight: Array) -> Moments:
+    def unit_prior(self, members: Array | int, x: Any, weight: Array) -> Moments:
         """A row about the spread, narrower the more members share the data, and a hundredth of one about the mean."""
         one = self.expected_statistics()
         share = jnp.asarray(members, self.mean.dtype) ** (-2 / self.event_shape[0])
         return replace(one, rows=one.rows / 100, second=one.second * share)
 
     @classmethod
-    def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
+    def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         return cls._unit(jnp.broadcast_to(row, (*members, *row.shape)))
 
     @classmethod
@@ -157,7 +159,7 @@ class _Elliptic(_Normal):
     def _log_det(self, white: Array) -> Array:
         return 2 * linalg.half_log_det(white)
 
-    def _distance(self, columns: Array | mahalanobis.Wide, white: Array) -> Array:
+    def _distance(self, columns: Array | mahalanobis.FeatureExpansion, white: Array) -> Array:
         return mahalanobis.distance(columns, self.mean, white)
 
     def _log_density(self, columns: Columns, white: Array) -> Array:
@@ -186,7 +188,7 @@ class _Elliptic(_Normal):
         scatter = linalg.diagonal_matrix(self._at_zero(x, weight))
         return Moments(zero, zero, jnp.zeros_like(self.mean), scatter, self.mean)
 
-    def collapsed(self, floor: Moments) -> Array:
+    def is_degenerate(self, floor: Moments) -> Array:
         """Is the spread of some column, given those before it, no more than rounding?"""
         return lifted(self._least(), self._covariances(), self._white(), floor)
 
@@ -237,7 +239,7 @@ class Gaussian(_Elliptic):
         return cls(mean, jnp.broadcast_to(eye, (*mean.shape, mean.shape[-1])))
 
     def _with(self, mean: Array, second: Array, rows: Array, least: Array) -> Self:
-        some = enough(rows)[..., None, None]
+        some = has_weight(rows)[..., None, None]
         covariance = linalg.lifted(second / jnp.where(some, rows[..., None, None], 1), least)
         return replace(self, mean=mean, covariance=jnp.where(some, covariance, self.covariance))
 
@@ -283,7 +285,7 @@ class TiedGaussian(_Elliptic):
 
     def _with(self, mean: Array, second: Array, rows: Array, least: Array) -> Self:
         total = rows.sum(-1)[..., None]
-        some = enough(total)
+        some = has_weight(total)
         least = (rows[..., None] * least).sum(-2) / jnp.where(some, total, 1)
         covariance = linalg.lifted(second.sum(-3) / jnp.where(some, total, 1)[..., None], least)
         return replace(self, mean=mean, covariance=jnp.where(some[..., None], covariance, self.covariance))
@@ -301,7 +303,7 @@ class _Axial(_Normal):
     def _variances(self) -> Float[Array, "*batch d"]:
         return self.variance
 
-    def gaps(self, x: Incomplete) -> Rows:
+    def observe_incomplete(self, x: Incomplete) -> Rows:
         """Columns, and which of their cells were seen."""
         seen = ~jnp.isnan(x.values.T)
         return Rows(Cells(jnp.where(seen, x.values.T, 0), seen))
@@ -349,7 +351,7 @@ class _Axial(_Normal):
         zero = jnp.zeros_like(self.mean[..., 0])
         return Moments(zero, zero, jnp.zeros_like(self.mean), self._at_zero(x, weight), self.mean)
 
-    def collapsed(self, floor: Moments) -> Array:
+    def is_degenerate(self, floor: Moments) -> Array:
         """Is the spread of some column no more than rounding?"""
         variance = self._variances()
         return jnp.any((variance < 2 * self._least(resolution(self.mean))) | (variance < 10 * floor.second), axis=-1)
@@ -390,7 +392,7 @@ class DiagonalGaussian(_Axial):
         return cls(mean, jnp.ones_like(mean))
 
     def _with(self, mean: Array, second: Array, rows: Array, least: Array) -> Self:
-        some = enough(rows)[..., None]
+        some = has_weight(rows)[..., None]
         variance = jnp.maximum(second / jnp.where(some, rows[..., None], 1), least)
         return replace(self, mean=mean, variance=jnp.where(some, variance, self.variance))
 
@@ -430,7 +432,7 @@ class SphericalGaussian(_Axial):
         return jnp.mean(least, axis=-1, keepdims=True)
 
     def _with(self, mean: Array, second: Array, rows: Array, least: Array) -> Self:
-        some = enough(rows)
+        some = has_weight(rows)
         variance = jnp.mean(second, axis=-1) / jnp.where(some, rows, 1)
         variance = jnp.maximum(variance, self._least(least)[..., 0])
         return replace(self, mean=mean, variance=jnp.where(some, variance, self.variance))

@@ -14,11 +14,11 @@ from jaxem.core.constraints import parameter, real, vector
 from jaxem.core.double_double import factorial_rest, kept, log_words
 from jaxem.core.linalg import matmul
 from jaxem.core.pytree import module
-from jaxem.core.special import gap
+from jaxem.core.special import x_minus_log1p
 from jaxem.distributions.gaussian import FLOOR
 from jaxem.distributions.regression import Regression, Table
-from jaxem.distributions.statistics.glm_bound import Tangent
-from jaxem.distributions.statistics.moments import enough
+from jaxem.distributions.statistics.glm_bound import GLMBound
+from jaxem.distributions.statistics.moments import has_weight
 
 RUNAWAY = 12.0
 """A change of the log-odds or the log-rate by this much, over one spread of the inputs, has no end: the responses are
@@ -28,7 +28,7 @@ separated by the inputs."""
 class _Exponential(Regression):
     """Regressions whose log-likelihood is concave in the linear predictor, fitted by Newton steps (see `tangent`)."""
 
-    def statistics(self, x: Any, weight: Array) -> Tangent:
+    def statistics(self, x: Any, weight: Array) -> GLMBound:
         """The weighted slope and curvature of the log-likelihood at the members' own parameters."""
         table = self.observe(x).columns
         seen = linalg.lead(jnp.where(self.contains(table), table.response, 0), self.coefficients.ndim)
@@ -38,7 +38,7 @@ class _Exponential(Regression):
         level = self._level(table.design.centre)
         at = jnp.concatenate([level[..., None], self.coefficients], axis=-1)
         linear = table.design.sums(weight * (seen - mean)) + matmul(curvature, at[..., None])[..., 0]
-        return Tangent(
+        return GLMBound(
             rows=jnp.sum(weight, axis=-1),
             curvature=curvature[..., None, :, None, :],
             linear=linear[..., None, :],
@@ -49,22 +49,22 @@ class _Exponential(Regression):
             centre=jnp.broadcast_to(table.design.centre, self.coefficients.shape),
         )
 
-    def expected_log_prob(self, statistics: Tangent) -> Float[Array, "*batch"]:
+    def expected_log_prob(self, statistics: GLMBound) -> Float[Array, "*batch"]:
         """A lower bound that touches at the parameters of the E-step: slope, curvature and its growth (`tangent`)."""
         level = self.intercept + jnp.sum(self.coefficients * statistics.centre, axis=-1)
         return statistics.value(level[..., None], self.coefficients[..., None, :])
 
-    def m_step(self, statistics: Tangent) -> Self:
+    def m_step(self, statistics: GLMBound) -> Self:
         """Newton's step, shortened so that it never lowers the log-likelihood; without rows a member stays."""
         level, slopes = statistics.step()
-        some = enough(statistics.curvature[..., 0, 0, 0, 0])
+        some = has_weight(statistics.curvature[..., 0, 0, 0, 0])
         return self._with_line(level[..., 0], slopes[..., 0, :], statistics.centre, some)
 
-    def _quadratic(self, curvature: Array, level: Array, slopes: Array, centre: Array) -> Tangent:
+    def _quadratic(self, curvature: Array, level: Array, slopes: Array, centre: Array) -> GLMBound:
         centre = jnp.broadcast_to(centre, slopes.shape)
-        return Tangent.quadratic(curvature[..., None, :, None, :], level[..., None], slopes[..., None, :], centre)
+        return GLMBound.quadratic(curvature[..., None, :, None, :], level[..., None], slopes[..., None, :], centre)
 
-    def expected_statistics(self) -> Tangent:
+    def expected_statistics(self) -> GLMBound:
         """With standard normal inputs: the quadratic that the log-likelihood of many rows looks like near its top."""
         slopes = self.coefficients
         size = jnp.sqrt(jnp.sum(slopes**2, axis=-1, keepdims=True))
@@ -81,7 +81,7 @@ class _Exponential(Regression):
         curvature = jnp.concatenate([above, jnp.concatenate([edge[..., None], inner], axis=-1)], axis=-2)
         return self._quadratic(curvature, self.intercept, slopes, jnp.zeros_like(slopes))
 
-    def floor(self, x: Any, weight: Array) -> Tangent:
+    def floor(self, x: Any, weight: Array) -> GLMBound:
         """A ridge of `FLOOR` rows: it keeps separated responses from sending the coefficients to infinity."""
         table = self.observe(x).columns
         scale = self._spread(table, weight).at[-1].set(1)
@@ -90,20 +90,20 @@ class _Exponential(Regression):
         nothing = jnp.zeros_like(self.intercept), jnp.zeros_like(self.coefficients)
         return self._quadratic(curvature, *nothing, table.design.mean(jnp.where(self.contains(table), weight, 0)))
 
-    def collapsed(self, floor: Tangent) -> Array:
+    def is_degenerate(self, floor: GLMBound) -> Array:
         """Do the inputs separate the responses, so that only the floor keeps the coefficients finite?"""
         diagonal = linalg.diagonal(floor.curvature[..., 0, :, 0, :])
         squared = jnp.sum(diagonal[..., 1:] * self.coefficients**2, axis=-1)
         return squared > RUNAWAY**2 * diagonal[..., 0]
 
-    def weak(self, members: Array | int, x: Any, weight: Array) -> Tangent:
+    def unit_prior(self, members: Array | int, x: Any, weight: Array) -> GLMBound:
         """A row with any of the inputs that there are: what the curvature of the log-likelihood says of one."""
         table, weight = self._shared(x, weight)
         variance, centre = self._moments(self._predictor(table))[1], table.design.centre
         curvature = table.design.gram(linalg.lead(weight, variance.ndim) * variance)
         return self._quadratic(curvature, self._level(centre), self.coefficients, centre)
 
-    def ridge(self, strength: Any) -> Tangent:
+    def ridge(self, strength: Any) -> GLMBound:
         """-strength/2 sum of squared coefficients."""
         flat = jnp.zeros_like(self.coefficients)
         diagonal = jnp.broadcast_to(jnp.asarray(strength, flat.dtype), flat.shape)
@@ -111,7 +111,7 @@ class _Exponential(Regression):
         return self._quadratic(linalg.diagonal_matrix(diagonal), jnp.zeros_like(self.intercept), flat, flat)
 
     @classmethod
-    def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
+    def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         return cls(jnp.zeros((*members, len(row) - 1), row.dtype), jnp.zeros(members, row.dtype))  # type: ignore
 
 
@@ -203,5 +203,5 @@ def _log_poisson(predictor: Array, count: Array) -> Array:
     away = (predictor - high) - kept(low, predictor)
     near = jnp.abs(away) < 1
     small = jnp.expm1(jnp.where(near, away, 0))
-    distance = jnp.where(near, count * gap(small), jnp.exp(predictor) - count * (1 + away))
+    distance = jnp.where(near, count * x_minus_log1p(small), jnp.exp(predictor) - count * (1 + away))
     return -factorial_rest(count) - jnp.where(count > 0, distance, jnp.exp(predictor))

@@ -46,7 +46,7 @@ class Joint(Product):
     def _widths(self) -> list[int]:
         return [*self.parts[0].event_shape, 1]
 
-    def gaps(self, x: Any) -> Rows:
+    def observe_incomplete(self, x: Any) -> Rows:
         """The first part reads all columns but the last."""
         return Rows((self.parts[0].observe(some_columns(x, slice(0, -1))), self.parts[1].observe(x)))
 
@@ -70,9 +70,9 @@ class JointFamily:
         """Members fitted to weighted rows, each part to what it reads."""
         return Joint((self.inputs.start(x[:, :-1], weight), self.response.start(x, weight)))
 
-    def points(self, x: Array, weight: Array) -> Array:
+    def seeding_features(self, x: Array, weight: Array) -> Array:
         """Rows as points between which a distance means something."""
-        return self.response.points(x, weight)
+        return self.response.seeding_features(x, weight)
 
 
 def lagged(x: Any, order: int = 1) -> Float[Array, "t d"]:

@@ -14,7 +14,7 @@ from jaxem.core.pytree import module, replace
 from jaxem.core.summation import totals
 from jaxem.distributions.base import Family
 from jaxem.distributions.statistics import quantiles
-from jaxem.distributions.statistics.moments import enough, resolution
+from jaxem.distributions.statistics.moments import has_weight, resolution
 
 
 @module
@@ -142,7 +142,7 @@ class Laplace(Family):
 
     def m_step(self, statistics: Deviations) -> Self:
         """The bottom of the parabolas, or the reference if the rows there can hold it; the bound there for each row."""
-        some, stiff = enough(statistics.rows), statistics.stiffness > 0
+        some, stiff = has_weight(statistics.rows), statistics.stiffness > 0
         pull = jnp.sign(statistics.pull) * jnp.maximum(jnp.abs(statistics.pull) - statistics.resting, 0)
         at = jnp.where(stiff, pull / jnp.where(stiff, statistics.stiffness, 1), 0)
         location = jnp.where(some, statistics.reference + at, self.location)
@@ -150,7 +150,7 @@ class Laplace(Family):
         scale = jnp.maximum(scale, jnp.sqrt(resolution(location)))
         return replace(self, location=location, scale=jnp.where(some, scale, self.scale))
 
-    def weak(self, members: Array | int, x: Any, weight: Array) -> Deviations:
+    def unit_prior(self, members: Array | int, x: Any, weight: Array) -> Deviations:
         """A row about the scale, smaller the more members share the data, and a hundredth of one about the location."""
         one = self.expected_statistics()
         share = 1 / jnp.asarray(members, self.scale.dtype)
@@ -159,15 +159,15 @@ class Laplace(Family):
     def floor(self, x: Any, weight: Array) -> Deviations:
         """No rows, and what holds up ties at zero."""
         rows, zero = self.observe(x), jnp.zeros_like(self.scale)
-        least = jnp.sqrt(quantiles.at_zero(rows.columns[None], rows.counted(weight))[0])
+        least = jnp.sqrt(quantiles.at_zero(rows.columns[None], rows.mask_weight(weight))[0])
         return Deviations(zero, jnp.broadcast_to(least, zero.shape), zero, zero, zero, self.location)
 
-    def collapsed(self, floor: Deviations) -> Array:
+    def is_degenerate(self, floor: Deviations) -> Array:
         """Is the scale no more than rounding?"""
         return (self.scale < 2 * jnp.sqrt(resolution(self.location))) | (self.scale < 10 * floor.absolute)
 
     @classmethod
-    def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
+    def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         # So small that rows in any units are away from it: at a scale of one, those near 1e-7 would all rest there.
         return cls(jnp.broadcast_to(row, members), jnp.full(members, jnp.finfo(row.dtype).tiny, row.dtype))
 

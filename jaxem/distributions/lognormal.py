@@ -15,8 +15,8 @@ from jaxem.distributions.base import Rows
 from jaxem.distributions.gaussian import DiagonalGaussian
 from jaxem.distributions.positive import Positive
 from jaxem.distributions.statistics import truncated
-from jaxem.distributions.statistics.log_ratios import Logged
-from jaxem.distributions.statistics.moments import Moments, enough, resolution
+from jaxem.distributions.statistics.log_ratios import PositiveColumns
+from jaxem.distributions.statistics.moments import Moments, has_weight, resolution
 
 
 @module
@@ -51,7 +51,7 @@ class LogNormal(Positive):
     def centre(self) -> Array:
         return jnp.exp(self.location + self.scale**2 / 2)
 
-    def log_density(self, columns: Logged) -> Float[Array, "*batch n"]:
+    def log_density(self, columns: PositiveColumns) -> Float[Array, "*batch n"]:
         location, scale = self.location[..., None], self.scale[..., None]
         logs, fine = (linalg.lead(part, scale.ndim) for part in (columns.logs, columns.fine))
         # What is left of a logarithm is much if the scale is small.
@@ -74,13 +74,13 @@ class LogNormal(Positive):
 
     def m_step(self, statistics: Moments) -> Self:
         """The weighted mean and standard deviation of log x; a member without rows keeps its parameters."""
-        some = enough(statistics.spread_rows)
+        some = has_weight(statistics.spread_rows)
         new = self._with(self.gaussian.m_step(statistics))
         return replace(new, scale=jnp.where(some, new.scale, self.scale))
 
-    def weak(self, members: Array | int, x: Any, weight: Array) -> Moments:
+    def unit_prior(self, members: Array | int, x: Any, weight: Array) -> Moments:
         """That of the Gaussian of log x."""
-        return self.gaussian.weak(members, x, weight)
+        return self.gaussian.unit_prior(members, x, weight)
 
     def floor(self, x: Any, weight: Array) -> Moments:
         """No rows, and the scatter of numbers that differ by rounding."""
@@ -88,12 +88,12 @@ class LogNormal(Positive):
         scatter = resolution(jnp.ones_like(zero))
         return Moments(zero, zero, zero[..., None], scatter[..., None], self.location[..., None])
 
-    def collapsed(self, floor: Moments) -> Array:
+    def is_degenerate(self, floor: Moments) -> Array:
         """Is the scale no more than rounding?"""
-        return self.gaussian.collapsed(floor)
+        return self.gaussian.is_degenerate(floor)
 
     @classmethod
-    def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
+    def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         location = jnp.broadcast_to(jnp.log(jnp.where(row > 0, row, 1)), members)
         return cls(location, jnp.ones_like(location))
 

@@ -10,7 +10,7 @@ from jaxem.core.constraints import parameters
 from jaxem.distributions.base import Family
 
 
-class Numbers(Family):
+class ScalarParameters(Family):
     """A family whose parameters are numbers: one given for all members is given to each.
 
     >>> import jaxem as jem

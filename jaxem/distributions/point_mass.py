@@ -64,7 +64,7 @@ class PointMass(Family):
         return self.location
 
     @classmethod
-    def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
+    def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         """At `location`, zero unless it is said."""
         return cls(jnp.full(members, sizes.get("location", 0), row.dtype))
 

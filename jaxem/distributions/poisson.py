@@ -21,12 +21,12 @@ from jaxem.core.double_double import (
 )
 from jaxem.core.pytree import module, replace
 from jaxem.core.root_finding import root
-from jaxem.core.special import behind_less, binet, gap, gap_by_square, tables
+from jaxem.core.special import binet, log_minus_digamma_difference, tables, x_minus_log1p, x_minus_log1p_over_square
 from jaxem.core.summation import totals
 from jaxem.distributions.base import Family
 from jaxem.distributions.discrete import Counted, _Counts, times_log, weighted, whole
-from jaxem.distributions.members import Numbers
-from jaxem.distributions.statistics.moments import enough
+from jaxem.distributions.members import ScalarParameters
+from jaxem.distributions.statistics.moments import has_weight
 
 
 @module
@@ -90,12 +90,12 @@ class Poisson(Family):
 
     def m_step(self, statistics: Arrivals) -> Self:
         """total / exposure; a member without rows keeps its rate."""
-        some = enough(statistics.exposure)
+        some = has_weight(statistics.exposure)
         rate = statistics.total / jnp.where(some, statistics.exposure, 1)
         return replace(self, rate=jnp.where(some, rate, self.rate))
 
     @classmethod
-    def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
+    def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         return cls(jnp.ones(members, row.dtype))
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n"]:
@@ -120,7 +120,7 @@ def _poisson(rate: Array, x: Array, coarse: Array, fine: Array) -> Array:
         tiny = mean < float(jnp.finfo(x.dtype).eps) * count
         share = jnp.where(tiny, 1, mean / count)
         far = (jnp.log(count) - jnp.log(mean)) - 1
-        apart = count * jnp.where(tiny, far, gap(jnp.where(tiny, 0, (mean - count) / count), share))
+        apart = count * jnp.where(tiny, far, x_minus_log1p(jnp.where(tiny, 0, (mean - count) / count), share))
         apart = jnp.where(x > 0, apart, mean)
         return -factorial_rest(x) - apart
 
@@ -209,7 +209,7 @@ class Tables:
 
 
 @module
-class NegativeBinomial(_Counts, Numbers):
+class NegativeBinomial(_Counts, ScalarParameters):
     """Counts with more spread than a Poisson's: the variance is mean + mean^2 / shape.
 
     log p(x) = log Gamma(shape + x) - log Gamma(shape) - log x! + shape log(1 - p) + x log p, p = mean / (mean + shape)
@@ -262,7 +262,7 @@ class NegativeBinomial(_Counts, Numbers):
     def expected_statistics(self) -> Tables:
         """As tables: a prior is then the same function wherever the shape goes."""
         odds = self.mean / self.shape
-        above = self.mean * odds * gap_by_square(odds)
+        above = self.mean * odds * x_minus_log1p_over_square(odds)
         tabled = self.shape * jnp.log1p(odds)
         return Tables(jnp.ones_like(above), self.mean, tabled, above, jnp.zeros_like(above), jnp.log(self.shape))
 
@@ -286,16 +286,16 @@ class NegativeBinomial(_Counts, Numbers):
 
         In odds = mean / shape: rows mean odds gap(odds) / odds^2 = total - slope of the bound.
         """
-        some = enough(statistics.rows)
+        some = has_weight(statistics.rows)
         mean = statistics.total / jnp.where(some, statistics.rows, 1)
-        counted = some & enough(mean)
+        counted = some & has_weight(mean)
         mean, rows = jnp.where(some, mean, self.mean), jnp.where(counted, statistics.rows, 1)
         of_counts = jnp.where(counted, mean, 1)
 
         def excess(log_shape: Array) -> Array:
             odds, here = of_counts * jnp.exp(-log_shape), statistics.about(log_shape)
             spread = odds > 1
-            near = jnp.maximum(here.untabled, 0) / (rows * of_counts * odds * gap_by_square(odds)) - 1
+            near = jnp.maximum(here.untabled, 0) / (rows * of_counts * odds * x_minus_log1p_over_square(odds)) - 1
             some = jnp.where(spread, odds, 1)
             far = 1 - jnp.maximum(here.tabled, 0) / (rows * of_counts * (jnp.log1p(some) / some))
             return jnp.where(spread, far, near)
@@ -309,7 +309,7 @@ class NegativeBinomial(_Counts, Numbers):
         return self.mean
 
     @classmethod
-    def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
+    def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         return cls(jnp.ones(members, row.dtype), jnp.ones(members, row.dtype))
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n"]:
@@ -326,8 +326,8 @@ def _negative_binomial(mean: Array, shape: Array, x: Array, rest: Array) -> Arra
     some = jnp.where(x > 0, x, 1)
     short, grown = (mean - x) / (shape + mean), (shape + x) / (shape + mean)
     # As a binomial of shape + x trials, whose mean is off by shape short; of large shapes nothing is left but x.
-    of_x = jnp.where(x > 0, x * gap(shape * short / some, mean * (grown / some)), mean / (1 + mean / shape))
-    of_shape = 0.5 * jnp.log1p(x / shape) + binet(shape) - binet(shape + x) + shape * gap(-short, grown)
+    of_x = jnp.where(x > 0, x * x_minus_log1p(shape * short / some, mean * (grown / some)), mean / (1 + mean / shape))
+    of_shape = 0.5 * jnp.log1p(x / shape) + binet(shape) - binet(shape + x) + shape * x_minus_log1p(-short, grown)
     return -of_shape - rest - of_x
 
 
@@ -336,7 +336,9 @@ def _negative_binomial_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ..
     mean, shape, x, _ = primals
     some, there = jnp.where(mean > 0, mean, 1), mean > 0
     by_mean = jnp.where(there, (x - mean) / some, -1) / (1 + mean / shape)
-    by_shape = behind_less(shape, x) - gap((x - mean) / (shape + mean), (shape + x) / (shape + mean))
+    by_shape = log_minus_digamma_difference(shape, x) - x_minus_log1p(
+        (x - mean) / (shape + mean), (shape + x) / (shape + mean)
+    )
     by_x = jnp.where(there, digamma(shape + x) - jnp.log(jnp.maximum(x, 1)) - jnp.log1p(shape / some), 0)
     change = by_mean * tangents[0] + by_shape * tangents[1] + by_x * tangents[2]
     return _negative_binomial(*primals), change - tangents[3]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxem.distributions.base import Family
-from jaxem.distributions.statistics.log_ratios import Logged
+from jaxem.distributions.statistics.log_ratios import PositiveColumns
 
 
 class Positive(Family):
@@ -18,7 +18,7 @@ class Positive(Family):
     infimum: ClassVar[float] = 0.0
 
     def columns(self, x: Float[Array, "n"]) -> Any:
-        return Logged.of(x)
+        return PositiveColumns.of(x)
 
     def contains(self, columns: Any) -> Array:
         return columns.inside
@@ -27,9 +27,9 @@ class Positive(Family):
         return 1.0
 
     @classmethod
-    def points(cls, x: Array, weight: Array, **sizes: int) -> Float[Array, "n 1"]:
+    def seeding_features(cls, x: Array, weight: Array, **sizes: int) -> Float[Array, "n 1"]:
         """Logarithms in units of their spread: a factor is a distance, whatever the size."""
-        rows = Logged.of(x)
+        rows = PositiveColumns.of(x)
         smallest = jnp.min(jnp.where(rows.inside, rows.logs, jnp.inf))
         logs = jnp.where(rows.inside, rows.logs, jnp.where(jnp.isfinite(smallest), smallest, 0))
-        return super().points(logs, weight)
+        return super().seeding_features(logs, weight)

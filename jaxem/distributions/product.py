@@ -55,11 +55,11 @@ class Sized:
         sizes = {**self.family.told(counted), **dict(self.sizes)}
         return dataclasses.replace(self, sizes=tuple(sorted(sizes.items())))
 
-    def points(self, x: Array, weight: Array) -> Array:
+    def seeding_features(self, x: Array, weight: Array) -> Array:
         """Rows as points between which a distance means something."""
         if self.family.scalar and x.ndim == 2 and x.shape[1] > 1:
-            return Independent.of(self).points(x, weight)
-        return self.family.points(x, weight, **dict(self.sizes))
+            return Independent.of(self).seeding_features(x, weight)
+        return self.family.seeding_features(x, weight, **dict(self.sizes))
 
 
 def told(family: Any, x: Any, weight: Any) -> Any:
@@ -141,9 +141,9 @@ class Product(Family):
         return [_width(part) for part in self.parts]
 
     def columns(self, x: Float[Array, "n d"]) -> tuple[Rows, ...]:
-        return self.gaps(x).columns
+        return self.observe_incomplete(x).columns
 
-    def gaps(self, x: Any) -> Rows:
+    def observe_incomplete(self, x: Any) -> Rows:
         """Each part knows what was not seen of its own columns."""
         blocks, at = [], 0
         for part in self.parts:
@@ -201,18 +201,20 @@ class Product(Family):
         """Each part by itself."""
         return replace(self, parts=tuple(p.m_step(s) for p, s in zip(self.parts, statistics, strict=True)))
 
-    def weak(self, members: Array | int, x: Any, weight: Array) -> tuple[Statistics, ...]:
+    def unit_prior(self, members: Array | int, x: Any, weight: Array) -> tuple[Statistics, ...]:
         """What each part says: of the room that members share, its columns have their share."""
         each = zip(self.parts, self._widths, self.observe(x).columns, strict=True)
         size = self.event_shape[0]
-        return tuple(part.weak(_apiece(part, members, width / size), block, weight) for part, width, block in each)
+        return tuple(
+            part.unit_prior(_apiece(part, members, width / size), block, weight) for part, width, block in each
+        )
 
     def floor(self, x: Any, weight: Array) -> tuple[Statistics, ...]:
         blocks = self.observe(x).columns
         return tuple(p.floor(block, weight) for p, block in zip(self.parts, blocks, strict=True))
 
-    def collapsed(self, floor: tuple[Statistics, ...]) -> Array:
-        return jnp.stack([p.collapsed(f) for p, f in zip(self.parts, floor, strict=True)]).any(0)
+    def is_degenerate(self, floor: tuple[Statistics, ...]) -> Array:
+        return jnp.stack([p.is_degenerate(f) for p, f in zip(self.parts, floor, strict=True)]).any(0)
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n d"]:
         """`n` rows from each member, `[*batch_shape, n, D]`."""
@@ -253,9 +255,9 @@ class ProductFamily:
         """Each part with the sizes that its columns tell."""
         return ProductFamily(tuple(part.told(block, weight) for part, block in self._blocks(x)))
 
-    def points(self, x: Array, weight: Array) -> Array:
+    def seeding_features(self, x: Array, weight: Array) -> Array:
         """Rows as points between which a distance means something."""
-        return jnp.concatenate([part.points(block, weight) for part, block in self._blocks(x)], axis=1)
+        return jnp.concatenate([part.seeding_features(block, weight) for part, block in self._blocks(x)], axis=1)
 
     def _blocks(self, x: Array) -> list[tuple[Sized, Array]]:
         ends = np.cumsum([part.columns for part in self.parts])
@@ -318,9 +320,9 @@ class Independent(Family):
         return jax.tree.map(lambda leaf: jax.lax.index_in_dim(leaf, 0, self._axis, keepdims=False), self.base)
 
     def columns(self, x: Float[Array, "n d"]) -> Rows:
-        return self.gaps(x).columns
+        return self.observe_incomplete(x).columns
 
-    def gaps(self, x: Any) -> Rows:
+    def observe_incomplete(self, x: Any) -> Rows:
         """Each column knows what was not seen of it."""
         return Rows(jax.vmap(lambda column: self._one.observe(column), in_axes=1, out_axes=0)(x))
 
@@ -345,10 +347,12 @@ class Independent(Family):
         """The statistics of each column."""
         return self.e_step(x)[1](weight)
 
-    def weak(self, members: Array | int, x: Any, weight: Array) -> Statistics:
+    def unit_prior(self, members: Array | int, x: Any, weight: Array) -> Statistics:
         """What each column says: it has its share of the room that members share."""
         members = _apiece(self.base, members, 1 / self.event_shape[0])
-        each = jax.vmap(lambda base, column: base.weak(members, column, weight), (self._axis, 0), out_axes=self._axis)
+        each = jax.vmap(
+            lambda base, column: base.unit_prior(members, column, weight), (self._axis, 0), out_axes=self._axis
+        )
         return each(self.base, self.observe(x).columns)
 
     def floor(self, x: Any, weight: Array) -> Statistics:
@@ -356,8 +360,8 @@ class Independent(Family):
         each = jax.vmap(lambda base, column: base.floor(column, weight), (self._axis, 0), out_axes=self._axis)
         return each(self.base, self.observe(x).columns)
 
-    def collapsed(self, floor: Statistics) -> Array:
-        return self.base.collapsed(floor).any(-1)
+    def is_degenerate(self, floor: Statistics) -> Array:
+        return self.base.is_degenerate(floor).any(-1)
 
     def expected_statistics(self) -> Statistics:
         return self.base.expected_statistics()
@@ -402,9 +406,9 @@ class IndependentFamily:
         """With the sizes that all columns together tell."""
         return IndependentFamily(self.column.told(x, weight))
 
-    def points(self, x: Array, weight: Array) -> Array:
+    def seeding_features(self, x: Array, weight: Array) -> Array:
         """Rows as points between which a distance means something."""
-        return jnp.concatenate([self.column.points(column, weight) for column in x.T], axis=1)
+        return jnp.concatenate([self.column.seeding_features(column, weight) for column in x.T], axis=1)
 
 
 def _width(part: Family) -> int:

@@ -23,7 +23,7 @@ from jaxem.data.missing import Incomplete, cells
 from jaxem.distributions.base import Family, Rows, Statistics
 from jaxem.distributions.statistics import quantiles
 from jaxem.distributions.statistics.design_matrix import Design, design, shared
-from jaxem.distributions.statistics.moments import enough, resolution
+from jaxem.distributions.statistics.moments import has_weight, resolution
 
 DEPENDENT = {False: 1e-10, True: 1e-5}
 """Inputs of which some combination, each in units of its spread, is this small: if they are float32, or not."""
@@ -71,7 +71,7 @@ class Regression(Family):
     def _possible(self, response: Array) -> Array:
         return jnp.isfinite(response)
 
-    def gaps(self, x: Incomplete) -> Rows:
+    def observe_incomplete(self, x: Incomplete) -> Rows:
         """A response that was not seen says nothing; of the other rows all inputs must be there."""
         return Rows(self.columns(x.values), ~jnp.isnan(x.values[:, -1]))
 
@@ -106,7 +106,7 @@ class Regression(Family):
     def _shared(self, x: Any, weight: Array) -> tuple[Table, Float[Array, "n"]]:
         """The rows, and the share that each has of all of them."""
         rows = self.observe(x)
-        return rows.columns, shared(rows.counted(jnp.where(self.contains(rows.columns), weight, 0)))
+        return rows.columns, shared(rows.mask_weight(jnp.where(self.contains(rows.columns), weight, 0)))
 
     def moments(self, inputs: Float[Array, "n p"]) -> tuple[Float[Array, "*batch n"], Float[Array, "*batch n"]]:
         """The mean and the variance of the response.
@@ -227,7 +227,7 @@ class Residuals:
         line = jnp.concatenate([level[..., None], slopes], axis=-1)
         square = jnp.sum(line * matmul(self.gram[..., :-1, :-1], line[..., None])[..., 0], axis=-1)
         rows = self.gram[..., 0, 0]
-        some = enough(rows)
+        some = has_weight(rows)
         return jnp.sqrt(jnp.where(some, jnp.maximum(square, 0) / jnp.where(some, rows, 1), 0))
 
     def __add__(self, other: Residuals) -> Residuals:
@@ -307,14 +307,14 @@ class LinearRegression(Regression):
         last = linalg.whitening(statistics.gram)[..., -1, :]
         change = -last[..., :-1] / last[..., -1:]
         level, slopes = statistics.level + change[..., 0], statistics.slopes + change[..., 1:]
-        new = self._with_line(level, slopes, statistics.centre, enough(statistics.gram[..., 0, 0]))
+        new = self._with_line(level, slopes, statistics.centre, has_weight(statistics.gram[..., 0, 0]))
         rows = statistics.spread_rows
-        some = enough(rows)
+        some = has_weight(rows)
         variance = last[..., -1] ** -2 / jnp.where(some, rows, 1)
         variance = jnp.maximum(variance, resolution(statistics.size(level, slopes)))
         return replace(new, variance=jnp.where(some, variance, self.variance))
 
-    def weak(self, members: Array | int, x: Any, weight: Array) -> Residuals:
+    def unit_prior(self, members: Array | int, x: Any, weight: Array) -> Residuals:
         """A row about the variance, less the more members share the data, and a hundredth of one about the line."""
         one, share = self.expected_statistics(), jnp.asarray(members, self.variance.dtype) ** -2
         table, weight = self._shared(x, weight)
@@ -335,7 +335,7 @@ class LinearRegression(Regression):
         zero, flat = jnp.zeros_like(self.intercept), jnp.zeros_like(self.coefficients)
         return Residuals(zero, gram, zero, flat, jnp.broadcast_to(table.design.centre, flat.shape))
 
-    def collapsed(self, floor: Residuals) -> Array:
+    def is_degenerate(self, floor: Residuals) -> Array:
         """Is the variance no more than rounding? So it is with no more rows than coefficients."""
         _, *inputs, response = jnp.moveaxis(linalg.diagonal(floor.gram), -1, 0)
         predicted = sum((self.coefficients[..., p] ** 2 * scatter for p, scatter in enumerate(inputs)), response)
@@ -349,7 +349,7 @@ class LinearRegression(Regression):
         return Residuals(zero, gram, zero, flat, flat)
 
     @classmethod
-    def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
+    def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         one = jnp.ones(members, row.dtype)
         return cls(jnp.zeros((*members, len(row) - 1), row.dtype), one * row[-1], one)
 

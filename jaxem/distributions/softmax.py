@@ -15,8 +15,8 @@ from jaxem.distributions.base import Family, Rows
 from jaxem.distributions.gaussian import FLOOR
 from jaxem.distributions.statistics import quantiles
 from jaxem.distributions.statistics.design_matrix import Design, design, shared
-from jaxem.distributions.statistics.glm_bound import Tangent
-from jaxem.distributions.statistics.moments import enough
+from jaxem.distributions.statistics.glm_bound import GLMBound
+from jaxem.distributions.statistics.moments import has_weight
 
 
 @module
@@ -78,7 +78,7 @@ class SoftmaxGate(Family):
         predictor = columns.linear(level, self.coefficients)
         return jax.nn.log_softmax(jnp.concatenate([predictor, jnp.zeros_like(predictor[..., :1, :])], axis=-2), axis=-2)
 
-    def statistics(self, x: Any, weight: Float[Array, "*batch k n"]) -> Tangent:
+    def statistics(self, x: Any, weight: Float[Array, "*batch k n"]) -> GLMBound:
         """The weighted slope and curvature at the gate's own parameters; all classes together."""
         columns = self.observe(x).columns
         share = jnp.exp(self.log_density(columns))[..., :-1, :]
@@ -87,41 +87,41 @@ class SoftmaxGate(Family):
         pairs = rows[..., None, None, :] * share[..., :, None, :] * (same - share[..., None, :, :])
         curvature = jnp.swapaxes(columns.gram(pairs), -3, -2)
         centre = jnp.broadcast_to(columns.centre, (*self.intercept.shape[:-1], columns.centre.size))
-        here = Tangent.quadratic(curvature, self._level(centre[..., None, :]), self.coefficients, centre)
+        here = GLMBound.quadratic(curvature, self._level(centre[..., None, :]), self.coefficients, centre)
         low, high = (jnp.broadcast_to(limit, centre.shape) for limit in columns.limits(rows))
         slope = columns.sums(weight[..., :-1, :] - rows[..., None, :] * share)
         return replace(here, rows=jnp.sum(rows, axis=-1), linear=here.linear + slope, low=low, high=high)
 
-    def expected_statistics(self) -> Tangent:
+    def expected_statistics(self) -> GLMBound:
         """With standard normal inputs, and as curved as where all classes are equally probable (Bohning 1992)."""
         eye = jnp.eye(self.event_shape[0] + 1, dtype=self.intercept.dtype)
         return self._ridge(eye / self.batch_shape[-1], self.intercept, self.coefficients, jnp.zeros(()))
 
-    def expected_log_prob(self, statistics: Tangent) -> Float[Array, "*batch k"]:
+    def expected_log_prob(self, statistics: GLMBound) -> Float[Array, "*batch k"]:
         """A lower bound that touches at the parameters of the E-step, in equal parts for each class."""
         whole = statistics.value(self._level(statistics.centre[..., None, :]), self.coefficients)
         return jnp.broadcast_to(whole[..., None] / self.batch_shape[-1], self.batch_shape)
 
-    def m_step(self, statistics: Tangent) -> Self:
+    def m_step(self, statistics: GLMBound) -> Self:
         """Newton's step, shortened so that it never lowers the log-likelihood; without rows the gate stays."""
         level, slopes = statistics.step()
         intercept = level - jnp.sum(slopes * statistics.centre[..., None, :], axis=-1)
-        some = enough(statistics.rows)[..., None]
+        some = has_weight(statistics.rows)[..., None]
         return replace(
             self,
             coefficients=jnp.where(some[..., None], slopes, self.coefficients),
             intercept=jnp.where(some, intercept, self.intercept),
         )
 
-    def _ridge(self, each: Float[Array, "q q"], level: Array, slopes: Array, centre: Array) -> Tangent:
+    def _ridge(self, each: Float[Array, "q q"], level: Array, slopes: Array, centre: Array) -> GLMBound:
         """A quadratic: `each` is the precision of a class measured against the mean of all K."""
         count, batch = self.intercept.shape[-1], self.intercept.shape[:-1]
         between = jnp.eye(count, dtype=each.dtype) - 1 / (count + 1)
         curvature = between[:, None, :, None] * each[None, :, None, :]
         centre = jnp.broadcast_to(centre, (*batch, len(each) - 1)).astype(each.dtype)
-        return Tangent.quadratic(jnp.broadcast_to(curvature, (*batch, *curvature.shape)), level, slopes, centre)
+        return GLMBound.quadratic(jnp.broadcast_to(curvature, (*batch, *curvature.shape)), level, slopes, centre)
 
-    def floor(self, x: Any, weight: Array) -> Tangent:
+    def floor(self, x: Any, weight: Array) -> GLMBound:
         """A ridge of `FLOOR` rows: it keeps classes that the inputs separate from sending coefficients to infinity."""
         columns = self.observe(x).columns
         scale = quantiles.scale(columns.inputs + columns.centre[:, None], weight)
@@ -129,14 +129,14 @@ class SoftmaxGate(Family):
         nothing = jnp.zeros_like(self.intercept), jnp.zeros_like(self.coefficients)
         return self._ridge(jnp.diag(diagonal), *nothing, columns.mean(weight))
 
-    def weak(self, members: Array | int, x: Any, weight: Array) -> Tangent:
+    def unit_prior(self, members: Array | int, x: Any, weight: Array) -> GLMBound:
         """A row with any of the inputs that there are, as curved as where all classes are equally probable."""
         columns = self.observe(x).columns
         each = columns.gram(shared(weight)) / self.batch_shape[-1]
         level = self._level(linalg.lead(columns.centre, self.coefficients.ndim))
         return self._ridge(each, level, self.coefficients, columns.centre)
 
-    def ridge(self, strength: Any) -> Tangent:
+    def ridge(self, strength: Any) -> GLMBound:
         """-strength/2 sum of squared coefficients, of all K classes about their mean."""
         size = self.event_shape[0]
         diagonal = jnp.broadcast_to(jnp.asarray(strength, self.intercept.dtype), (size,))

@@ -13,13 +13,13 @@ from jaxem.core import linalg
 from jaxem.core.constraints import parameter, parameters, positive, positive_definite, vector
 from jaxem.core.pytree import module, replace, static
 from jaxem.core.root_finding import root
-from jaxem.core.special import behind, gap, stirling
+from jaxem.core.special import log_minus_digamma, stirling, x_minus_log1p
 from jaxem.core.summation import totals
 from jaxem.distributions.base import Pullback, Rows
 from jaxem.distributions.gaussian import Gaussian, lifted
 from jaxem.distributions.statistics import mahalanobis
 from jaxem.distributions.statistics.incomplete_gaussian import LOG_2_PI, AnyCell, Columns, Gaps
-from jaxem.distributions.statistics.moments import Moments, enough, resolution
+from jaxem.distributions.statistics.moments import Moments, has_weight, resolution
 
 LEAST = 1e-2
 
@@ -142,8 +142,8 @@ class StudentT(AnyCell):
         precision = (dof + d) / (dof + distance)
         excess = (d - distance) / (dof + distance)
         # E[log u] - E[u] + 1 in two parts, of which the second is the same for all rows of a size.
-        known = self._of_row(columns, jnp.where(sizes > 0, behind((dof + sizes) / 2), 0))
-        rows, gaps = totals(weight, weight * (gap(excess, precision) + known))
+        known = self._of_row(columns, jnp.where(sizes > 0, log_minus_digamma((dof + sizes) / 2), 0))
+        rows, gaps = totals(weight, weight * (x_minus_log1p(excess, precision) + known))
         if isinstance(columns, Gaps):
             moments = columns.moments(weight, self.location, self.scatter, white, precision)
         else:
@@ -174,7 +174,7 @@ class StudentT(AnyCell):
     def expected_statistics(self) -> RobustMoments:
         ones = jnp.ones_like(self.dof)
         moments = Moments(ones, ones, jnp.zeros_like(self.location), self.scatter, self.location)
-        return RobustMoments(moments, -behind(self.dof / 2))
+        return RobustMoments(moments, -log_minus_digamma(self.dof / 2))
 
     def expected_log_prob(self, statistics: RobustMoments) -> Float[Array, "*batch"]:
         """That of the Gaussian rows, and that of their precisions: dof / 2 spread - rows stirling(dof / 2)."""
@@ -192,7 +192,7 @@ class StudentT(AnyCell):
         """
         moments = statistics.moments
         location = self.location if "location" in self.held else moments.mean(otherwise=self.location)
-        some = enough(moments.spread_rows)
+        some = has_weight(moments.spread_rows)
         rows = jnp.where(some, moments.spread_rows, 1)
         scatter = linalg.lifted(moments.about(location).second / rows[..., None, None], moments.least(location))
         new = {
@@ -202,7 +202,7 @@ class StudentT(AnyCell):
         }
         return replace(self, **{name: value for name, value in new.items() if name not in self.held})
 
-    def weak(self, members: Array | int, x: Any, weight: Array) -> RobustMoments:
+    def unit_prior(self, members: Array | int, x: Any, weight: Array) -> RobustMoments:
         """A row about the spread, narrower the more members share the data, and a hundredth of one about the place."""
         one = self.expected_statistics()
         share = jnp.asarray(members, self.dof.dtype) ** (-2 / self.event_shape[0])
@@ -214,7 +214,7 @@ class StudentT(AnyCell):
         gaussian = Gaussian(self.location, self.scatter)
         return RobustMoments(gaussian.floor(x, weight), jnp.zeros_like(self.dof))
 
-    def collapsed(self, floor: RobustMoments) -> Array:
+    def is_degenerate(self, floor: RobustMoments) -> Array:
         """Is the spread of some column, given those before it, no more than rounding?"""
         return lifted(resolution(self.location), self.scatter, linalg.whitening(self.scatter), floor.moments)
 
@@ -257,7 +257,7 @@ def _log_tail_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tu
     dof, d, distance = primals
     total = dof + distance
     share = distance / total
-    by_dof = 0.5 * (d / dof * share - gap(-share, dof / total))
+    by_dof = 0.5 * (d / dof * share - x_minus_log1p(-share, dof / total))
     by_d, by_distance = -0.5 * jnp.log1p(distance / dof), -(dof + d) / (2 * total)
     return _log_tail(*primals), by_dof * tangents[0] + by_d * tangents[1] + by_distance * tangents[2]
 
@@ -268,5 +268,7 @@ def _degrees(inequality: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     c = jnp.maximum(inequality, math.exp(-high) / 4)
     # Within a hundredth or two (Minka 2002, Estimating a gamma distribution).
     guess = (3 - c + jnp.sqrt((c - 3) ** 2 + 24 * c)) / (12 * c)
-    log_h = root(lambda z: c - behind(jnp.exp(z)), jnp.full_like(c, low), jnp.full_like(c, high), jnp.log(guess))
+    log_h = root(
+        lambda z: c - log_minus_digamma(jnp.exp(z)), jnp.full_like(c, low), jnp.full_like(c, high), jnp.log(guess)
+    )
     return 2 * jnp.exp(log_h)

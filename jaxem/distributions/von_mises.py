@@ -17,8 +17,8 @@ from jaxem.core.root_finding import root
 from jaxem.core.summation import totals
 from jaxem.distributions.base import flat_members
 from jaxem.distributions.gaussian import FLOOR
-from jaxem.distributions.members import Numbers
-from jaxem.distributions.statistics.moments import enough
+from jaxem.distributions.members import ScalarParameters
+from jaxem.distributions.statistics.moments import has_weight
 
 LARGE = {4: 20.0, 8: 200.0}
 """Concentrations, by bytes of a float, from which seven terms of the series of I1 / I0 are better than the quotient."""
@@ -80,7 +80,7 @@ def _between(a: Array, b: Array) -> tuple[Array, Array]:
 
 
 @module
-class VonMises(Numbers):
+class VonMises(ScalarParameters):
     """Angles about a mean direction.
 
     log p(x) = concentration cos(x - mean) - log I0(concentration) - log 2 pi
@@ -104,7 +104,7 @@ class VonMises(Numbers):
     concentration: Float[Array, "*batch"] = parameter(non_negative)
 
     @classmethod
-    def points(cls, x: Array, weight: Array, **sizes: int) -> Float[Array, "n 2"]:
+    def seeding_features(cls, x: Array, weight: Array, **sizes: int) -> Float[Array, "n 2"]:
         """On the unit circle."""
         return jnp.stack([jnp.cos(x), jnp.sin(x)], axis=-1)
 
@@ -144,7 +144,7 @@ class VonMises(Numbers):
 
     def m_step(self, statistics: Directions) -> Self:
         """The mean direction, and the concentration with I1 / I0 = the mean length of the sum of the points."""
-        some = enough(statistics.rows)
+        some = has_weight(statistics.rows)
         mean = jnp.where(some, statistics.direction(), self.mean)
         rows = jnp.where(some, statistics.rows, 1)
         eps = float(jnp.finfo(rows.dtype).eps)
@@ -156,14 +156,14 @@ class VonMises(Numbers):
     def floor(self, x: Any, weight: Array) -> Directions:
         """No rows, and `FLOOR` times the mean chord of all the data about their mean direction."""
         rows = self.observe(x)
-        weight = jnp.where(self.contains(rows.columns), rows.counted(weight), 0)
+        weight = jnp.where(self.contains(rows.columns), rows.mask_weight(weight), 0)
         cosine, sine = (jnp.sum(weight * jnp.where(weight > 0, c, 0)) for c in rows.columns)
         total = jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
         spread = jnp.clip(1 - jnp.hypot(cosine, sine) / total, 1e-6, 1) * FLOOR[weight.dtype.itemsize]
         zero = jnp.zeros_like(self.mean)
         return Directions(zero, zero, zero, zero + spread, self.mean)
 
-    def collapsed(self, floor: Directions) -> Array:
+    def is_degenerate(self, floor: Directions) -> Array:
         """Is the spread within three times the floor's?"""
         return 20 * floor.chord * self.concentration > 1
 
@@ -175,7 +175,7 @@ class VonMises(Numbers):
         return jnp.arctan2(sine, cosine)
 
     @classmethod
-    def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
+    def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         return cls(jnp.broadcast_to(row, members), jnp.ones(members, row.dtype))
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n"]:

@@ -38,8 +38,8 @@ from jaxem.core.summation import totals
 from jaxem.distributions.lognormal import LogNormal
 from jaxem.distributions.positive import Positive
 from jaxem.distributions.statistics import truncated
-from jaxem.distributions.statistics.log_ratios import Logged
-from jaxem.distributions.statistics.moments import enough, resolution
+from jaxem.distributions.statistics.log_ratios import PositiveColumns
+from jaxem.distributions.statistics.moments import has_weight, resolution
 
 TRUST = 0.5
 """By which share of itself a shape may change in one M-step."""
@@ -52,7 +52,7 @@ APART = 1e6
 
 
 @module
-class Hazards:
+class WeibullStatistics:
     """Sums over weighted rows under the parameters `shape` and `scale`, with s = shape log(x / scale); each `[...]`.
 
     A row that ended at x is an event; one that lasted at least until x has a hazard only.
@@ -92,7 +92,7 @@ class Hazards:
         """Events, those of pseudo-rows among them."""
         return self.events + self.pseudo_rows
 
-    def anchored(self, shape: Float[Array, "*batch"], scale: Float[Array, "*batch"]) -> Hazards:
+    def anchored(self, shape: Float[Array, "*batch"], scale: Float[Array, "*batch"]) -> WeibullStatistics:
         """Sums of nothing know no parameters: those of the pseudo-rows instead, or these."""
         imagined = self.pseudo_rows > 0
         shape, scale = jnp.where(imagined, self.pseudo_shape, shape), jnp.where(imagined, self.pseudo_scale, scale)
@@ -131,7 +131,7 @@ class Hazards:
         curved = jnp.where(change > 0, self.above, self.below) * change
         return (self.slope + curved) * change / hazard, (self.slope + 2 * curved) / hazard
 
-    def about(self, shape: Float[Array, "*batch"], scale: Float[Array, "*batch"]) -> Hazards:
+    def about(self, shape: Float[Array, "*batch"], scale: Float[Array, "*batch"]) -> WeibullStatistics:
         """The same rows under other parameters: exact in the scale; in the shape as far as that parabola is."""
         here = self.anchored(shape, scale)
         change = jnp.clip(shape / here.shape - 1, -TRUST, TRUST)
@@ -150,7 +150,7 @@ class Hazards:
             scale=scale,
         )
 
-    def __add__(self, other: Hazards) -> Hazards:
+    def __add__(self, other: WeibullStatistics) -> WeibullStatistics:
         shape, scale = jnp.where(self.seen, self.shape, other.shape), jnp.where(self.seen, self.scale, other.scale)
         a, b = self.about(shape, scale), other.about(shape, scale)
         rows = self.pseudo_rows + other.pseudo_rows
@@ -163,7 +163,7 @@ class Hazards:
             pseudo_scale=(1 - share) * self.pseudo_scale + share * other.pseudo_scale,
         )
 
-    def __mul__(self, factor: Array | float) -> Hazards:
+    def __mul__(self, factor: Array | float) -> WeibullStatistics:
         """`factor` (a number) times as many of the same rows."""
         return replace(
             jax.tree.map(lambda leaf: leaf * factor, self),
@@ -174,7 +174,7 @@ class Hazards:
         )
 
 
-def _finite_hazard(row: Logged, shape: Array, scale: Array) -> tuple[Array, Array, Array]:
+def _finite_hazard(row: PositiveColumns, shape: Array, scale: Array) -> tuple[Array, Array, Array]:
     """log(x / scale), shape times that, and whether the hazard is a finite number; zeros where it is not."""
     ratio = row.log_ratio(scale)[0]
     s = shape[..., None] * ratio
@@ -183,7 +183,7 @@ def _finite_hazard(row: Logged, shape: Array, scale: Array) -> tuple[Array, Arra
 
 
 @jax.custom_jvp
-def _log_weibull(row: Logged, shape: Array, scale: Array) -> Float[Array, "*batch n"]:
+def _log_weibull(row: PositiveColumns, shape: Array, scale: Array) -> Float[Array, "*batch n"]:
     """log p; -inf, and without a slope, where the hazard is beyond all numbers."""
     _, s, finite = _finite_hazard(row, shape, scale)
     log_prob = jnp.log(shape)[..., None] - linalg.lead(row.logs, s.ndim) + s - jnp.exp(s)
@@ -213,8 +213,8 @@ def _safe(log_hazard: Array, power: float = 1.0) -> Array:
 class Between(NamedTuple):
     """Intervals of lifetimes; an end at zero or infinity is no positive number, and so not `inside`."""
 
-    lower: Logged
-    upper: Logged
+    lower: PositiveColumns
+    upper: PositiveColumns
     quotient: Array
 
 
@@ -244,31 +244,31 @@ class Weibull(Positive):
     def centre(self) -> Array:
         return self.scale * jnp.exp(gammaln(1 + 1 / self.shape))
 
-    def _log_hazard(self, columns: Logged) -> Float[Array, "*batch n"]:
+    def _log_hazard(self, columns: PositiveColumns) -> Float[Array, "*batch n"]:
         return self.shape[..., None] * columns.log_ratio(self.scale)[0]
 
-    def log_density(self, columns: Logged) -> Float[Array, "*batch n"]:
+    def log_density(self, columns: PositiveColumns) -> Float[Array, "*batch n"]:
         log_prob = _log_weibull(columns, self.shape, self.scale)
         return jnp.where(linalg.lead(columns.inside, log_prob.ndim), log_prob, -jnp.inf)
 
-    def statistics(self, x: Any, weight: Array) -> Hazards:
+    def statistics(self, x: Any, weight: Array) -> WeibullStatistics:
         """Events, and the hazards that each member has met until then."""
         columns = self.observe(x).columns
         s = self._log_hazard(columns)
         weight = jnp.where(linalg.lead(columns.inside, s.ndim), weight, 0)
         return self._hazards(*totals(weight, weight * s, *_curved(s, weight)))
 
-    def _hazards(self, *sums: Array) -> Hazards:
+    def _hazards(self, *sums: Array) -> WeibullStatistics:
         """Six sums over rows under this member's parameters, and no pseudo-rows."""
         zero, here = jnp.zeros_like(self.shape), (self.shape, self.scale)
         events, log_times, hazard, slope, above, below = sums
-        return Hazards(events, log_times, hazard, slope, above, below, *here, zero, zero, *here)
+        return WeibullStatistics(events, log_times, hazard, slope, above, below, *here, zero, zero, *here)
 
-    def expected_statistics(self) -> Hazards:
+    def expected_statistics(self) -> WeibullStatistics:
         nothing = self._hazards(*[jnp.zeros_like(self.shape)] * 6)
         return replace(nothing, pseudo_rows=jnp.ones_like(self.shape))
 
-    def expected_log_prob(self, statistics: Hazards) -> Float[Array, "*batch"]:
+    def expected_log_prob(self, statistics: WeibullStatistics) -> Float[Array, "*batch"]:
         """The lower bound; -inf where the shape is too far from that of the E-step for it to be one."""
         here = statistics.anchored(self.shape, self.scale)
         change = self.shape / here.shape - 1
@@ -279,10 +279,10 @@ class Weibull(Positive):
         hazard = jnp.exp(_safe(here.log_hazard(change)[0] - shift))
         return jnp.where(trusted, here.gain(change)[0] - here.rows * shift - hazard, -jnp.inf)
 
-    def m_step(self, statistics: Hazards) -> Self:
+    def m_step(self, statistics: WeibullStatistics) -> Self:
         """The shape by Newton's method, the scale in closed form; a member without events keeps its parameters."""
         here = statistics.anchored(self.shape, self.scale)
-        some = enough(here.rows)
+        some = has_weight(here.rows)
         rows = jnp.where(some, here.rows, 1)
 
         def fall(change: Array) -> Array:
@@ -303,12 +303,12 @@ class Weibull(Positive):
         scale = jnp.clip(scale, limits.tiny, limits.max)
         return replace(self, shape=jnp.where(some, shape, self.shape), scale=jnp.where(some, scale, self.scale))
 
-    def floor(self, x: Any, weight: Array) -> Hazards:
+    def floor(self, x: Any, weight: Array) -> WeibullStatistics:
         """No rows, and a stiffness of the squared spread of numbers that differ by rounding."""
         zero = jnp.zeros_like(self.shape)
         return replace(self._hazards(*[zero] * 6), stiffness=resolution(jnp.ones_like(zero)))
 
-    def collapsed(self, floor: Hazards) -> Array:
+    def is_degenerate(self, floor: WeibullStatistics) -> Array:
         """Is the spread no more than rounding?"""
         return self.shape**-2 < 10 * floor.stiffness
 
@@ -320,7 +320,7 @@ class Weibull(Positive):
         return cls(shape, jnp.exp(logs.location + np.euler_gamma / shape))
 
     @classmethod
-    def around(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
+    def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         scale = jnp.broadcast_to(jnp.where(row > 0, row, 1), members)
         return cls(jnp.ones_like(scale), scale)
 
@@ -332,7 +332,7 @@ class Weibull(Positive):
     def intervals(self, lower: Float[Array, "n"], upper: Float[Array, "n"]) -> Between:
         """The ends of intervals, and how far their logarithms are apart."""
         quotient = truncated.log_quotient(lower, upper)
-        return Between(Logged.of(lower), Logged.of(upper), jnp.minimum(quotient, APART))
+        return Between(PositiveColumns.of(lower), PositiveColumns.of(upper), jnp.minimum(quotient, APART))
 
     def _met(self, intervals: Between) -> tuple[Array, Array, Array, Array]:
         """log hazard at the lower end and at the upper end; the distance of those; the hazard between the ends."""
@@ -351,7 +351,7 @@ class Weibull(Positive):
         inside = jnp.where(ends, truncated.log_mass_below(width), 0)
         return inside - jnp.where(begun, jnp.exp(_safe(low)), 0)
 
-    def interval_statistics(self, intervals: Between, weight: Array) -> Hazards:
+    def interval_statistics(self, intervals: Between, weight: Array) -> WeibullStatistics:
         """Events somewhere within their intervals, or none yet if those are open, and hazards at both ends."""
         low, high, span, width = self._met(intervals)
         begun, ends = (linalg.lead(end.inside, low.ndim) for end in intervals[:2])

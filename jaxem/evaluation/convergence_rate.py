@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxem.core import linalg
 from jaxem.core.arguments import whole
-from jaxem.data.prepare import ready
+from jaxem.data.prepare import prepare
 from jaxem.distributions.base import Labelled, Statistics, check_model
 from jaxem.fitting.checks import check_labelled, hidden_states
 from jaxem.fitting.regularisation import regularisers
@@ -43,7 +43,7 @@ def em_rate(
     """
     check_model(model, x)
     check_labelled(model, labels)
-    x, weight, labels = ready(model.read(x), weight, labels, hidden_states(model))
+    x, weight, labels = prepare(model.read(x), weight, labels, hidden_states(model))
     data = x if labels is None else Labelled(x, labels)
     return _em_rate(model, data, weight, prior, whole(iterations, "iterations"))
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxem.core.arguments import said_of
 from jaxem.core.constraints import free_parameters
-from jaxem.data.prepare import ready
+from jaxem.data.prepare import prepare
 from jaxem.distributions.base import check_model
 from jaxem.evaluation.convergence_rate import em_rate
 from jaxem.fitting.checks import check_labelled, check_limits, check_prior, hidden_states
@@ -204,7 +204,7 @@ def compare(
     check_labelled(model, labels)
     check_prior(prior)
     x = jax.tree.map(jnp.asarray, model.read(x))
-    x, weight, labels = ready(x, weight, labels, hidden_states(model))
+    x, weight, labels = prepare(x, weight, labels, hidden_states(model))
     given = {"weight": weight, "prior": prior, "labels": labels}
     raced = [_timed(solver, model, x, given, max_steps, tol) for solver in solvers.values()]
     values = [float(found.objective) if np.isfinite(found.objective) else -np.inf for found, *_ in raced]

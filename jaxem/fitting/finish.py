@@ -9,16 +9,16 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxem.distributions.base import Statistics
-from jaxem.fitting.loop import Progress, has_converged, settled, verdict
+from jaxem.fitting.loop import Progress, degeneracy_status, has_converged, keep_best_if_diverged
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
 
 
-def conclude(solver: Any, start: Any, end: Progress, trace: Array | None, floor: Statistics, weight: Array) -> Fit:
+def make_result(solver: Any, start: Any, end: Progress, trace: Array | None, floor: Statistics, weight: Array) -> Fit:
     """The result of a fit that has ended."""
     rows = jnp.sum(weight)
-    end = settled(end, rows)
-    status = verdict(start, end.model, end.status, floor, rows)
+    end = keep_best_if_diverged(end, rows)
+    status = degeneracy_status(start, end.model, end.status, floor, rows)
     return Fit(
         model=end.model,
         log_likelihood=end.log_likelihood,

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array
 
-from jaxem.data.prepare import ready
+from jaxem.data.prepare import prepare
 from jaxem.distributions.base import Labelled, Statistics, check_model
 from jaxem.fitting.checks import check_labelled, check_limits, check_prior, check_rows, check_starts, hidden_states
-from jaxem.fitting.finish import best_restart, conclude
+from jaxem.fitting.finish import best_restart, make_result
 from jaxem.fitting.implicit import differentiated
 from jaxem.fitting.loop import Limits, Progress, advance, begin, informed
 from jaxem.fitting.regularisation import Blank, regularisers
 from jaxem.fitting.result import Fit
-from jaxem.fitting.sources.sharded import Spread, dealt, layout_of
+from jaxem.fitting.sources.sharded import ShardedRows, dealt, layout_of
 from jaxem.fitting.status import Status
 from jaxem.solvers.em import EM, in_chunks
 from jaxem.solvers.words import as_solver
@@ -92,7 +92,7 @@ def fit(
     x = model.read(x)
     check_labelled(model, labels)
     layout = layout_of(model, x)
-    x, weight, labels = ready(x, weight, labels, hidden_states(model))
+    x, weight, labels = prepare(x, weight, labels, hidden_states(model))
     check_starts(model)
     check_prior(prior)
     check_rows(model, x)
@@ -109,7 +109,7 @@ def fit(
                 f"{type(solver).__name__} takes rows in batches, which must all be on one device; use EM()"
             )
         data, weight = layout.spread((data, weight))
-        data = Spread(data, None, layout)
+        data = ShardedRows(data, None, layout)
         solver, model, prior, limits = layout.everywhere((solver, model, prior, limits))
     return _fit(solver, model, data, weight, prior, limits, trace=Blank.of(max_steps))
 
@@ -142,7 +142,7 @@ def _arrived_jvp(trace: Blank, primals: tuple[Any, ...], tangents: tuple[Any, ..
 
 
 def _climb(trace: Blank, solver: Any, model: Any, limits: Limits, x: Any, weight: Array, prior: Any) -> Fit:
-    if isinstance(x, Spread):
+    if isinstance(x, ShardedRows):
         data, rows = x.prepared(model, weight)
     else:
         # Small data is put into the layout of the loop once; large data is, chunk by chunk, in every pass.
@@ -159,4 +159,4 @@ def _climb(trace: Blank, solver: Any, model: Any, limits: Limits, x: Any, weight
 
     begun = begin(solver, model, data, weight, pseudo), trace.filled(weight.dtype)
     end, objectives = jax.lax.while_loop(running, step, begun)
-    return conclude(solver, model, end, objectives, floor, weight)
+    return make_result(solver, model, end, objectives, floor, weight)

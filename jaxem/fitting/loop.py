@@ -118,7 +118,7 @@ def advance(
     look = Look(objective, now.objective, left, steps - solver.warmup, tolerance, rounding)
     gains, answer = now.gains.after(look, solver)
     nothing = Status.no_events if now.ahead.censored else Status.no_data
-    status = judge(log_likelihood, objective, rows, steps, answer, limits, nothing)
+    status = stopping_status(log_likelihood, objective, rows, steps, answer, limits, nothing)
     record = recorded(now, log_likelihood, objective)
     new = Progress(now.ahead, proposal, state, log_likelihood, objective, gains, steps, status, record)
     running, fell = now.status == int(Status.running), status == int(Status.log_likelihood_decreased)
@@ -136,7 +136,7 @@ def recorded(now: Progress, log_likelihood: Array, objective: Array) -> Record |
     return select(objective > now.record.objective, new, old)
 
 
-def settled(end: Progress, rows: Array) -> Progress:
+def keep_best_if_diverged(end: Progress, rows: Array) -> Progress:
     """A fit that has ended: where it arrived, or the best place that it came by if it did not arrive.
 
     A fit that could be evaluated once and then no more, or that ended a nat a row lower than it began, has diverged.
@@ -155,7 +155,7 @@ def settled(end: Progress, rows: Array) -> Progress:
     return select(keeps, replace(end, status=status), highest)
 
 
-def judge(
+def stopping_status(
     log_likelihood: Array,
     objective: Array,
     rows: Array,
@@ -194,14 +194,14 @@ def has_converged(ended: Array, told: Array) -> Array:
     return (ended == int(Status.converged)) & (told != int(Status.components_coincide))
 
 
-def verdict(start: Any, model: Any, status: Array, floor: Statistics, rows: Array) -> Int[Array, ""]:
+def degeneracy_status(start: Any, model: Any, status: Array, floor: Statistics, rows: Array) -> Int[Array, ""]:
     """The status of a fit that has ended, told more exactly where the model has degenerated."""
     status = jnp.where(rows > 0, status, int(Status.no_data))
     usable = ended_well(status)
     still = (status == int(Status.converged)) | (status == int(Status.precision_exhausted))
     status = jnp.where(still & jnp.any(model.coincides()), int(Status.components_coincide), status)
-    lost = jnp.any(model.vanished(rows)) | jnp.any(model.states < start.states)
+    lost = jnp.any(model.has_empty_component(rows)) | jnp.any(model.states < start.states)
     status = jnp.where(usable & lost, int(Status.component_vanished), status)
     # Beside a covariance that has shrunk to its floor, distances are known to 1 / floor roundings only: a fall is that.
-    collapsed = (usable | (status == int(Status.log_likelihood_decreased))) & jnp.any(model.collapsed(floor))
+    collapsed = (usable | (status == int(Status.log_likelihood_decreased))) & jnp.any(model.is_degenerate(floor))
     return jnp.where(collapsed, int(Status.covariance_collapsed), status).astype(jnp.int32)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxem.distributions.base import Labelled, Statistics, add
-from jaxem.fitting.sources.sharded import Spread
+from jaxem.fitting.sources.sharded import ShardedRows
 
 SCALE_ROWS = 65_536
 """At most this many rows, evenly spaced, say how wide the data are (see `spacing`)."""
@@ -67,7 +67,9 @@ class Blank(NamedTuple):
 def regularisers(model: Any, x: Any, weight: Array, prior: Any) -> tuple[Statistics, Statistics]:
     """The floor, and the floor with the prior: they need the scale of the data, not every row of it."""
     every = spacing(weight.shape[0])
-    some = x.sample(weight, every) if isinstance(x, Spread) else jax.tree.map(lambda leaf: leaf[::every], (x, weight))
+    some = (
+        x.sample(weight, every) if isinstance(x, ShardedRows) else jax.tree.map(lambda leaf: leaf[::every], (x, weight))
+    )
     floor = model.floor(*some)
     return floor, regulariser(floor, prior, model, *some)
 

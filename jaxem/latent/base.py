@@ -220,9 +220,9 @@ class Latent(Hidden):
         data, _ = _split(x)
         return self.child.bounded(self.child_data(data), self.child_weight(data, weight))
 
-    def collapsed(self, floor: LatentStatistics) -> Array:
+    def is_degenerate(self, floor: LatentStatistics) -> Array:
         """Has any state's child collapsed?"""
-        return jnp.any(self.child.collapsed(floor.child), axis=-1)
+        return jnp.any(self.child.is_degenerate(floor.child), axis=-1)
 
     def inside(self, x: Any) -> Array:
         """`[n]` bool: rows that the child can produce."""

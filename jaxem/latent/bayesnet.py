@@ -315,7 +315,7 @@ class BayesNet(Hidden):
         values = _columns(x, self.names, dict(self.outcomes))
         hidden: Any = np.arange(len(self.names))
         if not isinstance(values, Tracer):
-            seen = missing.at_hand(values)
+            seen = missing.as_numpy_if_local(values)
             hidden = np.flatnonzero((seen != seen).any(axis=0))  # NaN is not even itself
         return Cells(values, tuple(zip(self.names, self.categories, strict=True)), tuple(hidden.tolist()))
 
@@ -395,7 +395,7 @@ class BayesNet(Hidden):
         """Nothing: tables are total as they are."""
         return tuple(jnp.zeros_like(table.probs) for table in self.tables)
 
-    def collapsed(self, floor: tuple[Array, ...]) -> Array:
+    def is_degenerate(self, floor: tuple[Array, ...]) -> Array:
         """It cannot."""
         return jnp.zeros(self.batch_shape, bool)
 

@@ -21,7 +21,7 @@ from jaxem.core.constraints import parameter, simplex
 from jaxem.core.linalg import HIGHEST, lead, matmul
 from jaxem.core.pytree import module, replace, static
 from jaxem.data.missing import hot_deck
-from jaxem.data.prepare import ready
+from jaxem.data.prepare import prepare
 from jaxem.data.sequences import Sequences, as_sequences
 from jaxem.distributions.base import Distribution, Labelled, type_of
 from jaxem.distributions.statistics.moments import shares
@@ -148,7 +148,7 @@ class HMM(Latent):
         (2, 2)
         """
         key, states = as_key(key), whole(states, "states")
-        x, weight, labels = ready(as_sequences(x), weight, labels, states)
+        x, weight, labels = prepare(as_sequences(x), weight, labels, states)
         row_weight = jnp.where(x.seen, weight[:, None], 0)
         rows = x.values.reshape(len(x) * x.steps, *x.values.shape[2:])
         if x.patterns:

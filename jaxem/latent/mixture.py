@@ -13,7 +13,7 @@ from jaxem.core.arguments import as_key, optional, whole
 from jaxem.core.constraints import parameter, simplex
 from jaxem.core.pytree import module, replace
 from jaxem.data.missing import Incomplete, hot_deck
-from jaxem.data.prepare import as_table, ready
+from jaxem.data.prepare import as_table, prepare
 from jaxem.distributions.base import Distribution
 from jaxem.distributions.product import told
 from jaxem.distributions.statistics.moments import shares
@@ -116,7 +116,7 @@ class Mixture(Latent):
         components, restarts = whole(components, "components"), optional(restarts, "restarts")
         if method not in seeding.METHODS:
             raise ValueError(f"method is {method!r}; it must be one of {', '.join(seeding.METHODS)}")
-        x, weight, labels = ready(as_table(x), weight, labels, components)
+        x, weight, labels = prepare(as_table(x), weight, labels, components)
         if isinstance(x, Incomplete):
             family = told(family, x.values, weight)
             x = hot_deck(jax.random.fold_in(key, 1), x.values, weight)
@@ -149,11 +149,11 @@ class Mixture(Latent):
         """Weights as the shares of the counts."""
         return replace(self, weights=shares(counts, self.weights), components=child)
 
-    def collapsed(self, floor: LatentStatistics) -> Array:
+    def is_degenerate(self, floor: LatentStatistics) -> Array:
         """Has any component with a weight collapsed?"""
-        return jnp.any(self.components.collapsed(floor.child) & (self.weights > 0), axis=-1)
+        return jnp.any(self.components.is_degenerate(floor.child) & (self.weights > 0), axis=-1)
 
-    def vanished(self, rows: Array) -> Array:
+    def has_empty_component(self, rows: Array) -> Array:
         """Does any component that has a weight at all hold less than a hundredth of a row of `rows`?"""
         return jnp.any((self.weights > 0) & (self.weights * rows[..., None] < 0.01), axis=-1)
 

@@ -95,7 +95,7 @@ def responsibilities(
     inside = family.start(x, jnp.broadcast_to(weight, (k, *weight.shape))).inside(x)
     weight = jnp.where(inside, weight, 0)
     x = jnp.where(inside.reshape(-1, *(1,) * (x.ndim - 1)), x, x[jnp.argmax(weight)])
-    points = family.points(x, weight)
+    points = family.seeding_features(x, weight)
 
     def one(key: Array, apart: Array) -> Array:
         return weight[None] * assignments(points, seeds(key, points, weight, labels, k, apart), active, labels)

@@ -18,12 +18,12 @@ from jaxem.core.arguments import as_key, whole
 from jaxem.core.constraints import check_parameters, matrix, parameter, parameters, positive_semidefinite, told, vector
 from jaxem.core.linalg import matmul, outer, transpose
 from jaxem.core.pytree import module, replace, static
-from jaxem.data.prepare import ready
+from jaxem.data.prepare import prepare
 from jaxem.data.sequences import Sequences, as_sequences
 from jaxem.distributions.base import Distribution, Labelled, Pullback, convert_parameters, type_of
 from jaxem.distributions.gaussian import FLOOR, Gaussian
 from jaxem.distributions.statistics import quantiles
-from jaxem.distributions.statistics.moments import enough
+from jaxem.distributions.statistics.moments import has_weight
 
 
 @module
@@ -75,7 +75,7 @@ class Regression:
 
         Without rows they are the ones that came in.
         """
-        now, some = self.about(coefficients), enough(self.rows)[..., None, None]
+        now, some = self.about(coefficients), has_weight(self.rows)[..., None, None]
         change = jnp.zeros_like(coefficients)
         if free.start < free.stop:
             white = linalg.whitening(now.features[..., free, free])
@@ -232,7 +232,7 @@ class LinearGaussianSSM(Distribution):
         if states < 1 or (restarts is not None and restarts < 1):
             raise ValueError(f"states is {states} and restarts {restarts}; both must be at least one")
         key, states = as_key(key), whole(states, "states")
-        x, weight, _ = ready(as_sequences(x), weight, None)
+        x, weight, _ = prepare(as_sequences(x), weight, None)
         values = x.values if x.values.ndim == 3 else x.values[..., None]
         seen = kalman.observed(values, x.seen, x.length)
         cell = jnp.where(seen.seen, weight[None, None], 0)
@@ -392,7 +392,7 @@ class LinearGaussianSSM(Distribution):
             emission,
         )
 
-    def collapsed(self, floor: StateSpaceStatistics) -> Array:
+    def is_degenerate(self, floor: StateSpaceStatistics) -> Array:
         """Is the noise of some column, given those before it, no more than the floor of a single step?"""
         pivot = linalg.diagonal(linalg.cholesky(self.emission_noise)) ** 2
         return jnp.any(pivot < linalg.diagonal(floor.emission.residual), axis=-1) & ("emission_noise" not in self.held)

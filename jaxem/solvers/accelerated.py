@@ -22,7 +22,7 @@ from jaxem.solvers.base import Solver
 from jaxem.solvers.em import EM
 from jaxem.solvers.objective import flat
 
-ON_TRIAL = 1
+CANDIDATE = 1
 """A model that is carried from now on if the objective has not fallen."""
 PLAIN = 2
 """A plain step from the model that is carried: taken in any case, so that a failure is seen."""
@@ -40,7 +40,7 @@ class Trial:
         slowness: how many such steps the rest is worth: the most that was seen of late.
         ahead: `[p]` coordinates of the model on trial.
         tried, move: `[q]` the place (`_place`) of the last model that was on trial, and the plain step from there.
-        claim: `PASSING`, `ON_TRIAL` or `PLAIN`.
+        claim: `EXPLORATORY`, `CANDIDATE` or `PLAIN`.
         memory: what the scheme remembers.
     """
 
@@ -113,7 +113,7 @@ class Accelerated(Solver):
         stepped, plain, log_likelihood = self.solver.step(trial, plain, x, weight, prior)
         objective = log_likelihood + trial.expected_log_prob(prior)
         # NaN is not at least anything; but if a plain step led there, that is for the stopping rule to see.
-        taken = (state.claim == PLAIN) | ((state.claim == ON_TRIAL) & (objective >= state.objective))
+        taken = (state.claim == PLAIN) | ((state.claim == CANDIDATE) & (objective >= state.objective))
         image = flat(stepped, state.like)[0]
         ahead, claim, memory = self.propose(state.memory, taken, tried, image)
         gain, place = jnp.asarray(self.solver.left(plain), objective.dtype), _place(trial)

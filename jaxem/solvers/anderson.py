@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from jaxem.core import linalg
 from jaxem.core.linalg import HIGHEST
 from jaxem.core.pytree import module, replace, select, static
-from jaxem.solvers.accelerated import ON_TRIAL, PLAIN, Accelerated, _code
+from jaxem.solvers.accelerated import CANDIDATE, PLAIN, Accelerated, _code
 
 EASIEST, HARDEST = 1e-12, 1e6
 
@@ -90,7 +90,7 @@ class Anderson(Accelerated):
         ahead = image - jnp.matmul(share, moves + residuals, precision=HIGHEST)
         # The plain step after a lost one says nothing for less of it.
         damping = jnp.where(memory.count == 1, memory.damping, jnp.maximum(memory.damping / EASIER, EASIEST))
-        mixed = ahead, _code(ON_TRIAL), _Mixing(memory.count + 1, tried, image, moves, residuals, damping)
+        mixed = ahead, _code(CANDIDATE), _Mixing(memory.count + 1, tried, image, moves, residuals, damping)
         return select(taken, mixed, refused)
 
     def _with(self, memory: _Mixing, tried: Array, image: Array) -> tuple[Array, Array]:

@@ -202,7 +202,7 @@ def gain(model: Any, new: Any, counted: Statistics) -> Array:
     return jnp.abs(slope(model) - slope(new)) / 2
 
 
-class Apart:
+class RowSource:
     """Rows that are not all here: on other devices, or gone by, batch by batch. They know how to take their E-step.
 
     What you write: `expectation(model, weight, over)`, as the function of that name. What you get: every solver that
@@ -219,7 +219,7 @@ def expectation(model: Any, x: Any, weight: Float[Array, "n"], over: Any = log_s
     Statistics add over rows, so a large x that has not been observed yet goes through in chunks, and nothing of size
     rows x components is kept.
     """
-    if isinstance(x, Apart):
+    if isinstance(x, RowSource):
         return x.expectation(model, weight, over)
     n, size = weight.shape[0], chunk_rows(model, x)
     if not in_chunks(model, x, weight):

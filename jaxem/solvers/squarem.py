@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxem.core.pytree import module, replace, select
-from jaxem.solvers.accelerated import ON_TRIAL, PLAIN, Accelerated, _code
+from jaxem.solvers.accelerated import CANDIDATE, PLAIN, Accelerated, _code
 
-PASSING = 0
+EXPLORATORY = 0
 """A model that is on the way to another, and never carried."""
 
 
@@ -67,7 +67,7 @@ class SQUAREM(Accelerated):
         now = memory
         at_most = now.stretch >= now.longest
         grown = jnp.where(at_most, GROWTH * now.longest, now.longest)
-        begun = image, _code(PASSING), replace(now, phase=now.phase + 1, z0=tried, longest=grown)
+        begun = image, _code(EXPLORATORY), replace(now, phase=now.phase + 1, z0=tried, longest=grown)
         shrunk = jnp.where(at_most, jnp.maximum(now.longest / SHRINKAGE, 1), now.longest)
         refused = now.z2, _code(PLAIN), replace(now, stretch=jnp.zeros_like(now.stretch), longest=shrunk)
         first = select(taken, begun, refused)
@@ -77,9 +77,9 @@ class SQUAREM(Accelerated):
         far = jnp.where(bend > 0, length / jnp.where(bend > 0, bend, 1), now.longest)
         stretch = jnp.clip(far, 1, now.longest)
         beyond = now.z0 + 2 * stretch * r + stretch**2 * v
-        second = beyond, _code(PASSING), replace(now, phase=now.phase + 1, z2=image, stretch=stretch)
+        second = beyond, _code(EXPLORATORY), replace(now, phase=now.phase + 1, z2=image, stretch=stretch)
 
         good = jnp.all(jnp.isfinite(image))
-        claim = jnp.where(good, _code(ON_TRIAL), PLAIN)
+        claim = jnp.where(good, _code(CANDIDATE), PLAIN)
         third = jnp.where(good, image, now.z2), claim, replace(now, phase=jnp.zeros_like(now.phase))
         return select(now.phase == 0, first, select(now.phase == 1, second, third))

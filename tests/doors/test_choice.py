@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from jaxem.cli import output
-from jaxem.cli.columns import Kind
+from jaxem.cli.columns import ColumnModel
 from jaxem.cli.errors import InputError
 from jaxem.cli.fit import frames, schedule
 from jaxem.cli.fit.result import choose
@@ -29,7 +29,7 @@ def test_every_group_is_in_one_slab_and_fits_into_it() -> None:
     rng = np.random.default_rng(0)
     sizes = rng.integers(5, 900, 1500)
     frame = pl.DataFrame({"g": np.repeat(np.arange(len(sizes)), sizes), "x": rng.normal(size=sizes.sum())})
-    grouped = groups.group(frame, Kind.parse(["gaussian"], ["x"]), ["g"])
+    grouped = groups.group(frame, ColumnModel.parse(["gaussian"], ["x"]), ["g"])
     fittable = grouped.n >= 30
     plan = schedule.plan(grouped, fittable, [1, 2, 3, 5], 4)
     assert sorted(np.concatenate([slab.groups for slab in plan.slabs])) == np.flatnonzero(fittable).tolist()
@@ -46,7 +46,7 @@ def test_every_group_is_in_one_slab_and_fits_into_it() -> None:
 
 def test_a_small_job_has_one_shape() -> None:
     frame = pl.DataFrame({"g": [0] * 30 + [1] * 60, "x": np.arange(90.0)})
-    grouped = groups.group(frame, Kind.parse(["gaussian"], ["x"]), ["g"])
+    grouped = groups.group(frame, ColumnModel.parse(["gaussian"], ["x"]), ["g"])
     plan = schedule.plan(grouped, grouped.n > 0, [1, 2, 3], 4)
     assert len(plan.slabs) == len(plan.capacities) == 1
 
@@ -74,11 +74,11 @@ def test_files_appear_together_or_not_at_all(tmp_path: Path) -> None:
 )
 def test_trials_that_do_not_fit(trials: list[int], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Kind.parse(["binomial"], ["a", "b"], trials)
+        ColumnModel.parse(["binomial"], ["a", "b"], trials)
 
 
 def test_trials_may_differ_by_column() -> None:
-    assert Kind.parse(["binomial"], ["a", "b"], [3, 5]).trials == (3, 5)
-    assert Kind.parse(["gaussian", "binomial"], ["a", "b"], [5]).trials == (0, 5)
+    assert ColumnModel.parse(["binomial"], ["a", "b"], [3, 5]).trials == (3, 5)
+    assert ColumnModel.parse(["gaussian", "binomial"], ["a", "b"], [5]).trials == (0, 5)
     with pytest.raises(InputError, match="for the binomial family only"):
-        Kind.parse(["poisson"], ["a"], [5])
+        ColumnModel.parse(["poisson"], ["a"], [5])

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 import jaxem as jem
 from jaxem.cli import app
-from jaxem.cli.columns import Kind
+from jaxem.cli.columns import ColumnModel
 from jaxem.cli.fit import schedule
 from jaxem.cli.race import run
 from jaxem.cli.table import groups
@@ -96,7 +96,7 @@ def test_families_of_whole_rows_say_what_they_left_out(table: Path) -> None:
 
 
 def test_patterns_are_those_of_the_fullest_group(frame: pl.DataFrame) -> None:
-    kind = Kind.parse(["gaussian"], ["x", "y"])
+    kind = ColumnModel.parse(["gaussian"], ["x", "y"])
     gaps = groups.group(frame, kind, ["g"])
     assert gaps.patterns == 4  # complete, no x, no y: a power of two
     assert gaps.lacks.tolist() == [False, True]
@@ -107,7 +107,7 @@ def test_patterns_are_those_of_the_fullest_group(frame: pl.DataFrame) -> None:
 
 
 def test_units_are_those_of_the_cells_that_are_there(frame: pl.DataFrame) -> None:
-    kind = Kind.parse(["gaussian"], ["x", "y"])
+    kind = ColumnModel.parse(["gaussian"], ["x", "y"])
     scaled = run.in_standard_units(groups.group(frame, kind, ["g"]), [0]).rows_of(0)
     np.testing.assert_allclose(np.nanmean(scaled, axis=0), 0, atol=1e-12)
     np.testing.assert_allclose(np.nanstd(scaled, axis=0), 1)
@@ -115,7 +115,7 @@ def test_units_are_those_of_the_cells_that_are_there(frame: pl.DataFrame) -> Non
 
 def test_open_ends_are_no_gaps() -> None:
     frame = pl.DataFrame({"low": [1.0, None, 3.0, None], "high": [1.0, 2.0, None, None]})
-    grouped = groups.group(frame, Kind.parse(["censored_gaussian"], ["low", "high"]))
+    grouped = groups.group(frame, ColumnModel.parse(["censored_gaussian"], ["low", "high"]))
     assert grouped.x.tolist() == [[1, 1], [-np.inf, 2], [3, np.inf]]
     assert (grouped.dropped.tolist(), grouped.partly) == ([1], 0)
 
@@ -123,7 +123,7 @@ def test_open_ends_are_no_gaps() -> None:
 def test_complete_groups_are_apart_where_that_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     frame = pl.DataFrame({"g": np.repeat(np.arange(40), 30), "x": np.arange(1200.0), "y": np.arange(1200.0)})
     frame = frame.with_columns(y=pl.when(pl.int_range(pl.len()) == 3).then(None).otherwise(pl.col("y")))
-    grouped = groups.group(frame, Kind.parse(["gaussian"], ["x", "y"]), ["g"])
+    grouped = groups.group(frame, ColumnModel.parse(["gaussian"], ["x", "y"]), ["g"])
     for price, expected in ((10, [0, 2]), (10**7, [2])):
         monkeypatch.setattr(schedule, "SHAPE", price)
         found = schedule.plan(grouped, grouped.n > 0, [1, 2, 3], 4).slabs

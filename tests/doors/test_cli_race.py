@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 import jaxem as jem
 from jaxem.cli import app
-from jaxem.cli.columns import Kind
+from jaxem.cli.columns import ColumnModel
 from jaxem.cli.race import report, run
 from jaxem.cli.table import groups
 
@@ -162,7 +162,7 @@ def test_several_tables_name_their_groups(frame: pl.DataFrame, tmp_path: Path) -
 
 
 def test_a_table_without_groups_has_the_name_of_its_file() -> None:
-    rows = groups.group(pl.DataFrame({"x": np.arange(30.0)}), Kind.parse(["gaussian"], ["x"]))
+    rows = groups.group(pl.DataFrame({"x": np.arange(30.0)}), ColumnModel.parse(["gaussian"], ["x"]))
     card = run.prepare({"t.csv": rows, "u.csv": rows}, run.Settings(size=1, groups=2))
     assert [problem.label for problem in card.problems] == ["t.csv", "u.csv"]
 
@@ -180,7 +180,7 @@ def test_hidden_markov_models_race_too(frame: pl.DataFrame, tmp_path: Path) -> N
 def grouped(family: str) -> groups.Grouped:
     rng = np.random.default_rng(1)
     frame = pl.DataFrame({"g": [1] * 20 + [2] * 30, "x": rng.normal(5, 9, 50), "y": rng.poisson(3, 50) + 0.0})
-    return groups.group(frame, Kind.parse(family.split(","), ["x", "y"]), ["g"])
+    return groups.group(frame, ColumnModel.parse(family.split(","), ["x", "y"]), ["g"])
 
 
 def test_gaussian_columns_are_in_standard_units_within_each_group() -> None:

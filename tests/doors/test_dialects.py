@@ -10,17 +10,17 @@ import pytest
 from typer.testing import CliRunner
 
 from jaxem.cli import app
-from jaxem.cli.columns import Kind
+from jaxem.cli.columns import ColumnModel
 from jaxem.cli.errors import InputError
 from jaxem.cli.fit import streamed
 from jaxem.cli.table import files, groups
 
-TWO = Kind.parse(["gaussian"], ["x", "y"])
+TWO = ColumnModel.parse(["gaussian"], ["x", "y"])
 EXPECTED = [[1.5, 2], [-2.5, 3], [1000.25, 4]]
 
 
 def numbers(path: Path, columns: tuple[str, ...] = ("x", "y")) -> list[list[float]]:
-    kind = Kind.parse(["gaussian"], columns)
+    kind = ColumnModel.parse(["gaussian"], columns)
     return groups.group(files.read(path, columns), kind).x.tolist()
 
 
@@ -94,17 +94,17 @@ def test_names_with_commas(tmp_path: Path) -> None:
 @pytest.mark.parametrize("values", [["b", "NA", "a", "-", " ", "nan"], ["NaN", "b", "-", "a", "NA", None]])
 def test_texts_that_stand_for_missing_do_so_in_every_column(values: list[str]) -> None:
     frame = pl.DataFrame({"c": values, "g": values})
-    grouped = groups.group(frame, Kind.parse(["categorical"], ["c"]), ["g"], null=["NA", "-", "NaN"])
+    grouped = groups.group(frame, ColumnModel.parse(["categorical"], ["c"]), ["g"], null=["NA", "-", "NaN"])
     assert grouped.kind.levels == (("a", "b"),)
     assert grouped.keys["g"].to_list() == ["a", "b", None]
     assert (grouped.n.tolist(), grouped.dropped.tolist()) == ([1, 1, 0], [0, 0, 4])
     # Without them they are words like others.
-    assert len(groups.group(frame, Kind.parse(["categorical"], ["c"]), null=[]).kind.levels[0]) == 5
+    assert len(groups.group(frame, ColumnModel.parse(["categorical"], ["c"]), null=[]).kind.levels[0]) == 5
 
 
 def test_missing_categories_in_a_table_that_is_read_in_pieces(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("c\nb\nNA\na\n")
-    kind = Kind.parse(["categorical"], ["c"])
+    kind = ColumnModel.parse(["categorical"], ["c"])
     with streamed.read(tmp_path / "t.csv", kind, ["NA"], "em", "float64", tmp_path) as table:
         assert table.grouped.kind.levels == (("a", "b"),)
         np.testing.assert_array_equal(next(iter(table.batches)), [1, 0])

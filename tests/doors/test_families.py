@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 import jaxem as jem
 from jaxem import plot
 from jaxem.cli import app
-from jaxem.cli.columns import FAMILIES, Kind, Reads, parameter_names
+from jaxem.cli.columns import FAMILIES, ColumnModel, ColumnUse, parameter_names
 from jaxem.cli.table import groups
 from jaxem.latent.components import fixed_states, map_states
 
@@ -55,19 +55,19 @@ def frame() -> pl.DataFrame:
 def columns(word: str) -> list[str]:
     """What a family can read of the table."""
     entry = FAMILIES[word]
-    if entry.reads is Reads.ends:
+    if entry.reads is ColumnUse.ends:
         return ["lower", "upper"]
-    if entry.reads is Reads.response:
+    if entry.reads is ColumnUse.response:
         return ["positive", "angle", "yes" if word == "logistic_regression" else "count"]
-    if entry.reads in (Reads.one, Reads.alone):
+    if entry.reads in (ColumnUse.one, ColumnUse.alone):
         special = {"bernoulli": "yes", "beta": "share", "von_mises": "angle", "laplace": "angle"}
         return [special.get(word, "count" if entry.support.wrong.startswith("is not a count") else "positive")]
     return ["count", "yes", "positive"] if word == "multinomial" else ["share", "b", "c"]
 
 
-def kind_of(word: str) -> Kind:
+def kind_of(word: str) -> ColumnModel:
     factors = 2 if word in ("factor_analysis", "ppca") else None
-    return Kind.parse([word], columns(word), [9] if word == "binomial" else [], factors)
+    return ColumnModel.parse([word], columns(word), [9] if word == "binomial" else [], factors)
 
 
 def read(word: str, frame: pl.DataFrame) -> groups.Grouped:

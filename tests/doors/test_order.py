@@ -8,11 +8,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from jaxem.cli.columns import Kind
+from jaxem.cli.columns import ColumnModel
 from jaxem.cli.errors import InputError
 from jaxem.cli.table import groups
 
-KIND = Kind.parse(["gaussian"], ["x"])
+KIND = ColumnModel.parse(["gaussian"], ["x"])
 
 
 def days(*numbers: int) -> list[datetime.date]:

@@ -10,12 +10,12 @@ import polars as pl
 import pytest
 
 from jaxem import datasets
-from jaxem.cli.columns import Kind
+from jaxem.cli.columns import ColumnModel
 from jaxem.cli.errors import InputError
 from jaxem.cli.table import files, groups
 
 FRAME = pl.DataFrame({"g": ["b", "a", "b", None], "x": [1.0, 2.0, None, 4.0], "k": [0, 1, 2, 3]})
-GAUSSIAN = Kind.parse(["gaussian"], ["x"])
+GAUSSIAN = ColumnModel.parse(["gaussian"], ["x"])
 
 
 def write(frame: pl.DataFrame, path: Path) -> Path:
@@ -89,7 +89,7 @@ def test_what_is_not_a_number_is_refused(values: list[object]) -> None:
 
 @pytest.mark.parametrize("values", [["b", "a", None, "b"], [10, 9, None, 10], [True, False, None, True]])
 def test_categories_are_numbered_in_order(values: list[object]) -> None:
-    grouped = groups.group(pl.DataFrame({"c": values}), Kind.parse(["categorical"], ["c"]))
+    grouped = groups.group(pl.DataFrame({"c": values}), ColumnModel.parse(["categorical"], ["c"]))
     assert grouped.x.ravel().tolist() == [1.0, 0.0, 1.0]
     first, second = sorted({v for v in values if v is not None})  # type: ignore[type-var]
     assert [level.lower() for level in grouped.kind.levels[0]] == [str(first).lower(), str(second).lower()]
@@ -98,12 +98,12 @@ def test_categories_are_numbered_in_order(values: list[object]) -> None:
 def test_too_many_categories_are_refused() -> None:
     frame = pl.DataFrame({"c": [f"name {i}" for i in range(groups.MOST_CATEGORIES + 1)]})
     with pytest.raises(InputError, match="257 different values"):
-        groups.group(frame, Kind.parse(["categorical"], ["c"]))
+        groups.group(frame, ColumnModel.parse(["categorical"], ["c"]))
 
 
 def test_words_for_yes_and_no() -> None:
     frame = pl.DataFrame({"b": ["true", "False", "1", "0"]})
-    assert groups.group(frame, Kind.parse(["bernoulli"], ["b"])).x.ravel().tolist() == [1, 0, 1, 0]
+    assert groups.group(frame, ColumnModel.parse(["bernoulli"], ["b"])).x.ravel().tolist() == [1, 0, 1, 0]
 
 
 def test_groups_without_variation_are_known() -> None:
@@ -112,7 +112,7 @@ def test_groups_without_variation_are_known() -> None:
 
 
 def test_flights_are_shipped() -> None:
-    kind = Kind.parse(["gaussian"], ["dep_delay", "arr_delay"])
+    kind = ColumnModel.parse(["gaussian"], ["dep_delay", "arr_delay"])
     frame = files.read("flights", kind.columns, {"--by": ["tailnum"]})
     grouped = groups.group(frame, kind, ["tailnum"], missing="drop")
     assert datasets.flights().height == 334_264 == len(grouped.group_of)

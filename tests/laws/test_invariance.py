@@ -12,7 +12,7 @@ from table import LOCATION, SCALE, STARTED, law
 
 import jaxem as jem
 from families import FAMILIES, MIXTURES, Example, coordinates, e_step, m_step
-from jaxem.data.prepare import ready
+from jaxem.data.prepare import prepare
 from jaxem.distributions.base import add, over_parts, scale
 from jaxem.solvers import em
 
@@ -53,7 +53,7 @@ def test_padding_is_invisible(example: Example) -> None:
 
     @jax.jit
     def gradient(x: Any, weight: Any) -> Any:
-        x, weight, _ = ready(x, weight, None)
+        x, weight, _ = prepare(x, weight, None)
         return jax.grad(lambda model: em.expectation(model, x, weight)[0])(example.mixture(2, seed=3))
 
     with_padding = gradient(padded, weight)

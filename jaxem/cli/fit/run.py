@@ -20,7 +20,7 @@ import numpy as np
 
 import jaxem as jem
 from jaxem import priors
-from jaxem.cli.columns import Kind
+from jaxem.cli.columns import ColumnModel
 from jaxem.cli.fit.checkpoint import Parts, Result
 from jaxem.cli.fit.result import Outcome, free_numbers, summarise
 from jaxem.cli.fit.schedule import Plan, Slab, plan, stack
@@ -174,7 +174,7 @@ def _device(free: queue.SimpleQueue[Any]) -> Iterator[None]:
         free.put(device)
 
 
-def starting_models(kind: Kind, settings: Settings, slab: Slab, x: Any, weight: np.ndarray) -> dict[int, Any]:
+def starting_models(kind: ColumnModel, settings: Settings, slab: Slab, x: Any, weight: np.ndarray) -> dict[int, Any]:
     """Models `[size, restarts]` to start from, for each number of components; mixtures in the shape of the largest."""
     key = jax.random.fold_in(jax.random.key(settings.seed), slab.index)
     begin = partial(jem.start_many, weight=weight, restarts=settings.restarts, method=settings.method)

@@ -24,7 +24,7 @@ import polars as pl
 
 import jaxem as jem
 from jaxem import priors
-from jaxem.cli.columns import Kind
+from jaxem.cli.columns import ColumnModel
 from jaxem.cli.errors import InputError, RowError
 from jaxem.cli.fit import frames
 from jaxem.cli.fit.result import Outcome, belonging, free_numbers, scored
@@ -38,7 +38,7 @@ from jaxem.evaluation import criteria
 from jaxem.fitting.finish import best_restart
 from jaxem.fitting.sources import multihost
 from jaxem.fitting.sources.streamed import fit_starts, surveyed
-from jaxem.fitting.sources.summary import Spaced, Survey
+from jaxem.fitting.sources.summary import DatasetSummary, Spaced
 from jaxem.latent.components import narrow
 
 COPIES = 6
@@ -132,7 +132,7 @@ class Table:
 @contextlib.contextmanager
 def read(
     source: str | Path,
-    kind: Kind,
+    kind: ColumnModel,
     null: Sequence[str],
     missing: str,
     dtype: str,
@@ -157,7 +157,7 @@ def read(
 
 def _read(
     source: str | Path,
-    kind: Kind,
+    kind: ColumnModel,
     null: Sequence[str],
     missing: str,
     dtype: np.dtype,
@@ -250,7 +250,7 @@ def _end_of_row(text: bytes, at: int, towards: int) -> int:
     return at + 1
 
 
-def _categories(path: Path, kind: Kind, null: Sequence[str]) -> pl.DataFrame:
+def _categories(path: Path, kind: ColumnModel, null: Sequence[str]) -> pl.DataFrame:
     """The values that columns of categories hold anywhere: read before each piece, they get the same numbers in all."""
     names = [name for name, word in zip(kind.columns, kind.words, strict=True) if word == "categorical"]
     found = [pl.DataFrame()] * len(names)
@@ -261,7 +261,7 @@ def _categories(path: Path, kind: Kind, null: Sequence[str]) -> pl.DataFrame:
                 pl.concat([found[i], frame.select(name)]).unique() if found[i].width else frame.select(name).unique()
             )
             if found[i].height > groups.MOST_CATEGORIES + 1:
-                groups.numbers(found[i], Kind.parse(["categorical"], [name]))  # which says so
+                groups.numbers(found[i], ColumnModel.parse(["categorical"], [name]))  # which says so
     return pl.concat(found, how="horizontal") if found else pl.DataFrame()
 
 
@@ -333,7 +333,7 @@ def _best(fits: jem.Fit, i: int, restarts: int) -> tuple[Any, ...]:
     return one.model, one.log_likelihood, one.steps, one.status
 
 
-def _entropies(table: Table, found: Survey, models: list[Any]) -> np.ndarray:
+def _entropies(table: Table, found: DatasetSummary, models: list[Any]) -> np.ndarray:
     """`[1, C]` how undecided each model is about its components, over all rows."""
     parts = [
         np.asarray(_undecided(models, x, weight), float) for x, weight, _ in read_ahead(table.batches, found.laid_out)
@@ -352,7 +352,7 @@ class Assignments:
     """Where every row of a table belongs: found a piece at a time, while it is written."""
 
     table: Table
-    found: Survey
+    found: DatasetSummary
     outcome: Outcome
 
     def write_parquet(self, path: Path) -> None:

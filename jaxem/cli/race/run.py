@@ -17,7 +17,7 @@ import numpy as np
 
 import jaxem as jem
 from jaxem import priors
-from jaxem.cli.columns import Kind
+from jaxem.cli.columns import ColumnModel
 from jaxem.cli.errors import InputError
 from jaxem.cli.fit.schedule import LENGTHS, Slab, stack
 from jaxem.cli.race.solver_specs import BATCH, USUAL, Contender, parse
@@ -112,7 +112,7 @@ class Problem:
 
 
 @dataclasses.dataclass(frozen=True)
-class Card:
+class RacePlan:
     """What will be raced.
 
     Attributes:
@@ -144,12 +144,12 @@ class Outcome:
         seconds: on the wall, everything included.
     """
 
-    card: Card
+    card: RacePlan
     races: jem.Races
     seconds: float
 
 
-def prepare(tables: Mapping[str, Grouped], settings: Settings = Settings()) -> Card:
+def prepare(tables: Mapping[str, Grouped], settings: Settings = Settings()) -> RacePlan:
     """Choose the groups, and where to start on each.
 
     Args:
@@ -166,10 +166,10 @@ def prepare(tables: Mapping[str, Grouped], settings: Settings = Settings()) -> C
     with _numbers(settings):
         problems = tuple(_problems(tables, chosen, settings))
         _check_newton(problems, settings)
-    return Card(tables, settings, problems, left_out, len(able) - len(chosen))
+    return RacePlan(tables, settings, problems, left_out, len(able) - len(chosen))
 
 
-def run(card: Card, progress: Callable[[int, int], None] | None = None) -> Outcome:
+def run(card: RacePlan, progress: Callable[[int, int], None] | None = None) -> Outcome:
     """Race. A solver that fails is a status in the result, never an exception. Touches no JAX flag.
 
     Args:
@@ -276,7 +276,7 @@ def in_standard_units(grouped: Grouped, groups: Sequence[int]) -> Grouped:
     return dataclasses.replace(grouped, x=x)
 
 
-def _units(seen: np.ndarray, kind: Kind, scaled: np.ndarray) -> np.ndarray:
+def _units(seen: np.ndarray, kind: ColumnModel, scaled: np.ndarray) -> np.ndarray:
     variance = np.nanvar(seen, axis=0)
     if not kind.mixed and kind.units[0] == "one":
         variance = np.full_like(variance, variance.mean())

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
-from jaxem.cli.columns import Kind, Reads, Support
+from jaxem.cli.columns import ColumnModel, ColumnUse, Support
 from jaxem.cli.errors import InputError, RowError
 from jaxem.cli.table import dialect, steps
 
@@ -38,7 +38,7 @@ class Grouped:
         notes: what a person should know of how the table was read.
     """
 
-    kind: Kind
+    kind: ColumnModel
     keys: pl.DataFrame
     x: np.ndarray
     size: np.ndarray
@@ -182,7 +182,7 @@ class Grouped:
 
 def group(
     frame: pl.DataFrame,
-    kind: Kind,
+    kind: ColumnModel,
     by: Sequence[str] = (),
     null: Sequence[str] = ("NA",),
     order: str | None = None,
@@ -250,7 +250,7 @@ def with_nulls(frame: pl.DataFrame, null: Sequence[str]) -> pl.DataFrame:
     return frame.with_columns(cells(column) for column in frame)
 
 
-def numbers(frame: pl.DataFrame, kind: Kind) -> tuple[np.ndarray, list[list[str]]]:
+def numbers(frame: pl.DataFrame, kind: ColumnModel) -> tuple[np.ndarray, list[list[str]]]:
     """`[n, D]` rows as numbers, NaN where a cell is missing, and the categories of each column, if it has any.
 
     Raises:
@@ -258,14 +258,14 @@ def numbers(frame: pl.DataFrame, kind: Kind) -> tuple[np.ndarray, list[list[str]
     """
     read = [_column(frame[name], kind, i) for i, name in enumerate(kind.columns)]
     table = np.stack([values for values, _ in read], axis=1)
-    if kind.reads is Reads.ends:
+    if kind.reads is ColumnUse.ends:
         table = _ends(frame, kind, table)
     if kind.total:
         _check_total(kind.total, table)
     return table, [levels for _, levels in read]
 
 
-def check_some(kind: Kind, known: np.ndarray, counts: bool) -> None:
+def check_some(kind: ColumnModel, known: np.ndarray, counts: bool) -> None:
     """Raise InputError unless every column is known somewhere (`[D]` bool) and some row counts."""
     if known.all() and counts:
         return
@@ -275,7 +275,7 @@ def check_some(kind: Kind, known: np.ndarray, counts: bool) -> None:
     raise InputError(f"--columns {','.join(kind.columns)}: {where}; choose others")
 
 
-def check_range(x: np.ndarray, row: np.ndarray, kind: Kind, dtype: str) -> None:
+def check_range(x: np.ndarray, row: np.ndarray, kind: ColumnModel, dtype: str) -> None:
     """Raise InputError for a number that the float type cannot hold; `row` is what the rows are called, `[n]`."""
     # A cell that is missing is NaN, and above nothing; an end that is not known is infinite.
     beyond = (np.abs(x) > np.finfo(dtype).max) & ~np.isinf(x)
@@ -300,7 +300,7 @@ def _check_total(support: Support, table: np.ndarray) -> None:
         raise RowError("", row + 1, f": its sum of {total[row]:g} {support.wrong}; {support.advice}")
 
 
-def _ends(frame: pl.DataFrame, kind: Kind, table: np.ndarray) -> np.ndarray:
+def _ends(frame: pl.DataFrame, kind: ColumnModel, table: np.ndarray) -> np.ndarray:
     """Rows of a lower and an upper end; of which one is null, there is nothing known beyond the other."""
     lower, upper = np.isnan(table).T
     table = np.where(np.stack([lower & ~upper, upper & ~lower], axis=1), [-np.inf, np.inf], table)
@@ -338,7 +338,7 @@ def _key(column: pl.Series) -> pl.Series:
     return column
 
 
-def _column(column: pl.Series, kind: Kind, i: int) -> tuple[np.ndarray, list[str]]:
+def _column(column: pl.Series, kind: ColumnModel, i: int) -> tuple[np.ndarray, list[str]]:
     """`[n]` float64 with NaN for nulls, and the categories if it has any."""
     if kind.words[i] == "categorical":
         return _encode(column)

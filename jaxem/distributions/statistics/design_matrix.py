@@ -10,7 +10,7 @@ from jaxem.core import linalg
 from jaxem.core.linalg import HIGHEST
 from jaxem.core.pytree import module, replace
 from jaxem.core.summation import totals
-from jaxem.distributions.statistics.moments import enough
+from jaxem.distributions.statistics.moments import has_weight
 
 UNROLLED = 4
 """Up to this many inputs (with the constant) the sums are written out."""
@@ -73,7 +73,7 @@ class Design:
     def mean(self, weight: Float[Array, "n"]) -> Float[Array, "p"]:
         """The weighted mean of the inputs: unlike the centre, rows of weight zero have no say in it."""
         sums = self.sums(weight)
-        return self.centre + sums[1:] / jnp.where(enough(sums[0]), sums[0], 1)
+        return self.centre + sums[1:] / jnp.where(has_weight(sums[0]), sums[0], 1)
 
     def limits(self, weight: Float[Array, "*batch n"]) -> tuple[Float[Array, "p"], Float[Array, "p"]]:
         """The least and the largest input among the rows with a weight for any member."""
@@ -97,7 +97,7 @@ def design(inputs: Float[Array, "n p"], usable: Bool[Array, "n"]) -> Design:
 def shared(weight: Float[Array, "n"]) -> Float[Array, "n"]:
     """Weights as shares of all rows; zeros if there are none."""
     total = jnp.sum(weight)
-    return weight / jnp.where(enough(total), total, 1)
+    return weight / jnp.where(has_weight(total), total, 1)
 
 
 def _pairs(size: int) -> tuple[np.ndarray, np.ndarray]:

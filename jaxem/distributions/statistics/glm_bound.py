@@ -30,14 +30,14 @@ from jaxtyping import Array, Float
 from jaxem.core import linalg
 from jaxem.core.linalg import HIGHEST, matmul
 from jaxem.core.pytree import module, replace
-from jaxem.distributions.statistics.moments import enough
+from jaxem.distributions.statistics.moments import has_weight
 
 ALONG = 1.1
 """p: the smaller, the nearer to Newton's step, and the steeper Q falls off beside it."""
 
 
 @module
-class Tangent:
+class GLMBound:
     """Sums over weighted rows, at the parameters that they were made with; quadratic priors are of the same kind.
 
     M predictors of P inputs; a row is (1, z - centre).
@@ -62,7 +62,7 @@ class Tangent:
     slopes: Array
     centre: Array
 
-    def about(self, centre: Float[Array, "*batch p"]) -> Tangent:
+    def about(self, centre: Float[Array, "*batch p"]) -> GLMBound:
         """The same rows, about another centre."""
         shift = self.centre - centre
         eye = jnp.broadcast_to(jnp.eye(shift.shape[-1], dtype=shift.dtype), (*shift.shape, shift.shape[-1]))
@@ -80,7 +80,7 @@ class Tangent:
             centre=centre,
         )
 
-    def __add__(self, other: Tangent) -> Tangent:
+    def __add__(self, other: GLMBound) -> GLMBound:
         other = other.about(self.centre)
         # A prior has no rows: it reaches nothing, and was not made at any parameters.
         mine, its = self.rows > 0, other.rows > 0
@@ -90,7 +90,7 @@ class Tangent:
             chosen = mine | ~its
             return jnp.where(chosen.reshape(*chosen.shape, *(1,) * (a.ndim - chosen.ndim)), a, b)
 
-        return Tangent(
+        return GLMBound(
             rows=self.rows + other.rows,
             curvature=self.curvature + other.curvature,
             linear=self.linear + other.linear,
@@ -107,18 +107,18 @@ class Tangent:
         reach = jnp.stack([-self.low, self.high])
         return jnp.where((self.rows > 0)[None, ..., None], reach, -jnp.inf)
 
-    def reaching(self, extremes: Float[Array, "2 *batch p"]) -> Tangent:
+    def reaching(self, extremes: Float[Array, "2 *batch p"]) -> GLMBound:
         """The same, with other extremes."""
         some = (self.rows > 0)[..., None]
         low, high = jnp.where(some, -extremes[0], self.low), jnp.where(some, extremes[1], self.high)
         return replace(self, low=low, high=high)
 
-    def __mul__(self, factor: Array | float) -> Tangent:
+    def __mul__(self, factor: Array | float) -> GLMBound:
         """`factor` (a number) times as many of the same rows."""
         return replace(self, rows=self.rows * factor, curvature=self.curvature * factor, linear=self.linear * factor)
 
     @classmethod
-    def quadratic(cls, curvature: Array, level: Array, slopes: Array, centre: Array) -> Tangent:
+    def quadratic(cls, curvature: Array, level: Array, slopes: Array, centre: Array) -> GLMBound:
         """What a Gaussian prior says: its precision and its mean; no rows."""
         at = jnp.concatenate([level[..., None], slopes], axis=-1)
         none = jnp.zeros_like(centre)
@@ -151,11 +151,11 @@ class Tangent:
         level, slopes = here.level + change[..., 0], here.slopes + change[..., 1:]
         return level + jnp.sum(slopes * (self.centre - here.centre)[..., None, :], axis=-1), slopes
 
-    def _central(self) -> Tangent:
+    def _central(self) -> GLMBound:
         """About the centre of the curvature, where level and slopes have least to do with each other."""
         predictors = np.arange(self.level.shape[-1])
         own = jnp.sum(self.curvature[..., predictors, 0, predictors, :], axis=-2)
-        some = enough(own[..., :1])
+        some = has_weight(own[..., :1])
         return self.about(self.centre + jnp.where(some, own[..., 1:] / jnp.where(some, own[..., :1], 1), 0))
 
     def _white(self) -> Float[Array, "*batch s s"]:

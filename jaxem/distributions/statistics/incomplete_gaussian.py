@@ -24,7 +24,7 @@ from jaxem.distributions.statistics import mahalanobis
 from jaxem.distributions.statistics.moments import Moments
 
 Columns = Any
-"""Rows last: `[D, n]` or `mahalanobis.Wide` if all was seen; if not, `Gaps` (members with matrices) or `Cells`."""
+"""Rows last: `[D, n]` or `mahalanobis.FeatureExpansion` if all was seen, else `Gaps` (for matrices) or `Cells`."""
 
 LOG_2_PI = math.log(2 * math.pi)
 
@@ -92,14 +92,14 @@ class Gaps:
             return values
         return values[..., self.blocks.pattern[self.blocks.place // self.values.shape[-1]]]
 
-    def counted(self, weight: Float[Array, "*batch n"]) -> Float[Array, "*batch b s"]:
+    def mask_weight(self, weight: Float[Array, "*batch n"]) -> Float[Array, "*batch b s"]:
         """Weights where the rows stand; zero for a row of which nothing was seen."""
         some = self.columns() > 0
         return jnp.where(lead(some[self.blocks.pattern][:, None], weight.ndim + 1), self.blocks.spread(weight), 0)
 
     def rows(self, weight: Float[Array, "*batch n"]) -> Float[Array, "*batch p"]:
         """The weight of each pattern."""
-        rows = jnp.sum(self.counted(weight), axis=-1)
+        rows = jnp.sum(self.mask_weight(weight), axis=-1)
         return self.blocks.by_pattern(rows.reshape(-1, rows.shape[-1])).reshape(*weight.shape[:-1], -1)
 
     def moments(
@@ -115,7 +115,7 @@ class Gaps:
         With the `precision` of each row, of which `covariance` is that at one: weighted by that as well.
         """
         flat, white, batch = self._flat(mean, white)
-        counted = self.counted(weight if precision is None else weight * precision)
+        counted = self.mask_weight(weight if precision is None else weight * precision)
         rows, *sums = self._sums(counted.reshape(-1, *counted.shape[-2:]), flat)
         rows, first, second = (self.blocks.by_pattern(part) for part in (rows, *sums))
         open_ = rows if precision is None else self.rows(weight).reshape(rows.shape)
@@ -289,7 +289,7 @@ class AnyCell(Family):
 
     scalar = False
 
-    def gaps(self, x: Incomplete) -> Rows:
+    def observe_incomplete(self, x: Incomplete) -> Rows:
         """Rows in blocks of the same columns seen."""
         return Rows(Gaps.of(x))
 

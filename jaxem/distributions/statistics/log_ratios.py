@@ -15,12 +15,12 @@ from jaxtyping import Array, Bool, Float
 from jaxem.core import linalg
 from jaxem.core.double_double import log_pair
 from jaxem.core.pytree import module, replace
-from jaxem.core.special import gap, log_and_gap
-from jaxem.distributions.statistics.moments import enough, resolution
+from jaxem.core.special import log_and_gap, x_minus_log1p
+from jaxem.distributions.statistics.moments import has_weight, resolution
 
 
 @module
-class Logged:
+class PositiveColumns:
     """Rows of positive numbers, and what is made of them once. A row that is none reads as 1.
 
     Attributes:
@@ -36,13 +36,13 @@ class Logged:
     fine: Float[Array, "n"]
 
     @staticmethod
-    def of(x: Float[Array, "n"]) -> Logged:
+    def of(x: Float[Array, "n"]) -> PositiveColumns:
         """Rows as they were passed."""
         # The CPU takes the smallest (subnormal) floats for zero.
         inside = jnp.isfinite(x) & (x >= jnp.finfo(x.dtype).tiny)
         values = jnp.where(inside, x, 1)
         logs, fine = log_pair(values)
-        return Logged(values, logs, inside, fine)
+        return PositiveColumns(values, logs, inside, fine)
 
     def less_one(self, reference: Float[Array, "*batch"], short: Any = 0) -> Float[Array, "*batch n"]:
         """x / reference - 1, of a reference that may have a second float, `short`."""
@@ -96,7 +96,7 @@ class Ratios:
 
     def mean(self, otherwise: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         """The mean of the rows; `otherwise` for a member that has none."""
-        some = enough(self.rows)
+        some = has_weight(self.rows)
         # A mean that rounding has taken to zero is smaller than the reference by about as much as can be told.
         least = 8 * float(jnp.finfo(self.rows.dtype).eps)
         ratio = jnp.maximum(1 + self.first / jnp.where(some, self.rows, 1), least)
@@ -104,7 +104,7 @@ class Ratios:
 
     def spread(self, mean: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         """The mean divergence of the rows from `mean`, not below rounding; one for a member without rows."""
-        some = enough(self.rows)
+        some = has_weight(self.rows)
         # What moving may have lost is nothing where the mean has stopped, and much if it comes from far.
         change = 1 - self.reference / mean
         least = resolution(jnp.ones_like(mean)) + 8 * float(jnp.finfo(mean.dtype).eps) * change * change
@@ -117,7 +117,7 @@ class LogRatios(Ratios):
     """With the divergence r - 1 - log r of a ratio r: that of the gamma."""
 
     def _second(self, change: Array, ratio: Array) -> Array:
-        return self.second + change * self.first + self.rows * gap(change, ratio)
+        return self.second + change * self.first + self.rows * x_minus_log1p(change, ratio)
 
 
 @module

@@ -38,7 +38,7 @@ More would pass for the steps that EM takes near its end: on a collapsing compon
 
 
 @module
-class Wide:
+class FeatureExpansion:
     """Many columns, with their features about a common centre: made once for several steps.
 
     Attributes:
@@ -55,12 +55,12 @@ class Wide:
     features: Float[Array, "f n"]
 
 
-def widened(columns: Float[Array, "d n"] | Wide) -> Float[Array, "d n"] | Wide:
+def widened(columns: Float[Array, "d n"] | FeatureExpansion) -> Float[Array, "d n"] | FeatureExpansion:
     """`columns` with their features, if they are too many to write the algebra out."""
-    if isinstance(columns, Wide) or len(columns) <= UNROLLED:
+    if isinstance(columns, FeatureExpansion) or len(columns) <= UNROLLED:
         return columns
     near, centre, variance = _centred(columns)
-    return Wide(columns, centre, variance, _features(near))
+    return FeatureExpansion(columns, centre, variance, _features(near))
 
 
 def _centred(columns: Float[Array, "d n"]) -> tuple[Array, Array, Array]:
@@ -71,9 +71,9 @@ def _centred(columns: Float[Array, "d n"]) -> tuple[Array, Array, Array]:
     return near, centre, jnp.mean(jnp.where(finite, near, 0) ** 2, axis=-1)
 
 
-def plain(columns: Float[Array, "d n"] | Wide) -> Float[Array, "d n"]:
+def plain(columns: Float[Array, "d n"] | FeatureExpansion) -> Float[Array, "d n"]:
     """The columns themselves."""
-    return columns.columns if isinstance(columns, Wide) else columns
+    return columns.columns if isinstance(columns, FeatureExpansion) else columns
 
 
 def _rows_sum(values: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
@@ -85,11 +85,11 @@ def _differences(columns: Array, mean: Array) -> list[Array]:
 
 
 def distance(
-    columns: Float[Array, "d n"] | Wide, mean: Float[Array, "*batch d"], white: Float[Array, "*batch d d"]
+    columns: Float[Array, "d n"] | FeatureExpansion, mean: Float[Array, "*batch d"], white: Float[Array, "*batch d d"]
 ) -> Float[Array, "*batch n"]:
     """|white (x - mean)|^2 for each row and member."""
     columns = widened(columns)
-    if isinstance(columns, Wide):
+    if isinstance(columns, FeatureExpansion):
         return _products(_distance_by_features, _distance_by_member, columns, mean, white)
     size = len(columns)
     difference = _differences(columns, mean)
@@ -98,14 +98,14 @@ def distance(
 
 
 def moments(
-    columns: Float[Array, "d n"] | Wide,
+    columns: Float[Array, "d n"] | FeatureExpansion,
     weight: Float[Array, "*batch n"],
     mean: Float[Array, "*batch d"],
     white: Float[Array, "*batch d d"],
 ) -> Moments:
     """Weighted moments of the rows about each member's mean. `white` only says how wide the members are."""
     columns = widened(columns)
-    if isinstance(columns, Wide):
+    if isinstance(columns, FeatureExpansion):
         rows = _rows_sum(weight)
         flat = weight.reshape(-1, weight.shape[-1])
         by_features, by_member = partial(_moments_by_features, weight=flat), partial(_moments_by_member, weight=flat)
@@ -121,7 +121,7 @@ def moments(
     return Moments(rows, rows, jnp.stack(sums[:size], axis=-1), jnp.stack(second, axis=-2), mean)
 
 
-def _products(by_features, by_member, wide: Wide, mean: Array, white: Array):
+def _products(by_features, by_member, wide: FeatureExpansion, mean: Array, white: Array):
     """Run the feature form where it is accurate, else the form that is always accurate, on flat members."""
     batch, size = mean.shape[:-1], mean.shape[-1]
     mean, white = mean.reshape(-1, size), white.reshape(-1, *white.shape[len(batch) :])
@@ -193,20 +193,24 @@ def _moments_by_member(columns: Array, mean: Array, white: Array, weight: Array)
     return jax.lax.scan(member, None, (mean, weight))[1]
 
 
-def axially_widened(columns: Float[Array, "d n"] | Wide, members: int, spherical: bool = False) -> Array | Wide:
+def axially_widened(
+    columns: Float[Array, "d n"] | FeatureExpansion, members: int, spherical: bool = False
+) -> Array | FeatureExpansion:
     """Independent columns with their features, if matrix products pay; `spherical`: all have one variance."""
-    if isinstance(columns, Wide) or len(columns) <= AXIAL_UNROLLED or members * columns.size <= SMALL:
+    if isinstance(columns, FeatureExpansion) or len(columns) <= AXIAL_UNROLLED or members * columns.size <= SMALL:
         return columns
     near, centre, variance = _centred(columns)
     squares = jnp.sum(near * near, axis=0, keepdims=True) if spherical else near * near
-    return Wide(columns, centre, variance, jnp.concatenate([near, squares]))
+    return FeatureExpansion(columns, centre, variance, jnp.concatenate([near, squares]))
 
 
 def axial_distance(
-    columns: Float[Array, "d n"] | Wide, mean: Float[Array, "*batch d"], inverse_scale: Float[Array, "*batch d"]
+    columns: Float[Array, "d n"] | FeatureExpansion,
+    mean: Float[Array, "*batch d"],
+    inverse_scale: Float[Array, "*batch d"],
 ) -> Float[Array, "*batch n"]:
     """sum_d ((x_d - mean_d) inverse_scale_d)^2 for each row and member."""
-    if isinstance(columns, Wide):
+    if isinstance(columns, FeatureExpansion):
         return _products(_axial_distance_by_features, _axial_distance_by_member, columns, mean, inverse_scale)
     if len(columns) <= AXIAL_UNROLLED:
         z = [d * inverse_scale[..., i, None] for i, d in enumerate(_differences(columns, mean))]
@@ -216,7 +220,7 @@ def axial_distance(
 
 
 def axial_moments(
-    columns: Float[Array, "d n"] | Wide,
+    columns: Float[Array, "d n"] | FeatureExpansion,
     weight: Float[Array, "*batch n"],
     mean: Float[Array, "*batch d"],
     inverse_scale: Float[Array, "*batch d"],
@@ -227,7 +231,7 @@ def axial_moments(
     how wide the members are.
     """
     rows = _rows_sum(weight)
-    if isinstance(columns, Wide):
+    if isinstance(columns, FeatureExpansion):
         flat = weight.reshape(-1, weight.shape[-1])
         by_features = partial(_axial_moments_by_features, weight=flat)
         by_member = partial(_axial_moments_by_member, weight=flat)

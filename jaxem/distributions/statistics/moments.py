@@ -67,7 +67,7 @@ class Moments:
     def mean(self, otherwise: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
         """The mean of the rows; `otherwise` for a member that has none."""
         rows = self.rows[..., None]
-        some = enough(rows)
+        some = has_weight(rows)
         return jnp.where(some, self.reference + self.first / jnp.where(some, rows, 1), otherwise)
 
     def least(self, mean: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
@@ -90,7 +90,7 @@ def resolution(size: Array) -> Array:
     return jnp.maximum((float(limits.eps) / 2 * size) ** 2, 16 * float(limits.tiny))
 
 
-def enough(rows: Array) -> Array:
+def has_weight(rows: Array) -> Array:
     """Are there rows at all, of a weight that can be divided by?"""
     return rows > jnp.sqrt(jnp.finfo(rows.dtype).tiny)
 
@@ -98,5 +98,5 @@ def enough(rows: Array) -> Array:
 def shares(counts: Float[Array, "*batch k"], otherwise: Float[Array, "*batch k"]) -> Float[Array, "*batch k"]:
     """Counts as shares of their sum; `otherwise` where there are none."""
     total = jnp.sum(counts, axis=-1, keepdims=True)
-    some = enough(total)
+    some = has_weight(total)
     return jnp.where(some, counts / jnp.where(some, total, 1), otherwise)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxem.core.pytree import replace
 from jaxem.data.missing import Incomplete, cells, has_nan, incomplete
 from jaxem.data.padding import SHAPE, padded_lengths
-from jaxem.data.prepare import as_floats, check_labels, ready, stacked
+from jaxem.data.prepare import as_floats, check_labels, prepare, stacked
 from jaxem.data.sequences import Sequences
 from jaxem.data.sequences import stacked as stacked_sequences
 from jaxem.distributions.base import type_of
@@ -75,8 +75,8 @@ def _padded(
         batch = _made_ready(batch, dtype)
     else:
         pieces = np.array_split(np.arange(len(index)), min(len(index), -(-size // room)))
-        ready = [jax.device_get(_made_ready(some(batch, piece), dtype)) for piece in pieces]
-        batch = jax.tree.map(lambda *leaves: np.concatenate(leaves), *ready)
+        prepare = [jax.device_get(_made_ready(some(batch, piece), dtype)) for piece in pieces]
+        batch = jax.tree.map(lambda *leaves: np.concatenate(leaves), *prepare)
     if not has_nan(batch.x):
         return [batch]
     gaps = np.isnan(np.asarray(batch.x)).reshape(len(index), -1).any(axis=1)
@@ -98,4 +98,4 @@ def _made_ready(batch: Batch, dtype: Any) -> Batch:
 
 @jax.jit
 def _ready(x: Any, weight: Any, labels: Any) -> Any:
-    return jax.vmap(ready, in_axes=(0, 0, None if labels is None else 0))(x, weight, labels)
+    return jax.vmap(prepare, in_axes=(0, 0, None if labels is None else 0))(x, weight, labels)

@@ -12,7 +12,16 @@ from jaxtyping import Array
 from jaxem.core.pytree import module, replace, select
 from jaxem.distributions.base import Labelled, Statistics
 from jaxem.fitting.finish import best_restart
-from jaxem.fitting.loop import Limits, Progress, advance, begin, has_converged, informed, settled, verdict
+from jaxem.fitting.loop import (
+    Limits,
+    Progress,
+    advance,
+    begin,
+    degeneracy_status,
+    has_converged,
+    informed,
+    keep_best_if_diverged,
+)
 from jaxem.fitting.regularisation import regulariser
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
@@ -41,7 +50,7 @@ class Lanes:
 
 
 @partial(jax.jit, static_argnames="restarts")
-def prepare(
+def prepare_lanes(
     solver: Any, starts: Any, x: Any, weight: Array, labels: Array | None, prior: Any, *, restarts: int
 ) -> tuple[Problems, Statistics]:
     """All that does not depend on a model's parameters, done once; and the floor of each problem's M-steps."""
@@ -57,7 +66,7 @@ def prepare(
 
 
 @partial(jax.jit, static_argnames="width")
-def idle(solver: Any, starts: Any, problems: Problems, *, width: int) -> tuple[Lanes, Progress]:
+def empty_lanes(solver: Any, starts: Any, problems: Problems, *, width: int) -> tuple[Lanes, Progress]:
     """Lanes without work, and a place for the result of every job: until then its start, as interrupted."""
     model, problem = member(starts, 0), member(problems, 0)
     progress = begin(solver, model, problem.data, problem.weight, problem.prior)
@@ -71,7 +80,7 @@ def idle(solver: Any, starts: Any, problems: Problems, *, width: int) -> tuple[L
 
 
 @partial(jax.jit, static_argnames=("restarts", "one_by_one", "steps"), donate_argnames=("lanes", "results"))
-def turn(
+def run_lanes(
     solver: Any,
     lanes: Lanes,
     results: Progress,
@@ -99,8 +108,8 @@ def turn(
     def load(progress: Progress, problem: Problems, job: Array, refill: Array) -> Progress:
         model = jax.tree.map(lambda leaf: leaf[jnp.minimum(job, count - 1)], starts)
         fresh = begin(solver, model, problem.data, problem.weight, problem.prior)
-        idle = jnp.full((), int(Status.interrupted), jnp.int32)
-        return select(refill, replace(fresh, status=jnp.where(job < count, fresh.status, idle)), progress)
+        empty_lanes = jnp.full((), int(Status.interrupted), jnp.int32)
+        return select(refill, replace(fresh, status=jnp.where(job < count, fresh.status, empty_lanes)), progress)
 
     def climb(lane: tuple[Progress, Problems, Array]) -> Progress:
         progress, mine, tol = lane
@@ -129,19 +138,21 @@ def turn(
 
 
 @jax.jit
-def take(lanes: Lanes, keep: Array) -> Lanes:
+def select_lanes(lanes: Lanes, keep: Array) -> Lanes:
     """Some of the lanes."""
     return jax.tree.map(lambda leaf: leaf[keep], lanes)
 
 
 @partial(jax.jit, static_argnames="restarts")
-def choose(solver: Any, starts: Any, results: Progress, problems: Problems, floor: Statistics, *, restarts: int) -> Fit:
+def best_restarts(
+    solver: Any, starts: Any, results: Progress, problems: Problems, floor: Statistics, *, restarts: int
+) -> Fit:
     """The best restart of each problem (see `best_restart`), as a `Fit`; interrupted if one of them was."""
     rows = jnp.sum(problems.weight, axis=-1)
 
     def ended(start: Any, result: Progress, problem: Array) -> tuple[Progress, Array]:
-        result = settled(result, rows[problem])
-        return result, verdict(start, result.model, result.status, member(floor, problem), rows[problem])
+        result = keep_best_if_diverged(result, rows[problem])
+        return result, degeneracy_status(start, result.model, result.status, member(floor, problem), rows[problem])
 
     each = jnp.arange(len(rows) * restarts, dtype=jnp.int32) // restarts
     tried = jax.vmap(ended)(starts, results, each)

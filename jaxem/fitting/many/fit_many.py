@@ -28,7 +28,7 @@ from jaxem.fitting.many.device import member
 from jaxem.fitting.many.fingerprint import fingerprint
 from jaxem.fitting.many.memory import free, shared_out, sizes
 from jaxem.fitting.many.progress import Reporter
-from jaxem.fitting.many.queue import Pace, Queue, pace
+from jaxem.fitting.many.queue import LaneSchedule, Queue, pace
 from jaxem.fitting.result import Fit
 from jaxem.solvers.em import EM
 from jaxem.solvers.words import as_solver
@@ -206,13 +206,13 @@ def _devices(devices: Sequence[Any] | None, xs: Any) -> list[Any]:
     return list(devices)
 
 
-def _threads(how: Pace, devices: list[Any]) -> int:
+def _threads(how: LaneSchedule, devices: list[Any]) -> int:
     """Threads for each device that pay: side by side, XLA spreads the lanes over the cores; else it cannot."""
     return max(1, (os.cpu_count() or 1) // len(devices)) if how.threads else 1
 
 
 def _deal(
-    how: Pace, problems: int, lanes: int | None, devices: list[Any], sizes: Callable[[], tuple[int, int]]
+    how: LaneSchedule, problems: int, lanes: int | None, devices: list[Any], sizes: Callable[[], tuple[int, int]]
 ) -> list[int]:
     """Into how many queues to cut the problems of a batch, and how many lanes to run on each."""
     most = how.lanes if lanes is None else min(lanes, how.lanes)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from jaxem.fitting.many.batching import Batch
-from jaxem.fitting.many.device import idle, member, prepare
+from jaxem.fitting.many.device import empty_lanes, member, prepare_lanes
 from jaxem.fitting.many.queue import work
 
 SHARE = 0.8
@@ -34,8 +34,8 @@ def sizes(solver: Any, model: Any, batch: Batch, prior: Any, restarts: int) -> t
 
     starts = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((restarts, *leaf.shape), leaf.dtype), model)
     given = jax.tree.map(partial(one, count=1), (batch.x, batch.weight, batch.labels))
-    problems, floor = jax.eval_shape(partial(prepare, restarts=restarts), solver, starts, *given, prior)
-    lanes, results = jax.eval_shape(partial(idle, width=1), solver, starts, problems)
+    problems, floor = jax.eval_shape(partial(prepare_lanes, restarts=restarts), solver, starts, *given, prior)
+    lanes, results = jax.eval_shape(partial(empty_lanes, width=1), solver, starts, problems)
     expanded = problems.data if solver.batches else jax.eval_shape(_expand, starts, problems.data)
     posterior = work(model, batch.x, batch.weight) * batch.weight.dtype.itemsize
     copies = COPIES[0] + COPIES[1] * max((1, *model.event_shape))

@@ -22,7 +22,7 @@ from jaxem.data.sequences import Sequences
 from jaxem.fitting.checks import check_rows, hidden_states
 from jaxem.fitting.loop import Limits, Progress
 from jaxem.fitting.many.checkpoint import Shelf
-from jaxem.fitting.many.device import Lanes, choose, idle, member, prepare, take, turn
+from jaxem.fitting.many.device import Lanes, best_restarts, empty_lanes, member, prepare_lanes, run_lanes, select_lanes
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
 
@@ -36,7 +36,7 @@ BUSY = 1 << 24
 """Lanes x rows x hidden states that keep an accelerator busy: more lanes would only wait for each other."""
 
 
-class Pace(NamedTuple):
+class LaneSchedule(NamedTuple):
     """How lanes run.
 
     Attributes:
@@ -57,9 +57,9 @@ class Pace(NamedTuple):
     late: int = 0
 
 
-SIDE_BY_SIDE = Pace(256, 16, 64, (4, 16, 64), threads=False)
-ONE_BY_ONE = Pace(16, 16, 16, (), threads=True)
-SEQUENCES = Pace(64, 4, 16, (4, 32), threads=True)
+SIDE_BY_SIDE = LaneSchedule(256, 16, 64, (4, 16, 64), threads=False)
+ONE_BY_ONE = LaneSchedule(16, 16, 16, (), threads=True)
+SEQUENCES = LaneSchedule(64, 4, 16, (4, 32), threads=True)
 """Every step of every sequence is a turn of a loop, on one core: a call is long, and more lanes leave the cache."""
 
 
@@ -69,7 +69,7 @@ def work(model: Any, x: Any, weight: Any) -> int:
     return weight.shape[1] * steps * (getattr(model, "width", None) or hidden_states(model) or 1)
 
 
-def pace(model: Any, x: Any, weight: Any, platform: str) -> Pace:
+def pace(model: Any, x: Any, weight: Any, platform: str) -> LaneSchedule:
     """How lanes of this model run on such a device, on problems like x `[p, n, ...]`."""
     size = work(model, x, weight)
     if isinstance(x, Sequences):
@@ -153,7 +153,7 @@ class Queue:
         self.narrower = [self.width // part for part in self.pace.narrower] if self.jobs >= 4 * MANY else []
         self.compiling: Any = COMPILING[device]
         with self.compiling:
-            self.problems, self.floor = prepare(solver, starts, x, weight, labels, prior, restarts=restarts)
+            self.problems, self.floor = prepare_lanes(solver, starts, x, weight, labels, prior, restarts=restarts)
 
     def run(self, report: Callable[[int], None], stop: Callable[[], bool], shelf: Shelf | None = None) -> Fit:
         """Work through all jobs; the best of each problem's restarts, with its status told exactly.
@@ -173,11 +173,11 @@ class Queue:
                 shelf, now.waiting, now.jobs[~now.refill] = None, self.jobs, self.jobs
         if shelf is not None:
             shelf.put(now.call, jax.tree.leaves(now))
-        return choose(self.solver, self.starts, now.results, self.problems, self.floor, restarts=self.restarts)
+        return best_restarts(self.solver, self.starts, now.results, self.problems, self.floor, restarts=self.restarts)
 
     def _begin(self, shelf: Shelf | None) -> State:
         with self.compiling:
-            lanes, results = idle(self.solver, self.starts, self.problems, width=self.width)
+            lanes, results = empty_lanes(self.solver, self.starts, self.problems, width=self.width)
         now = State(
             lanes,
             results,
@@ -208,7 +208,7 @@ class Queue:
         steps = self.pace.steps if len(now.jobs) == self.width else self.pace.tail
         sizes = {"restarts": self.restarts, "one_by_one": self.pace is ONE_BY_ONE, "steps": steps}
         with self.compiling:
-            now.lanes, now.results, status = turn(
+            now.lanes, now.results, status = run_lanes(
                 self.solver, now.lanes, now.results, self.problems, self.starts, *due, self.limits, **sizes
             )
         self.compiling = contextlib.nullcontext()
@@ -222,7 +222,7 @@ class Queue:
         if now.waiting < self.jobs or width == len(running):
             return
         keep = np.argsort(~running, kind="stable")[:width]
-        now.lanes, now.jobs, now.loaded = take(now.lanes, keep), now.jobs[keep], now.loaded[keep]
+        now.lanes, now.jobs, now.loaded = select_lanes(now.lanes, keep), now.jobs[keep], now.loaded[keep]
         call, status = now.flags[-1]
         now.flags = [(call, status[keep])]
 

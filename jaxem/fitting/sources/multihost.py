@@ -18,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from jaxem.fitting.regularisation import SCALE_ROWS
-from jaxem.fitting.sources.summary import Survey
+from jaxem.fitting.sources.summary import DatasetSummary
 
 
 def joined(part: Any, join: Callable[[Any, Any], Any]) -> Any:
@@ -44,7 +44,7 @@ def _joined(buffers: Array, like: Any, join: Callable[[Any, Any], Any]) -> Any:
     return functools.reduce(join, [unpacked(buffer) for buffer in buffers])
 
 
-def surveyed(found: Survey) -> None:
+def surveyed(found: DatasetSummary) -> None:
     """Make what one process found out what all have found.
 
     Raises:
@@ -54,7 +54,7 @@ def surveyed(found: Survey) -> None:
     columns = shape[0] if shape else 0
     sizes = [len(shape), columns, dtype.itemsize]
     seen = [found.most, found.steps, found.masked, found.patterns, found.sample.stride]
-    facts = _numbers([found.counted, *sizes, found.sample.rows, found.total, found.observations, *seen])
+    facts = _numbers([found.mask_weight, *sizes, found.sample.rows, found.total, found.observations, *seen])
     for process, (counted, *theirs) in enumerate(facts[:, :4]):
         if not counted:
             raise ValueError(f"process {process} has no rows that count; every process needs batches of its own")
@@ -71,7 +71,7 @@ def surveyed(found: Survey) -> None:
     _share_sample(found)
 
 
-def _share_sample(found: Survey) -> None:
+def _share_sample(found: DatasetSummary) -> None:
     """The samples of all processes, one after the other."""
     held = _numbers([found.sample.held])[:, 0].astype(int)
     mine = jax.tree.map(

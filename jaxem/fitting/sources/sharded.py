@@ -28,7 +28,7 @@ from jaxem.data.prepare import mesh_of
 from jaxem.data.sequences import Sequences
 from jaxem.distributions.base import Labelled, Statistics, add, over_parts
 from jaxem.latent.hmm import HMM
-from jaxem.solvers.em import Apart, expectation, in_chunks, no_rows
+from jaxem.solvers.em import RowSource, expectation, in_chunks, no_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Layout:
 
 
 @module
-class Spread(Apart):
+class ShardedRows(RowSource):
     """Data that are spread over devices.
 
     Attributes:
@@ -103,7 +103,7 @@ class Spread(Apart):
 
         return self._on_each(one, P(), weight, model, self.row)
 
-    def prepared(self, model: Any, weight: Float[Array, "n"]) -> tuple[Spread, Array]:
+    def prepared(self, model: Any, weight: Float[Array, "n"]) -> tuple[ShardedRows, Array]:
         """With what can be done once for all steps, as in `fit` on one device; and how many observations there are."""
 
         def one(model: Any, x: Any, weight: Array) -> Any:

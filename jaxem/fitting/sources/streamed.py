@@ -1,7 +1,7 @@
 """Fit one model to more rows than memory holds: every step reads them again, batch by batch.
 
 Statistics add over rows. So a step of EM needs no more of the data than their sum, and the same step, stopping rule
-and statuses as in `fit` serve here: the rows that the solver is given are `Summed`, and know no more than that.
+and statuses as in `fit` serve here: the rows that the solver is given are `ReducedEStep`, and know no more than that.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from jaxtyping import Array, Float
 from jaxem.core.pytree import module, static
 from jaxem.core.summation import two_sum
 from jaxem.data.batches import read_ahead
-from jaxem.data.prepare import ready
+from jaxem.data.prepare import prepare
 from jaxem.data.sequences import Sequences
 from jaxem.distributions.base import Statistics, add, check_model, scale
 from jaxem.fitting.checks import check_limits, check_prior, check_rows, check_starts
-from jaxem.fitting.finish import best_restart, conclude
-from jaxem.fitting.loop import Limits, Progress, advance, begin, verdict
+from jaxem.fitting.finish import best_restart, make_result
+from jaxem.fitting.loop import Limits, Progress, advance, begin, degeneracy_status
 from jaxem.fitting.regularisation import Blank, regularisers
 from jaxem.fitting.result import Fit
 from jaxem.fitting.sources import multihost
-from jaxem.fitting.sources.summary import ALL_ELSEWHERE, Survey
+from jaxem.fitting.sources.summary import ALL_ELSEWHERE, DatasetSummary
 from jaxem.fitting.status import Status
-from jaxem.solvers.em import EM, Apart, expectation
+from jaxem.solvers.em import EM, RowSource, expectation
 from jaxem.solvers.online import OnlineEM
 from jaxem.solvers.words import as_solver
 
@@ -114,7 +114,7 @@ def fit_stream(
 def fit_starts(
     model: Any,
     batches: Iterable[Any],
-    found: Survey,
+    found: DatasetSummary,
     solver: Any,
     *,
     tol: float,
@@ -135,7 +135,7 @@ def fit_starts(
 
 
 @module
-class Summed(Apart):
+class ReducedEStep(RowSource):
     """Rows that have gone by: what an E-step over all of them has found, under the model that a step asks about."""
 
     log_likelihood: Float[Array, "*r"]
@@ -145,14 +145,14 @@ class Summed(Apart):
         return self.log_likelihood, self.statistics
 
 
-class Note:
+class Recorder:
     """What a solver was told when it asked for the first time."""
 
     answer: tuple[Array, Statistics] | None = None
 
 
 @module
-class Asked(Apart):
+class RecordingRows(RowSource):
     """Rows of one batch (or None, of which nothing may be asked): they note what a step asks of them.
 
     No more is wanted of that step than this note, which copies of the rows have in common.
@@ -161,7 +161,7 @@ class Asked(Apart):
     solver: Any
     x: Any
     weight: Array
-    note: Note = static()
+    note: Recorder = static()
 
     def expectation(self, model: Any, weight: Array, over: Any) -> tuple[Array, Statistics]:
         if self.x is None or self.note.answer is not None:
@@ -188,8 +188,8 @@ class Part:
 
 def _answer(solver: Any, now: Progress, x: Any, weight: Array, prior: Statistics) -> Part:
     """What the next step of a solver asks of these rows: the rest of that step is thrown away."""
-    note = Note()
-    solver.step(now.ahead, now.state, Asked(solver, x, weight, note), weight, prior)
+    note = Recorder()
+    solver.step(now.ahead, now.state, RecordingRows(solver, x, weight, note), weight, prior)
     if note.answer is None:
         raise _too_many_looks(solver)
     log_likelihood, statistics = note.answer
@@ -222,7 +222,7 @@ def _joined(a: Part, b: Part) -> Part:
     return Part(high, low, add(a.statistics, b.statistics))
 
 
-def _pass(solver: Any, now: Progress, batches: Iterable[Any], found: Survey, prior: Statistics) -> Summed:
+def _pass(solver: Any, now: Progress, batches: Iterable[Any], found: DatasetSummary, prior: Statistics) -> ReducedEStep:
     """What the next step asks of all rows."""
     sums, counted, part = Pairwise(_joined), 0, None
     for x, weight, n in read_ahead(batches, named(found.laid_out)):
@@ -232,7 +232,7 @@ def _pass(solver: Any, now: Progress, batches: Iterable[Any], found: Survey, pri
             part = _part(solver, now, x, weight, prior)
             sums.add(part)
             counted += n
-    if counted != found.counted:
+    if counted != found.mask_weight:
         raise ValueError(
             f"batches gave {found.counted:,} rows that count at first and {counted:,} when they were read again; they "
             "must be the same each time"
@@ -240,12 +240,12 @@ def _pass(solver: Any, now: Progress, batches: Iterable[Any], found: Survey, pri
     whole = sums.total()
     if found.shared:
         whole = multihost.joined(whole, _joined)
-    return Summed(whole.log_likelihood + whole.lost, whole.statistics)
+    return ReducedEStep(whole.log_likelihood + whole.lost, whole.statistics)
 
 
-def surveyed(model: Any, batches: Iterable[Any], prior: Any, processes: bool = False) -> Survey:
+def surveyed(model: Any, batches: Iterable[Any], prior: Any, processes: bool = False) -> DatasetSummary:
     """The first look at all rows."""
-    found = Survey(model, prior, processes)
+    found = DatasetSummary(model, prior, processes)
     for _ in read_ahead(batches, named(found.add)):
         pass
     if processes:
@@ -298,7 +298,7 @@ def _begun(solver: Any, models: Any, total: Array, pseudo: Statistics, *, trace:
     """Before the first step, and a trace to be filled."""
 
     def one(model: Any, pseudo: Statistics) -> tuple[Progress, Array]:
-        unread = Asked(solver, None, total[None], Note())
+        unread = RecordingRows(solver, None, total[None], Recorder())
         return begin(solver, model, unread, total[None], pseudo), trace.filled(total.dtype)
 
     return _over_starts(one, models)(models, pseudo)
@@ -308,7 +308,7 @@ def _begun(solver: Any, models: Any, total: Array, pseudo: Statistics, *, trace:
 def _advanced(
     solver: Any,
     now: Progress,
-    summed: Summed,
+    summed: ReducedEStep,
     total: Array,
     rows: Array,
     pseudo: Statistics,
@@ -317,7 +317,7 @@ def _advanced(
 ) -> tuple[Progress, Array]:
     """After one more step."""
 
-    def one(now: Progress, summed: Summed, pseudo: Statistics, objectives: Array) -> tuple[Progress, Array]:
+    def one(now: Progress, summed: ReducedEStep, pseudo: Statistics, objectives: Array) -> tuple[Progress, Array]:
         new = advance(solver, now, summed, total[None], rows, pseudo, limits)
         return new, objectives.at[new.steps].set(new.objective)
 
@@ -327,7 +327,7 @@ def _advanced(
 @jax.jit
 def _concluded(solver: Any, models: Any, end: Progress, objectives: Array, floor: Statistics, total: Array) -> Fit:
     def one(model: Any, end: Progress, objectives: Array, floor: Statistics) -> Fit:
-        return conclude(solver, model, end, objectives, floor, total[None])
+        return make_result(solver, model, end, objectives, floor, total[None])
 
     return _over_starts(one, models)(models, end, objectives, floor)
 
@@ -393,7 +393,7 @@ def _one_pass(model: Any, batches: Iterable[Any], solver: OnlineEM, prior: Any, 
 def _ready(model: Any, prior: Any, batch: Any) -> tuple[Any, Array]:
     """A batch as `fit` takes it."""
     x, weight = batch if isinstance(batch, tuple) else (batch, None)
-    x, weight, _ = ready(model.read(x), weight, None)
+    x, weight, _ = prepare(model.read(x), weight, None)
     if len(x):
         check_rows(model, x)
         model.check(x, weight, ALL_ELSEWHERE if prior is None else prior)
@@ -440,7 +440,7 @@ def _judged(
         objective=log_likelihood + model.expected_log_prob(pseudo),
         steps=jnp.ones((), jnp.int32),
         converged=jnp.zeros((), bool),
-        status=verdict(start, model, status, floor, total),
+        status=degeneracy_status(start, model, status, floor, total),
         passes=jnp.full((), 1 + looked, jnp.int32),
         trace=None,
     )

@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from jaxem.core.pytree import replace
 from jaxem.data.missing import Incomplete, cells, incomplete, unseen_rows
-from jaxem.data.prepare import as_weight, ready
+from jaxem.data.prepare import as_weight, prepare
 from jaxem.data.sequences import Sequences
 from jaxem.fitting.checks import check_rows
 from jaxem.fitting.regularisation import SCALE_ROWS
@@ -63,7 +63,7 @@ def _length(piece: Any) -> int:
 
 
 @dataclasses.dataclass
-class Survey:
+class DatasetSummary:
     """What is known of all batches together.
 
     Attributes:
@@ -128,14 +128,14 @@ class Survey:
             x = incomplete(x) if isinstance(x, np.ndarray) else x
             self.patterns = max(self.patterns, getattr(x, "patterns", 0))
             self.model.check(x, jnp.asarray(weight), ALL_ELSEWHERE if self.prior is None else self.prior)
-        self.most, self.counted = max(self.most, len(x)), self.counted + len(x)
+        self.most, self.mask_weight = max(self.most, len(x)), self.mask_weight + len(x)
         self.total += float(np.sum(weight, dtype=float))
         self.observations += float(_observations(self.model, x, jnp.asarray(weight)))
 
     def sampled(self) -> tuple[Any, Array]:
         """The sample as `fit` takes it, and its weights."""
         rows, weight = jax.tree.map(jnp.asarray, self.pooled())
-        x, weight, _ = ready(rows, weight, None)
+        x, weight, _ = prepare(rows, weight, None)
         if self.sample.stride == 1:
             self.model.check(x, weight, self.prior)
         return x, weight
