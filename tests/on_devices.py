@@ -102,7 +102,7 @@ def rows_of_a_full_mixture() -> Iterator[Any]:
     x, model = rows(), mixture()
     here, there = jem.fit(model, x), jem.fit(model, spread(x))
     yield there, here, 1e-12
-    assert here.words == "converged"
+    assert here.status_name == "converged"
     assert here.steps > 5
     assert there.model.components.mean.sharding.is_fully_replicated
 
@@ -174,7 +174,7 @@ def other_solvers() -> Iterator[Any]:
     }
     for name, solver in solvers.items():
         there, here = jem.fit(model, far, solver), jem.fit(model, x, solver)
-        assert there.words == here.words == "converged", name
+        assert there.status_name == here.status_name == "converged", name
         # Line searches and trials turn on the last digits, but not the top that they find.
         yield there.model, here.model, 1e-12 if name in ("HardEM", "AnnealedEM") else 1e-6
     draws = jem.fit(model, far, jem.StochasticEM(jax.random.key(0)), max_steps=20)

@@ -53,6 +53,6 @@ if __name__ == "__main__":
     fitted, alone = zip(*fits(), strict=True)
     found = {"numbers": [np.asarray(leaf).tolist() for leaf in jax.tree.leaves([fit.model for fit in fitted])]}
     if index == 0:
-        found["words"] = [fit.words for fit in fitted]
+        found["words"] = [fit.status_name for fit in fitted]
         found["differences"] = [difference(fit, make()) for fit, make in zip(fitted, alone, strict=True)]
     print(json.dumps(found))  # noqa: T201

@@ -30,7 +30,7 @@ def problem() -> tuple[jem.BayesNet, np.ndarray, jem.Fit]:
     x[:, 1:][rng.random((ROWS, 3)) < 0.1] = np.nan
     start = jem.BayesNet.start(jax.random.key(1), graph, x, dict.fromkeys(graph, 2))
     fit = jem.fit(start, x, prior=PRIOR, tol=1e-12, max_steps=3000)
-    assert fit.words == "converged"
+    assert fit.status_name == "converged"
     assert fit.objective - fit.trace[0] > 0.1 * ROWS
     return start, x, fit
 
@@ -49,7 +49,7 @@ def test_it_ends_where_em_does(problem: Any, solver: Any, short: float) -> None:
     start, x, best = problem
     fit = jem.fit(start, x, solver, prior=PRIOR, tol=1e-9, max_steps=400)
     # Online EM forgets ever more slowly and comes near; the others arrive.
-    assert fit.words == ("converged" if short < 1e-6 else "max_steps_reached")
+    assert fit.status_name == ("converged" if short < 1e-6 else "max_steps_reached")
     assert -1e-9 < (best.objective - fit.objective) / ROWS < short
     # Near a top what is lost is the square of how far away one is.
     for name in start.names:

@@ -192,7 +192,7 @@ def test_maximum_likelihood_by_brute_force(name: str) -> None:
     kind = {"weibull": jem.Weibull, "lognormal": jem.LogNormal}[name]
     for x in (remissions(), ROWS[name]):
         found = jem.fit(jem.Censored(kind(1.0, 2.0)), x, tol=1e-13)
-        assert found.words == "converged"
+        assert found.status_name == "converged"
 
         def parameters(p: np.ndarray) -> list[float]:
             return [np.exp(p[0]) if name == "weibull" else p[0], np.exp(p[1])]
@@ -214,7 +214,7 @@ def test_a_mixture_from_its_own_start(family: Any) -> None:
     rows = np.stack([np.minimum(x, stopped), np.where(x < stopped, x, INF)], axis=1).astype(np.float32)
     start = jem.Mixture.start(jax.random.key(0), jem.Censored.of(family), rows, 2, restarts=2)
     found = jem.fit(start, rows)
-    assert found.words == "converged"
+    assert found.status_name == "converged"
     centres = found.model.components.base
     centres = centres.scale if family is jem.Weibull else centres.mean[:, 0]
     np.testing.assert_allclose(np.sort(centres), [10, 30], rtol=0.06)

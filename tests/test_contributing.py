@@ -69,7 +69,7 @@ def test_a_mixture_of_it_finds_the_truth_and_never_descends(waiting: ModuleType)
     start = jem.Mixture.start(jax.random.key(1), waiting.Exponential, x, 2, restarts=3)
     fit = jem.fit(start, x)
     gains = jnp.diff(fit.trace[: int(fit.steps) + 1])
-    assert fit.words == "converged"
+    assert fit.status_name == "converged"
     assert (gains > -1e-9 * jnp.abs(fit.log_likelihood)).all()
     np.testing.assert_allclose(jnp.sort(fit.model.components.rate), [0.2, 8.0], rtol=0.1)
 

@@ -85,7 +85,7 @@ def test_negative_binomial_is_fitted_in_few_steps(mean: float, shape: float, rng
         return -ss.nbinom.logpmf(x, np.exp(log_shape), 1 / (1 + x.mean() / np.exp(log_shape))).sum()
 
     best = so.minimize_scalar(loss, bounds=(-5, 10), method="bounded", options={"xatol": 1e-10})
-    assert fit.words == "converged"
+    assert fit.status_name == "converged"
     assert fit.steps <= 20
     np.testing.assert_allclose(fit.model.mean, x.mean(), rtol=1e-12)
     np.testing.assert_allclose(fit.model.shape, np.exp(best.x), rtol=1e-4)  # scipy's function is flat to rounding there
@@ -106,7 +106,7 @@ def test_odd_counts_end_in_finite_models(family: Any, dtype: Any) -> None:
     for x in ODD.values():
         ones = jnp.ones((), dtype)
         fit = jem.fit(family(ones, ones) if family is jem.NegativeBinomial else family(ones / 2), x.astype(dtype))
-        assert fit.words == "converged"
+        assert fit.status_name == "converged"
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((fit.model, fit.log_likelihood)))
         if family is jem.NegativeBinomial and x.var() <= x.mean():
             poisson = jem.Poisson(jnp.asarray(x.mean(), dtype)).log_prob(x.astype(dtype)).sum()

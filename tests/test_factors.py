@@ -98,7 +98,7 @@ def test_ability_and_intelligence(factors: int, metric: str, solver: Any) -> Non
     x = rows_with(covariance / np.outer(sd, sd), 112)
     expected = found["expected"]["computed"][str(factors)]
     fit = jem.fit(one(jem.FactorAnalysis, x, factors), x, solver, tol=1e-12)
-    assert fit.words == "converged"
+    assert fit.status_name == "converged"
     assert fit.passes < 400
     np.testing.assert_allclose(fit.log_likelihood, expected[metric], atol=1e-8)
     variance = np.diag(covariance) / sd**2
@@ -114,7 +114,7 @@ def test_psychiatric_tests() -> None:
     found = case("factor_analysis_maxwell")
     x, expected = rows_with(found["data"]["corr"], 148), found["expected"]["computed"]["3"]
     fit = jem.fit(one(jem.FactorAnalysis, x, 3), x, SQUAREM, tol=1e-12)
-    assert fit.words == "converged"
+    assert fit.status_name == "converged"
     np.testing.assert_allclose(fit.log_likelihood, expected["ll_corr"], atol=1e-8)
     np.testing.assert_allclose(fit.model.noise, expected["uniq"], rtol=1e-5)
 
@@ -163,7 +163,7 @@ def test_many_columns() -> None:
     # The start is close: three steps of a subspace iteration find the span of the factors.
     start = one(jem.FactorAnalysis, x, f)
     fit = jem.fit(start, x)
-    assert fit.words == "converged"
+    assert fit.status_name == "converged"
     assert fit.log_likelihood > truth.log_prob(x).sum()
     assert fit.log_likelihood - start.log_prob(x).sum() < 1e-3 * abs(fit.log_likelihood)
     assert fit.steps < 60
@@ -174,7 +174,7 @@ def test_a_column_that_factors_explain_wholly(rng: np.random.Generator) -> None:
     x = rng.normal(size=(80, 4))
     x = np.column_stack([x, x[:, 0]])
     fit = jem.fit(one(jem.FactorAnalysis, x, 1), x, ANDERSON)
-    assert fit.words == "covariance_collapsed"
+    assert fit.status_name == "covariance_collapsed"
     assert np.isfinite(fit.log_likelihood)
     assert fit.model.noise[0] < 1e-6
     np.testing.assert_allclose(fit.model.noise[1:4], x[:, 1:4].var(0), rtol=0.1)

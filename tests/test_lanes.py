@@ -73,7 +73,7 @@ def test_one_bad_problem_changes_no_other(rng: np.random.Generator) -> None:
     spoilt = xs.copy()
     spoilt[2, 3] = np.inf
     bad = jem.fit_many(starts, spoilt)
-    assert bad.words[2] in {"nonfinite", "impossible_data"}
+    assert bad.status_name[2] in {"nonfinite", "impossible_data"}
     assert not bad.converged[2]
     others = np.array([0, 1, 3, 4, 5])
     for ours, theirs in zip(jax.tree.leaves(bad.model), jax.tree.leaves(good.model), strict=True):

@@ -189,7 +189,7 @@ def test_infinite_cells_are_impossible(name: str, missing: bool, rng: np.random.
     found = np.asarray(model.log_prob(x))
     np.testing.assert_array_equal(found[bad], -np.inf)
     np.testing.assert_allclose(found[~bad], wanted[~bad], rtol=1e-9)
-    assert jem.fit(model, x, max_steps=2).words == "impossible_data"
+    assert jem.fit(model, x, max_steps=2).status_name == "impossible_data"
 
 
 def test_integrating_out_by_hand_is_the_same_fit(rng: np.random.Generator) -> None:
@@ -269,7 +269,7 @@ def test_many_problems_some_with_gaps(rng: np.random.Generator) -> None:
     for i, x in enumerate(xs):
         alone = jem.fit(jax.tree.map(lambda leaf, i=i: leaf[i], starts), x, max_steps=40)
         np.testing.assert_allclose(fits.log_likelihood[i], alone.log_likelihood, rtol=1e-9)
-        assert fits.words[i] == alone.words
+        assert fits.status_name[i] == alone.status_name
 
 
 def test_means_fill_gaps_given_the_rest_of_the_row(rng: np.random.Generator) -> None:

@@ -35,7 +35,7 @@ def fitted(family: Any, x: np.ndarray, k: int = 2, **options: Any) -> jem.Fit:
     dtype, columns = fit.log_likelihood.dtype, x.shape[-1]
     eps = float(np.finfo(dtype).eps)
     resolution = 256 * columns * eps * (np.abs(trace).max() + len(x))
-    assert fit.words != "log_likelihood_decreased"
+    assert fit.status_name != "log_likelihood_decreased"
     assert (np.diff(trace) >= -resolution).all()
     return fit
 
@@ -80,7 +80,7 @@ def test_offset_of_a_million_in_float32(family: Any, rng: np.random.Generator) -
     here, there = fitted(family, x), fitted(family, far)
     np.testing.assert_allclose(there.log_likelihood, here.log_likelihood, rtol=2e-2)
     np.testing.assert_allclose(there.model.components.mean - 1e6, here.model.components.mean, atol=0.1)
-    assert there.words in FINE
+    assert there.status_name in FINE
 
 
 @normal
@@ -94,7 +94,7 @@ def test_offset_of_a_thousand_million_in_float32(family: Any, rng: np.random.Gen
     ):
         np.testing.assert_allclose(mean, half.mean(0), rtol=1e-7)
     np.testing.assert_allclose(fit.model.weights, 0.5, atol=1e-3)
-    assert fit.words in FINE
+    assert fit.status_name in FINE
 
 
 @pytest.mark.parametrize("family", NORMAL)
@@ -103,7 +103,7 @@ def test_two_hundred_columns_in_float32(family: Any, rng: np.random.Generator) -
     start = jem.Mixture.start(KEY, family, x, 2)
     narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), start)
     single, double = jem.fit(narrow, x.astype(np.float32), max_steps=20), jem.fit(start, x, max_steps=20)
-    assert single.words == double.words == "converged"
+    assert single.status_name == double.status_name == "converged"
     np.testing.assert_allclose(single.log_likelihood, double.log_likelihood, rtol=1e-3)
     assert single.model.components.mean.dtype == jnp.float32
 
@@ -128,22 +128,22 @@ def test_components_a_thousand_deviations_apart(family: Any, d: int, rng: np.ran
 @normal
 def test_duplicated_points(family: Any, rng: np.random.Generator, dtype: Any) -> None:
     x = np.repeat(rng.normal(size=(5, 2)), 10, axis=0).astype(dtype)
-    assert fitted(family, x, k=4).words in DEGENERATE
+    assert fitted(family, x, k=4).status_name in DEGENERATE
 
 
 @normal
 @pytest.mark.parametrize("value", [0.0, 7.0, 1e6])
 def test_all_points_equal(family: Any, value: float, dtype: Any) -> None:
     fit = fitted(family, np.full((60, 2), value, dtype))
-    assert fit.words == "covariance_collapsed"
+    assert fit.status_name == "covariance_collapsed"
     np.testing.assert_allclose(fit.model.components.mean, value, rtol=1e-6)
 
 
 @normal
 def test_fewer_rows_than_components(family: Any, rng: np.random.Generator, dtype: Any) -> None:
     fit = fitted(family, rng.normal(size=(3, 2)).astype(dtype), k=5)
-    assert fit.words in DEGENERATE - FINE
-    assert fitted(family, rng.normal(size=(1, 2)).astype(dtype), k=2).words in DEGENERATE - FINE
+    assert fit.status_name in DEGENERATE - FINE
+    assert fitted(family, rng.normal(size=(1, 2)).astype(dtype), k=2).status_name in DEGENERATE - FINE
 
 
 @normal
@@ -153,7 +153,7 @@ def test_constant_and_collinear_columns(family: Any, d: int, rng: np.random.Gene
     x[:, 0] = 3.0
     x[:, -1] = 2 * x[:, 1] + (x[:, 2] if d > 3 else 0)
     expected = {"covariance_collapsed"} if family is not jem.SphericalGaussian else FINE
-    assert fitted(family, x.astype(dtype)).words in expected
+    assert fitted(family, x.astype(dtype)).status_name in expected
 
 
 @normal
@@ -176,13 +176,13 @@ def test_tiny_and_huge_units(family: Any, scale: float, rng: np.random.Generator
     fit = jem.fit(start, (x * scale).astype(dtype), max_steps=200)
     plain = fitted(family, x.astype(dtype))
     if dtype == jnp.float64:
-        assert fit.words in FINE
+        assert fit.status_name in FINE
         np.testing.assert_allclose(float(fit.log_likelihood) + x.size * np.log(scale), plain.log_likelihood, rtol=1e-6)
         np.testing.assert_allclose(fit.model.components.mean / scale, plain.model.components.mean, rtol=1e-5)
-    elif fit.converged and fit.words in FINE:
+    elif fit.converged and fit.status_name in FINE:
         np.testing.assert_allclose(float(fit.log_likelihood) + x.size * np.log(scale), plain.log_likelihood, rtol=1e-3)
     else:
-        assert fit.words in {"nonfinite", "covariance_collapsed", "log_likelihood_decreased", "impossible_data"}
+        assert fit.status_name in {"nonfinite", "covariance_collapsed", "log_likelihood_decreased", "impossible_data"}
 
 
 @normal
@@ -193,14 +193,14 @@ def test_not_a_number_is_never_converged(family: Any, bad: float, rng: np.random
     start = jem.Mixture.start(KEY, family, x, 2)
     x[3, 0] = bad
     fit = (jax.jit(jem.fit) if np.isnan(bad) else jem.fit)(start, x)
-    assert fit.words in {"nonfinite", "impossible_data"}
+    assert fit.status_name in {"nonfinite", "impossible_data"}
     assert not fit.converged
 
 
 @normal
 def test_all_weights_zero_but_one(family: Any, rng: np.random.Generator) -> None:
     x = two_clouds(rng)
-    assert fitted(family, x, weight=np.eye(60)[7]).words in DEGENERATE - FINE
+    assert fitted(family, x, weight=np.eye(60)[7]).status_name in DEGENERATE - FINE
 
 
 def test_all_weights_zero(rng: np.random.Generator) -> None:
@@ -228,7 +228,7 @@ def test_values_outside_the_support_are_impossible() -> None:
     model = jem.Mixture([0.5, 0.5], jem.Poisson([1.0, 4.0]))
     for x in ([1.0, -1.0], [1.0, 0.5]):
         assert model.log_prob(x)[1] == -jnp.inf
-        assert jem.fit(model, x).words == "impossible_data"
+        assert jem.fit(model, x).status_name == "impossible_data"
         np.testing.assert_array_equal(model.posterior(x)[1], 0)
 
 
@@ -240,7 +240,7 @@ def test_a_bad_member_of_a_batch_changes_no_other(family: Any, rng: np.random.Ge
     bad[1, 5] = np.inf
     for run in (jax.vmap(jem.fit), jem.fit_many):
         good, mixed = run(starts, jnp.asarray(xs)), run(starts, jnp.asarray(bad))
-        assert mixed.words[1] in {"nonfinite", "impossible_data"}
+        assert mixed.status_name[1] in {"nonfinite", "impossible_data"}
         for i in (0, 2):
             np.testing.assert_array_equal(good.log_likelihood[i], mixed.log_likelihood[i])
             np.testing.assert_array_equal(good.model.components.mean[i], mixed.model.components.mean[i])

@@ -56,7 +56,7 @@ def climbed(transformation: Any, dtype: Any = float, **how: Any) -> jem.Fit:
     start = jax.tree.map(lambda leaf: leaf.astype(dtype), START)
     fit = jem.fit(start, X.astype(dtype), jem.Gradient(transformation, **how), max_steps=200)
     assert {leaf.dtype for leaf in jax.tree.leaves((fit.model, fit.objective))} == {jnp.dtype(dtype)}
-    assert fit.words in ("converged", "max_steps_reached", "diverged")
+    assert fit.status_name in ("converged", "max_steps_reached", "diverged")
     assert fit.objective >= fit.trace[0]
     assert fit.objective <= BEST + 1e-4
     if fit.converged:
@@ -67,7 +67,7 @@ def climbed(transformation: Any, dtype: Any = float, **how: Any) -> jem.Fit:
 @pytest.mark.parametrize("name", ALIASES)
 def test_every_optimiser_climbs_or_says_that_it_diverged(name: str) -> None:
     fit = climbed(optimiser(name))
-    assert fit.words == "diverged" or fit.objective > fit.trace[0] + 0.1
+    assert fit.status_name == "diverged" or fit.objective > fit.trace[0] + 0.1
 
 
 # With 64-bit types on, one of optax's searches does not keep to the type of a gradient that it stores.

@@ -238,7 +238,7 @@ def test_a_fit_in_single_precision_is_taken_up_in_double(solver: Any) -> None:
     again = jax.tree.map(lambda leaf: leaf.astype(jnp.float32).astype(jnp.float64), ends)
     assert (np.asarray(again.weights.sum(-1)) != 1).sum() > many / 4
     fits = jem.fit_many(again, x, solver, **exact)
-    assert set(fits.words) <= {"converged", "component_vanished", "max_steps_reached"}
+    assert set(fits.status_name) <= {"converged", "component_vanished", "max_steps_reached"}
 
 
 def test_chains_and_networks_are_taken_up_as_well() -> None:
@@ -255,4 +255,4 @@ def test_chains_and_networks_are_taken_up_as_well() -> None:
         rounded = jax.tree.map(
             lambda leaf: leaf.astype(jnp.float32).astype(jnp.float64), jem.fit(double, data, tol=1e-10).model
         )
-        assert jem.fit(rounded, data, tol=1e-10).words == "converged"
+        assert jem.fit(rounded, data, tol=1e-10).status_name == "converged"

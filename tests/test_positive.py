@@ -63,7 +63,7 @@ def test_maximum_likelihood(family: Any) -> None:
     start, known = FAMILIES[family]
     x = np.random.default_rng(0).gamma(3, 2, size=60)
     found, parameters = fit(start, x), known.fit(x, floc=0)
-    assert found.words == "converged"
+    assert found.status_name == "converged"
     best = known.logpdf(x, *parameters).sum()
     assert found.log_likelihood - best > -1e-6
     np.testing.assert_allclose(found.log_likelihood, best, rtol=1e-9)
@@ -140,7 +140,7 @@ def test_rows_that_do_not_vary(family: Any) -> None:
         x = np.full(20, 5, np.float32)
         start = jem.Mixture.start(jax.random.key(0), family, x, 2, weight=weight)
         found = jem.fit(start, x, weight=weight, max_steps=60)
-        assert found.words == ("converged" if family is jem.Exponential else "covariance_collapsed")
+        assert found.status_name == ("converged" if family is jem.Exponential else "covariance_collapsed")
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((found.model, found.log_likelihood)))
         np.testing.assert_allclose(centre(found.model.components), 5, rtol=1e-4)
 

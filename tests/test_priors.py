@@ -75,7 +75,7 @@ def test_weak_prior_keeps_ties_from_collapsing_and_moves_little(family: type, rn
     x = np.concatenate([np.round(rng.normal(size=(60, 2)) * 4), np.zeros((20, 2))])
     start = jem.Mixture.start(jax.random.key(0), family, x, 3, restarts=3)
     held = jem.fit(start, x, prior=priors.Weak(1.0))
-    assert held.words == "converged"
+    assert held.status_name == "converged"
     free = jem.fit(held.model, x)  # what the prior holds back: without it, the likelihood climbs on from there
     assert float(held.log_likelihood) <= float(free.log_likelihood) + 1e-6
     assert np.nanmin(np.diff(np.asarray(held.trace))) > -1e-8
@@ -148,7 +148,7 @@ def test_weak_prior_of_regressions_does_not_see_the_origin_and_unit_of_inputs(
     for offset, unit in ((0.0, 1.0), (2e7, 1.0), (0.0, 2.0**20)):
         x = np.stack([z * unit + offset, response], axis=1).astype(dtype)
         fit = fitted(kind.start(jax.random.key(0), REGRESSIONS[case], x, 2), x)
-        assert fit.words in {"converged", "max_steps_reached", "precision_exhausted"}
+        assert fit.status_name in {"converged", "max_steps_reached", "precision_exhausted"}
         members = fit.model.experts if case == "experts" else fit.model.components
         found.append((fit.objective, fit.log_likelihood, members.coefficients * unit, fit.model.posterior(x)))
     close = 1e-9 if dtype == jnp.float64 else 1e-3

@@ -41,7 +41,7 @@ def test_beta_is_scipys_and_fitted_as_by_scipy(a: float, b: float, rng: np.rando
     np.testing.assert_allclose(jem.Beta(a, b).log_prob(x), ss.beta.logpdf(x, a, b), rtol=1e-8, atol=1e-8)
     fit = jem.fit(jem.Beta(1.0, 1.0), x, tol=1e-12)
     theirs = ss.beta.fit(x, a, b, floc=0, fscale=1)[:2]
-    assert fit.words == "converged"
+    assert fit.status_name == "converged"
     assert fit.steps <= 2
     np.testing.assert_allclose([fit.model.successes, fit.model.failures], theirs, rtol=1e-6)
 
@@ -68,7 +68,7 @@ def test_narrow_proportions_in_float32(rng: np.random.Generator) -> None:
     fits = [jem.fit(jem.Beta(jnp.ones((), d), jnp.ones((), d)), x.astype(d)) for d in (jnp.float32, jnp.float64)]
     single, double = (fit.model.successes for fit in fits)
     np.testing.assert_allclose(single, double, rtol=1e-3)
-    assert fits[0].words == "converged"
+    assert fits[0].status_name == "converged"
 
 
 def test_von_mises_is_its_formula(rng: np.random.Generator) -> None:
@@ -121,16 +121,16 @@ NARROW: list[tuple[str, Any, np.ndarray]] = [
 def test_equal_rows_collapse_onto_the_floor(name: str, start: Any, x: np.ndarray, dtype: Any) -> None:
     start = jax.tree.map(lambda leaf: leaf.astype(dtype), start)
     fit = jem.fit(start, x.astype(dtype))
-    assert fit.words == "covariance_collapsed"
+    assert fit.status_name == "covariance_collapsed"
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((fit.model, fit.log_likelihood)))
     # With one row elsewhere it stands by itself.
     other = np.concatenate([x[1:], x[:1] * 0.8 + (np.array([[0.2, 0, 0]]) if name == "dirichlet" else 0.2)])
-    assert jem.fit(start, other.astype(dtype)).words == "converged"
+    assert jem.fit(start, other.astype(dtype)).status_name == "converged"
 
 
 def test_opposite_directions_have_none(dtype: Any) -> None:
     fit = jem.fit(jem.VonMises(jnp.zeros((), dtype), jnp.ones((), dtype)), np.array([0, np.pi], dtype))
-    assert fit.words == "converged"
+    assert fit.status_name == "converged"
     assert 0 < fit.model.concentration < 1e-6
 
 

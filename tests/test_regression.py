@@ -62,7 +62,7 @@ def test_one_regression_is_that_of_scikit_learn(family: Any, inputs: int) -> Non
     weight = np.arange(len(x)) % 3 + 0.5
     fit = jem.fit(one(family, inputs), x, weight=weight, tol=1e-13)
     expected = peer(family).fit(x[:, :-1], x[:, -1], sample_weight=weight)
-    assert fit.words == "converged"
+    assert fit.status_name == "converged"
     assert fit.steps < 40
     np.testing.assert_allclose(fit.model.coefficients, expected.coef_.ravel(), rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(fit.model.intercept, np.ravel(expected.intercept_)[0], rtol=1e-6, atol=1e-7)
@@ -192,11 +192,11 @@ def test_separated_responses_are_told_and_a_ridge_cures_them() -> None:
     x = np.column_stack([z, z > 0]).astype(float)
     for scale in (1.0, 1e-4):
         fit = jem.fit(one(jem.LogisticRegression, 1), x * [scale, 1])
-        assert fit.words == "covariance_collapsed"
+        assert fit.status_name == "covariance_collapsed"
         assert np.isfinite(fit.model.coefficients).all()
         assert fit.steps < 200
     fit = jem.fit(one(jem.LogisticRegression, 1), x, prior=jem.priors.Ridge(0.1))
-    assert fit.words == "converged"
+    assert fit.status_name == "converged"
 
 
 def test_rows_that_do_not_determine_the_coefficients_are_told_in_one_line() -> None:
@@ -307,4 +307,4 @@ def test_gaps_of_an_autoregression_are_rows_that_say_nothing() -> None:
     with pytest.raises(ValueError, match=r"^x has a missing input in row 30; .*make its response NaN$"):
         jem.fit(one(jem.LinearRegression, 1), rows)
     fit = jem.fit(one(jem.LinearRegression, 1), rows + rng.normal(size=rows.shape), weight=whole.astype(float))
-    assert fit.words == "converged"
+    assert fit.status_name == "converged"

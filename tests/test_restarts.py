@@ -50,7 +50,7 @@ def starts(*means: tuple[float, float]) -> jem.Mixture:
 def test_a_collapsed_fit_loses_against_a_sound_one_however_it_is_fitted() -> None:
     x, models = rows(), starts((0.0, 7.0), (-2.0, 2.0))
     collapsed, sound = (jem.fit(jax.tree.map(lambda leaf, i=i: leaf[i], models), x) for i in range(2))
-    assert (collapsed.words, sound.words) == ("covariance_collapsed", "converged")
+    assert (collapsed.status_name, sound.status_name) == ("covariance_collapsed", "converged")
     assert collapsed.objective > sound.objective + 1
     many = jax.tree.map(lambda leaf: leaf[None], models)
     for fit in (
@@ -58,7 +58,7 @@ def test_a_collapsed_fit_loses_against_a_sound_one_however_it_is_fitted() -> Non
         jax.tree.map(lambda leaf: leaf[0], jem.fit_many(many, x[None])),
         jem.fit_stream(models, jem.batches(x, rows=50)),
     ):
-        assert fit.words == "converged"
+        assert fit.status_name == "converged"
         np.testing.assert_allclose(fit.objective, sound.objective, rtol=1e-9)
 
 
@@ -66,7 +66,7 @@ def test_if_all_have_collapsed_the_highest_is_returned_and_its_status_says_so() 
     x, models = rows(), starts((0.0, 7.0), (-2.0, 7.0))
     each = [jem.fit(jax.tree.map(lambda leaf, i=i: leaf[i], models), x) for i in range(2)]
     fit = jem.fit(models, x)
-    assert fit.words == "covariance_collapsed"
+    assert fit.status_name == "covariance_collapsed"
     np.testing.assert_allclose(fit.objective, max(one.objective for one in each), rtol=1e-9)
 
 

@@ -62,7 +62,7 @@ def test_creatinine_clearance(solver: Any, held: bool) -> None:
     computed = found["expected"]["computed"]
     computed = computed["nu4"] if held else computed
     fit = jem.fit(one(jem.StudentT, x, **({"dof": 4} if held else {})), x, solver, tol=1e-12, max_steps=200)
-    assert fit.words == "converged"
+    assert fit.status_name == "converged"
     np.testing.assert_allclose(fit.log_likelihood, computed["ll"], atol=1e-9)
     np.testing.assert_allclose(fit.model.location, computed["mu"], rtol=1e-6)
     np.testing.assert_allclose(fit.model.scatter, computed["S"], rtol=1e-4, atol=1e-6)
@@ -103,7 +103,7 @@ def test_gaussian_data_have_many_degrees_of_freedom(rng: np.random.Generator) ->
     x = rng.uniform(-1, 1, size=(400, 2))
     normal = jem.fit(jem.Gaussian(np.zeros(2), np.eye(2)), x)
     fit = jem.fit(one(jem.StudentT, x), x, SQUAREM, max_steps=3000)
-    assert fit.words == "converged"
+    assert fit.status_name == "converged"
     assert fit.model.dof > 1e3
     np.testing.assert_allclose(fit.log_likelihood, normal.log_likelihood, atol=400 * 1e-4)
 
@@ -150,7 +150,7 @@ def test_a_laplace_ends_at_the_median(solver: Any, rng: np.random.Generator) -> 
     top = ss.laplace(median, np.abs(x - median).mean()).logpdf(x).sum()
     for start in (1e4, x.max(), x[0], np.sort(x)[49], median):
         fit = jem.fit(jem.Laplace(start, 1.0), x, solver, tol=1e-9, max_steps=100)
-        assert fit.words == "converged"
+        assert fit.status_name == "converged"
         np.testing.assert_allclose(fit.model.location, median, atol=1e-6)
         np.testing.assert_allclose(fit.log_likelihood, top, rtol=1e-12)
     if isinstance(solver, jem.EM):
@@ -169,7 +169,7 @@ def test_a_weighted_median_among_ties(rng: np.random.Generator) -> None:
 
 def test_ties_alone_collapse() -> None:
     fit = jem.fit(jem.Laplace(1.0, 1.0), np.full(9, 3.0))
-    assert fit.words in {"covariance_collapsed", "no_variation"}
+    assert fit.status_name in {"covariance_collapsed", "no_variation"}
     assert np.isfinite(fit.model.scale)
 
 

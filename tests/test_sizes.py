@@ -117,10 +117,10 @@ def test_a_row_outside_the_support_is_ignored_by_a_start_and_told_by_a_fit(examp
         for a, b in zip(jax.tree.leaves(model), jax.tree.leaves(alone), strict=True):
             assert np.isfinite(a).all()
             np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
-    assert jem.fit(model, every, max_steps=2).words == "impossible_data"
+    assert jem.fit(model, every, max_steps=2).status_name == "impossible_data"
 
 
 @pytest.mark.parametrize("family", [jem.Poisson, jem.Gamma, jem.Beta, jem.Binomial])
 def test_rows_of_which_none_is_possible_are_told_by_a_fit(family: Any) -> None:
     rows = np.full(6, -1.0)
-    assert jem.fit(jem.Mixture.start(KEY, family, rows, 2), rows).words == "impossible_data"
+    assert jem.fit(jem.Mixture.start(KEY, family, rows, 2), rows).status_name == "impossible_data"

@@ -58,7 +58,7 @@ def test_a_look_ahead_over_the_edge_is_taken_back_whole(name: str) -> None:
     x = jnp.asarray(counts(12))
     start = jem.Mixture.start(jax.random.split(jax.random.key(0), 100)[12], FAMILY, x, 3, method="random")
     fit = jem.fit(start, x, ACCELERATED[name], **LONG)
-    assert fit.converged, fit.reason
+    assert fit.converged, fit.status_message
     assert fit.objective > jem.fit(start, x, **LONG).objective - 1e-4
 
 
@@ -68,7 +68,7 @@ def test_acceleration_ends_where_em_stays(name: str, components: int) -> None:
     models, xs = problems(100, components)
     em = jem.fit_many(models, xs, **LONG)
     fits = jem.fit_many(models, xs, ACCELERATED[name], **LONG)
-    assert fits.converged.all(), sorted(set(fits.words))
+    assert fits.converged.all(), sorted(set(fits.status_name))
     again = jem.fit_many(fits.model, xs, **LONG)
     assert (np.asarray(again.objective - fits.objective) < 400 * 1e-6).all()
     # Looking ahead, it may come down on another hill than EM from the same start: higher by far more often than lower.
@@ -86,7 +86,7 @@ def test_a_line_search_does_not_leave_what_it_cannot_come_back_to(components: in
     models, xs = problems(40, components)
     em = jem.fit_many(models, xs, **LONG)
     fits = [jem.fit(alone(models, i), xs[i], jem.LBFGS(), **LONG) for i in range(40)]
-    assert {fit.words for fit in fits} == {"converged"}
+    assert {fit.status_name for fit in fits} == {"converged"}
     ends = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[fit.model for fit in fits])
     objective = np.array([fit.objective for fit in fits])
     assert (np.asarray(jem.fit_many(ends, xs, **LONG).objective) - objective < 400 * 1e-6).all()

@@ -42,7 +42,7 @@ def overlapping(dtype: Any) -> tuple[Any, Any]:
 def test_float32_goes_as_far_as_float64() -> None:
     """Gains there are far below what float32 resolves of the log-likelihood, half way up."""
     single, double = jem.fit(*overlapping(jnp.float32)), jem.fit(*overlapping(jnp.float64))
-    assert single.words == double.words == "converged"
+    assert single.status_name == double.status_name == "converged"
     assert abs(int(single.steps) - int(double.steps)) < 5
     assert single.log_likelihood > -550.5802 - 300 * 1e-6
     np.testing.assert_allclose(single.model.weights, [0.0807, 0.9193], atol=1e-3)
@@ -51,7 +51,7 @@ def test_float32_goes_as_far_as_float64() -> None:
 def test_no_tolerance_is_too_fine_for_a_word() -> None:
     """Without any tolerance it ends where float32 does: at a fixed point, or where nothing more is resolved."""
     fit = jem.fit(*overlapping(jnp.float32), jem.SQUAREM(jem.EM()), tol=0.0, max_steps=5000)
-    assert fit.words in ("converged", "precision_exhausted", "max_steps_reached")
+    assert fit.status_name in ("converged", "precision_exhausted", "max_steps_reached")
     assert fit.log_likelihood > -550.5804
 
 
@@ -108,7 +108,7 @@ SAME = {
 def test_a_start_that_cannot_move_has_not_converged(name: str) -> None:
     start, x = SAME[name]
     fit = jem.fit(start, x)
-    assert fit.words == "components_coincide"
+    assert fit.status_name == "components_coincide"
     assert not fit.converged
 
 
@@ -117,7 +117,7 @@ def test_one_of_many_stands_still() -> None:
         lambda *leaf: jnp.stack(leaf), SAME["counts"][0], jem.Mixture([0.5, 0.5], jem.Poisson([1.0, 8.0]))
     )
     fits = jem.fit_many(starts, jnp.stack([SAME["counts"][1]] * 2))
-    assert fits.words.tolist() == ["components_coincide", "converged"]
+    assert fits.status_name.tolist() == ["components_coincide", "converged"]
     assert fits.converged.tolist() == [False, True]
 
 
@@ -125,15 +125,15 @@ def test_one_of_many_stands_still() -> None:
 def test_nothing_ended(base: Any) -> None:
     x = jnp.array([[900.0, jnp.inf], [1200.0, jnp.inf], [1500.0, jnp.inf]])
     fit = jem.fit(jem.Censored(base), x)
-    assert fit.words == "no_events"
-    assert jem.fit(jem.Censored(base), x.at[0, 1].set(1000.0), max_steps=2).words != "no_events"
+    assert fit.status_name == "no_events"
+    assert jem.fit(jem.Censored(base), x.at[0, 1].set(1000.0), max_steps=2).status_name != "no_events"
 
 
 def test_nothing_was_seen() -> None:
     start = jem.Mixture([0.5, 0.5], jem.Poisson([1.0, 8.0]))
     x = jnp.array([0.0, 1.0, 7.0, 9.0])
-    assert jem.fit(start, jnp.full(4, jnp.nan)).words == "no_data"
-    assert jem.fit(start, x, weight=jnp.zeros(4)).words == "no_data"
+    assert jem.fit(start, jnp.full(4, jnp.nan)).status_name == "no_data"
+    assert jem.fit(start, x, weight=jnp.zeros(4)).status_name == "no_data"
 
 
 def test_more_centres_than_points() -> None:
@@ -161,7 +161,7 @@ def test_censored_so_that_nothing_is_likeliest(name: str) -> None:
     x = jnp.array(rows, float)
     for base, never in ((jem.Weibull(1.0, 900.0), scale), (jem.Exponential(0.01), rate)):
         fit = jem.fit(jem.Censored(base), x, tol=1e-3, max_steps=200)
-        assert (fit.words == "no_events") == never, base
+        assert (fit.status_name == "no_events") == never, base
         assert not (never and fit.converged)
 
 
@@ -169,12 +169,12 @@ def test_a_part_of_which_nothing_is_known() -> None:
     """A censored column beside others, and a column of which no cell was seen."""
     start = jem.Product((jem.Censored(jem.Exponential(0.01)), jem.Poisson(1.0)))
     x = np.array([[900.0, INF, 1.0], [1200.0, INF, 2.0], [1500.0, INF, 3.0]])
-    assert jem.fit(start, x, max_steps=50).words == "no_events"
+    assert jem.fit(start, x, max_steps=50).status_name == "no_events"
     x[0, 1] = 950.0
-    assert jem.fit(start, x, max_steps=50).words == "converged"
+    assert jem.fit(start, x, max_steps=50).status_name == "converged"
     plane = jem.Gaussian(jnp.zeros(2), jnp.eye(2))
-    assert jem.fit(plane, np.array([[1.0, np.nan], [2.0, np.nan], [4.0, np.nan]])).words == "no_data"
-    assert jem.fit(plane, np.array([[1.0, np.nan], [2.0, 5.0], [4.0, 7.0], [5.0, 5.0]])).words == "converged"
+    assert jem.fit(plane, np.array([[1.0, np.nan], [2.0, np.nan], [4.0, np.nan]])).status_name == "no_data"
+    assert jem.fit(plane, np.array([[1.0, np.nan], [2.0, 5.0], [4.0, 7.0], [5.0, 5.0]])).status_name == "converged"
 
 
 @pytest.mark.slow
@@ -195,5 +195,5 @@ def test_five_of_1588_ended(seed: int) -> None:
     x = np.stack([time, np.where(events, time, INF)], axis=1)
     for solver in (jem.EM(), jem.SQUAREM(jem.EM())):
         fit = jem.fit(jem.Censored(jem.Weibull(1.0, 300.0)), x, solver, weight=weight)
-        assert fit.words == "converged"
+        assert fit.status_name == "converged"
         np.testing.assert_allclose([fit.model.base.shape, fit.model.base.scale], [shape, scale], rtol=1e-2)

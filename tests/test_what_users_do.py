@@ -128,7 +128,7 @@ def test_many_ragged_weighted_labelled_gappy_fits_are_each_what_it_is_alone(rng:
     many = jem.fit_many(starts, xs, weight=weights, labels=labels, tol=1e-8)
     for i, x in enumerate(xs):
         one = jem.fit(start, x, weight=weights[i], labels=labels[i], tol=1e-8)
-        assert many.words[i] == one.words
+        assert many.status_name[i] == one.status_name
         np.testing.assert_allclose(many.log_likelihood[i], one.log_likelihood, rtol=1e-9)
         np.testing.assert_allclose(many.model.components.mean[i], one.model.components.mean, atol=1e-6)
 

@@ -42,7 +42,7 @@ def main(picture: str | None = None) -> None:
     # Three sequences, one model: restarts are an axis, and the best of them comes back.
     start = jem.HMM.start(jax.random.key(0), jem.Gaussian, x, 2, restarts=8)
     fit = jem.fit(start, x, tol=1e-8)
-    assert fit.converged, fit.reason
+    assert fit.converged, fit.status_message
 
     # A mixture sees the same days without their order. Order is worth a lot: bad days follow bad days.
     rows = np.concatenate([series(table, origin) for origin in AIRPORTS])

@@ -81,7 +81,7 @@ def main() -> None:
 
     # The whole diary has 8,589,934,592 paths. EM climbs at every step.
     end = jem.fit(model, diary, jem.EM(), tol=1e-12)
-    assert end.converged, end.reason
+    assert end.converged, end.status_message
     climbed = np.asarray(end.trace)[: int(end.steps) + 1]
     assert (np.diff(climbed) > 0).all()
     sys.stdout.write(f"33 days: log-likelihood {climbed[0]:.4f}, {climbed[1]:.4f}, ... {climbed[-1]:.4f}\n")

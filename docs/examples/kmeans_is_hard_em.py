@@ -57,7 +57,7 @@ def main(picture: str | None = None) -> None:
     inertia = ((x - centres[nearest]) ** 2).sum()
     for variance in (0.01, 1.0, 100.0):
         hard = jem.fit(balls(start, variance), x, jem.HardEM(), tol=0.0)
-        assert hard.converged, hard.reason
+        assert hard.converged, hard.status_message
         np.testing.assert_allclose(hard.model.components.mean, centres, rtol=1e-12)
         np.testing.assert_array_equal(hard.model.predict(x), nearest)
         # What it climbs is the sum of squared distances that k-means lowers, upside down.

@@ -99,7 +99,7 @@ def main() -> None:
     }
     race = jem.compare(linkage(0.5), ROWS, solvers, weight=COUNTS, tol=1e-14)
     for run in race.runs:
-        assert run.fit.converged, run.fit.reason
+        assert run.fit.converged, run.fit.status_message
         assert abs(float(run.fit.model.p) - LIMIT) < 1e-6
         sys.stdout.write(f"{run.name:15}  p = {run.fit.model.p:.9f}  {run.fit.passes:3} passes over the data\n")
 

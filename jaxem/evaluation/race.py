@@ -121,7 +121,7 @@ class Race:
             row: dict[str, Any] = {
                 "solver": run.name,
                 "setting": setting(run.solver),
-                "status": run.fit.words,
+                "status": run.fit.status_name,
                 "other optimum": self.elsewhere(run),
                 "below the best": self.below(run),
                 "steps": int(run.fit.steps),
@@ -196,7 +196,7 @@ def compare(
     >>> x = jax.numpy.array([[-1.1], [-0.9], [-1.0], [1.9], [2.0], [2.1]])
     >>> start = jem.Mixture([0.5, 0.5], jem.SphericalGaussian([[-1.0], [1.0]], [1.0, 1.0]))
     >>> race = jem.compare(start, x, {"EM": jem.EM(), "SQUAREM": jem.SQUAREM(jem.EM())})
-    >>> [run.fit.words for run in race.runs]
+    >>> [run.fit.status_name for run in race.runs]
     ['converged', 'converged']
     """
     check_model(model, x)

@@ -82,7 +82,7 @@ def fit(
     >>> x = jax.numpy.array([[-1.1], [-0.9], [-1.0], [1.9], [2.0], [2.1]])
     >>> start = jem.Mixture([0.5, 0.5], jem.Gaussian([[-1.0], [1.0]], [[[1.0]], [[1.0]]]))
     >>> fit = jem.fit(start, x)
-    >>> fit.model.components.mean.round(2).tolist(), fit.words
+    >>> fit.model.components.mean.round(2).tolist(), fit.status_name
     ([[-1.0], [2.0]], 'converged')
     """
     check_model(model, x)

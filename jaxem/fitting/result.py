@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ class Fit:
         objective: what was maximised: `log_likelihood` plus the log-density of the prior, up to a constant.
         steps: of the solver (M-steps, for EM) that led to the model.
         converged: did it end by the stopping rule?
-        status: a `Status` code; see `words` and `reason`.
+        status: a `Status` code; see `status_name` and `status_message`.
         passes: over the data that this took: one a step for EM, three for SQUAREM, as many as it needs for LBFGS.
         trace: `[max_steps + 1]` the objective before each step, NaN beyond the last (-inf where
             `jax_debug_nans` refuses NaN); None from `fit_many`.
@@ -37,13 +38,27 @@ class Fit:
     trace: Float[Array, "t"] | None
 
     @property
-    def words(self) -> Any:
+    def status_name(self) -> Any:
         """The status as a word, or as an array of words."""
-        words = np.array([Status(int(code)).name for code in np.ravel(self.status)], dtype=object)
-        return words[0] if np.ndim(self.status) == 0 else words.reshape(np.shape(self.status))
+        names = np.array([Status(int(code)).name for code in np.ravel(self.status)], dtype=object)
+        return names[0] if np.ndim(self.status) == 0 else names.reshape(np.shape(self.status))
 
     @property
-    def reason(self) -> Any:
+    def status_message(self) -> Any:
         """The status as a sentence, or as a list of sentences."""
         sentences = [Status(int(code)).sentence for code in np.ravel(self.status)]
         return sentences[0] if np.ndim(self.status) == 0 else sentences
+
+    @property
+    def words(self) -> Any:
+        """The former name of `status_name`."""
+        return self._renamed("words", "status_name")
+
+    @property
+    def reason(self) -> Any:
+        """The former name of `status_message`."""
+        return self._renamed("reason", "status_message")
+
+    def _renamed(self, old: str, new: str) -> Any:
+        warnings.warn(f"Fit.{old} is now Fit.{new}", DeprecationWarning, stacklevel=3)
+        return getattr(self, new)

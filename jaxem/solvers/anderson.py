@@ -56,7 +56,7 @@ class Anderson(Accelerated):
     >>> import jax, jaxem as jem
     >>> x = jax.numpy.array([[-1.1], [-0.9], [-1.0], [1.9], [2.0], [2.1]])
     >>> start = jem.Mixture([0.5, 0.5], jem.Gaussian([[-1.0], [1.0]], [[[1.0]], [[1.0]]]))
-    >>> jem.fit(start, x, jem.Anderson(jem.EM())).words
+    >>> jem.fit(start, x, jem.Anderson(jem.EM())).status_name
     'converged'
     """
 

@@ -37,7 +37,7 @@ class Solver:
     ...     def step(self, model, state, x, weight, prior):
     ...         new, state, log_likelihood = jem.EM().step(model, state, x, weight, prior)
     ...         return jem.Poisson((model.rate + new.rate) / 2), state, log_likelihood
-    >>> jem.fit(jem.Poisson(1.0), jax.numpy.array([1.0, 3.0]), Halfway()).words
+    >>> jem.fit(jem.Poisson(1.0), jax.numpy.array([1.0, 3.0]), Halfway()).status_name
     'converged'
     """
 

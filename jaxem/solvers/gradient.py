@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import warnings
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -46,7 +48,7 @@ class Gradient(Solver):
     >>> import jax, optax, jaxem as jem
     >>> x = jax.numpy.array([0.0, 2.0, 8.0, 12.0])
     >>> fit = jem.fit(jem.Poisson(1.0), x, jem.Gradient(optax.adam(0.05)))
-    >>> fit.model.rate.round(1).item(), fit.words
+    >>> fit.model.rate.round(1).item(), fit.status_name
     (5.5, 'converged')
     """
 
@@ -132,17 +134,25 @@ class LBFGS(Solver):
 
     Args:
         memory: how many steps it remembers.
-        most: evaluations in one line search at most.
+        max_linesearch_steps: evaluations in one line search at most.
+        most: its former name.
 
     >>> import jax, jaxem as jem
     >>> fit = jem.fit(jem.Poisson(1.0), jax.numpy.array([0.0, 2.0, 8.0, 12.0]), jem.LBFGS())
-    >>> fit.model.rate.round(3).item(), fit.words
+    >>> fit.model.rate.round(3).item(), fit.status_name
     (5.5, 'converged')
     """
 
     memory: int = static(default=10)
-    most: int = static(default=20)
+    max_linesearch_steps: int = static(default=20)
+    most: int | None = dataclasses.field(default=None, repr=False, metadata={"static": True})
     monotone: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.most is not None:
+            warnings.warn("LBFGS(most=...) is now LBFGS(max_linesearch_steps=...)", DeprecationWarning, stacklevel=3)
+            object.__setattr__(self, "max_linesearch_steps", self.most)
+            object.__setattr__(self, "most", None)
 
     @property
     def window(self) -> int:
@@ -152,7 +162,7 @@ class LBFGS(Solver):
     def _transformation(self, logarithms: Coordinates) -> Any:
         import optax  # which takes its time, and who never asks for it need not wait
 
-        return optax.lbfgs(memory_size=self.memory, linesearch=_bounded(self.most, logarithms))
+        return optax.lbfgs(memory_size=self.memory, linesearch=_bounded(self.max_linesearch_steps, logarithms))
 
     def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Any:
         """Nothing remembered yet, nothing evaluated, nothing known of what is left to gain."""

@@ -32,7 +32,7 @@ class Newton(Solver):
 
     >>> import jax, jaxem as jem
     >>> fit = jem.fit(jem.Poisson(1.0), jax.numpy.array([0.0, 2.0, 8.0, 12.0]), jem.Newton())
-    >>> fit.model.rate.round(3).item(), fit.words
+    >>> fit.model.rate.round(3).item(), fit.status_name
     (5.5, 'converged')
     """
 

@@ -51,7 +51,7 @@ class SQUAREM(Accelerated):
     >>> import jax, jaxem as jem
     >>> x = jax.numpy.array([[-1.1], [-0.9], [-1.0], [1.9], [2.0], [2.1]])
     >>> start = jem.Mixture([0.5, 0.5], jem.Gaussian([[-1.0], [1.0]], [[[1.0]], [[1.0]]]))
-    >>> jem.fit(start, x, jem.SQUAREM(jem.EM())).words
+    >>> jem.fit(start, x, jem.SQUAREM(jem.EM())).status_name
     'converged'
     """
 

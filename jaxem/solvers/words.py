@@ -38,7 +38,7 @@ def as_solver(solver: Any, name: str = "solver") -> Any:
         ValueError: a name that is not there.
 
     >>> as_solver("L-BFGS"), as_solver(EM)
-    (LBFGS(memory=10, most=20), EM())
+    (LBFGS(memory=10, max_linesearch_steps=20), EM())
     """
     if isinstance(solver, type):
         return _of_class(solver, name)

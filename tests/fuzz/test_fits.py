@@ -207,7 +207,7 @@ def check(solver: str, dtype: Any, start: Plain, data: Data) -> list[str]:
         start.model(dtype), data.x.astype(dtype), SOLVERS[solver], weight=data.weight.astype(dtype),
         labels=data.labels, tol=TOL,
     )  # fmt: skip
-    end, words = Plain.of(fits.model), fits.words
+    end, words = Plain.of(fits.model), fits.status_name
     usable = ~np.isin(words, [status.name for status in jem.Status if status.failed])
     sound = np.isin(np.asarray(fits.status), SOUND)
     eps = float(np.finfo(dtype).eps)

@@ -63,7 +63,7 @@ def test_the_derivative_is_the_same_by_whatever_solver(which: str) -> None:
     np.testing.assert_allclose(slope @ along, refits, rtol=1e-3)  # a refit stops 1e-9 short
     for name in ("SQUAREM", "LBFGS"):
         (_, fit), other = fitted(SOLVERS[name])(weight)
-        assert fit.words == "converged", name
+        assert fit.status_name == "converged", name
         np.testing.assert_allclose(other, slope, rtol=1e-4, atol=1e-7, err_msg=name)
 
 
@@ -85,7 +85,7 @@ def test_a_chain_of_one_sequence_has_a_derivative_wherever_its_initial_ended() -
 
     found = [slope(smallest) for smallest in (0.0, 2.3e-308, 1.5e-22, 1e-9)]
     for gradient, fit in found:
-        assert fit.words in ("max_steps_reached", "converged")
+        assert fit.status_name in ("max_steps_reached", "converged")
         np.testing.assert_allclose(gradient, found[0][0], rtol=1e-5, atol=1e-10)
     assert np.abs(found[0][0]).max() > 1e-4
 

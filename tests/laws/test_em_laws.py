@@ -116,7 +116,7 @@ def test_em_never_lowers_its_objective(example: Example, seed: int, repeats: boo
 def test_fit_reports_the_objective_of_its_own_model(example: Example) -> None:
     x = example.rows(ROWS)
     fit = jem.fit(example.mixture(2, seed=3), x, max_steps=15, tol=0.0)
-    assert fit.words != "log_likelihood_decreased"
+    assert fit.status_name != "log_likelihood_decreased"
     np.testing.assert_allclose(fit.log_likelihood, fit.model.log_prob(x).sum(), rtol=1e-12)
     trace = np.asarray(fit.trace)[: int(fit.steps) + 1]
     assert fit.steps >= 2
@@ -146,7 +146,7 @@ def test_a_member_without_rows_keeps_its_parameters(example: Example) -> None:
 def test_a_weak_prior_climbs_what_it_reports(example: Example) -> None:
     x = np.asarray(example.rows(30))
     fit = jem.fit(example.mixture(3, seed=4), x, prior=jem.priors.Weak(1.0), max_steps=30, tol=0.0)
-    assert fit.words != "log_likelihood_decreased"
+    assert fit.status_name != "log_likelihood_decreased"
     trace = np.asarray(fit.trace)[: int(fit.steps) + 1]
     assert (np.diff(trace) > -1e-9).all()
     np.testing.assert_allclose(fit.log_likelihood, fit.model.log_prob(x).sum(), rtol=1e-12)

@@ -161,7 +161,7 @@ def test_impossible_data_is_not_converged() -> None:
     model = jem.HMM([1.0, 0.0], [[1.0, 0.0], [0.0, 1.0]], jem.Bernoulli([0.0, 1.0]))
     assert model.log_prob(np.array([0.0, 1.0]))[0] == -np.inf
     fit = jem.fit(model, np.array([0.0, 1.0]))
-    assert fit.words == "impossible_data"
+    assert fit.status_name == "impossible_data"
     assert not fit.converged
 
 
@@ -215,7 +215,7 @@ def test_many_are_each_what_one_is() -> None:
         one = jem.fit(jax.tree.map(lambda leaf, i=i: leaf[i], starts), sequences, tol=1e-5, max_steps=60)
         np.testing.assert_allclose(fits.log_likelihood[i], one.log_likelihood, rtol=1e-9)
         assert int(fits.steps[i]) == int(one.steps)
-        assert fits.words[i] == one.words
+        assert fits.status_name[i] == one.status_name
         np.testing.assert_allclose(fits.model.transition[i], one.model.transition, atol=1e-6)
 
 

@@ -122,14 +122,14 @@ def test_where_there_is_no_derivative_the_status_says_so() -> None:
 
     x = data("mixture")[0]
     merged = jem.Mixture([0.5, 0.5], jem.SphericalGaussian([[0.0, 0.0], [0.0, 0.0]], [1.0, 1.0]))
-    assert jem.fit(merged, x, tol=1e-10).words == "converged"
+    assert jem.fit(merged, x, tol=1e-10).status_name == "converged"
     gradient, fit = derivative(merged, x)
-    assert fit.words == "not_a_maximum"
+    assert fit.status_name == "not_a_maximum"
     assert not fit.converged
     assert np.isnan(gradient).all()
     ties = jnp.array([[0.0], [0.1], [0.3], [5.0], [5.0], [5.0]])
     gradient, fit = derivative(jem.Mixture([0.5, 0.5], jem.SphericalGaussian([[0.0], [5.0]], [1.0, 1.0])), ties)
-    assert fit.words == "covariance_collapsed"
+    assert fit.status_name == "covariance_collapsed"
     assert np.isnan(gradient).all()
 
 

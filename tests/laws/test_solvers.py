@@ -97,7 +97,7 @@ def test_all_end_where_em_does(name: str, which: str) -> None:
     start, x, rows = problem(which)
     em = jem.fit(start, x, tol=1e-9, max_steps=5000)
     found = jem.fit(start, x, SOLVERS[name], tol=1e-8, max_steps=3000)
-    assert found.converged, found.reason
+    assert found.converged, found.status_message
     assert abs(float(found.objective - em.objective)) < 1e-4 * rows
     if name != "annealed":
         np.testing.assert_allclose(start.log_prob(x).sum(), found.trace[0], rtol=1e-9)
@@ -228,7 +228,7 @@ def test_a_line_search_that_finds_nothing_is_not_the_end(scale: float) -> None:
 def test_a_schedule_that_stands_still_has_not_converged() -> None:
     start, x, _ = problem("mixture")
     still = jem.fit(start, x, jem.Gradient(optax.sgd(optax.linear_schedule(0.0, 0.05, 2000, 100))), max_steps=90)
-    assert still.words == "max_steps_reached"
+    assert still.status_name == "max_steps_reached"
 
 
 def test_a_batch_of_everything_is_em() -> None:
@@ -244,13 +244,13 @@ def test_a_rate_that_is_too_large_ends_as_diverged_with_the_best_so_far(rate: fl
     start, x, _ = problem("mixture")
     wild = jem.Gradient(optax.sgd(rate))
     fit = jem.fit(start, x, wild, max_steps=200)
-    assert fit.words == "diverged"
+    assert fit.status_name == "diverged"
     assert not fit.converged
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fit.model))
     assert fit.objective >= fit.trace[0]
     np.testing.assert_allclose(fit.log_likelihood, fit.model.log_prob(x).sum(), rtol=1e-12)
     many = jem.fit_many(jax.tree.map(lambda leaf: leaf[None], start), x[None], wild, max_steps=200)
-    assert many.words[0] == "diverged"
+    assert many.status_name[0] == "diverged"
     np.testing.assert_allclose(many.log_likelihood[0], fit.log_likelihood, rtol=1e-9)
 
 
@@ -259,7 +259,7 @@ def test_a_component_that_empties_is_no_nan(name: str) -> None:
     x = problem("mixture")[1]
     far = jem.Mixture([0.5, 0.5], jem.Gaussian([[0.0, 0.0], [500.0, 500.0]], jnp.stack([jnp.eye(2)] * 2)))
     fit = jem.fit(far, x, {**SOLVERS, **MONOTONE}[name])
-    assert fit.words == "component_vanished"
+    assert fit.status_name == "component_vanished"
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fit.model))
 
 
@@ -308,7 +308,7 @@ def test_many_are_each_what_one_is(name: str) -> None:
     many = jem.fit_many(starts, xs, SOLVERS[name], max_steps=300)
     for i in range(2):
         one = jem.fit(start, xs[i], SOLVERS[name], max_steps=300)
-        assert many.words[i] == one.words
+        assert many.status_name[i] == one.status_name
         np.testing.assert_allclose(many.log_likelihood[i], one.log_likelihood, rtol=1e-6)
 
 

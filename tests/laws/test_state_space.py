@@ -152,7 +152,7 @@ def test_what_is_no_noise_is_zero() -> None:
     expected = -0.5 * (x[0] ** 2 / 4 + np.log(8 * np.pi) + (moved**2).sum() / 2 + len(moved) * np.log(4 * np.pi))
     np.testing.assert_allclose(model.log_prob([x])[0], expected, rtol=1e-12)
     fit = jem.fit(model, [x[:, None]], tol=1e-9)
-    assert fit.converged, fit.words
+    assert fit.converged, fit.status_name
     slope = (x[1:] @ x[:-1]) / (x[:-1] @ x[:-1])
     np.testing.assert_allclose(fit.model.transition, [[slope]], rtol=1e-10)
     np.testing.assert_allclose(fit.model.transition_noise, [[((x[1:] - slope * x[:-1]) ** 2).mean()]], rtol=1e-10)
@@ -274,7 +274,7 @@ def test_em_climbs_and_many_are_each_what_one_is() -> None:
         assert (np.diff(trace) > 0).all()
         np.testing.assert_allclose(one.log_likelihood, one.model.log_prob(x).sum(), rtol=1e-11)
         np.testing.assert_allclose(fits.log_likelihood[i], one.log_likelihood, rtol=1e-9)
-        assert fits.words[i] == one.words
+        assert fits.status_name[i] == one.status_name
         np.testing.assert_allclose(fits.model.transition[i], one.model.transition, atol=1e-6)
 
 
@@ -347,7 +347,7 @@ def test_the_nile_with_a_diffuse_start() -> None:
     assert (np.diff(np.asarray(jem.fit(start, FLOW, max_steps=10, tol=0.0).trace)[:11]) > 0).all()
     for solver in (jem.SQUAREM(jem.EM()), jem.LBFGS()):
         fit = jem.fit(start, FLOW, solver, tol=1e-12)
-        assert fit.converged, fit.words
+        assert fit.converged, fit.status_name
         np.testing.assert_allclose(fit.log_likelihood, -632.545625103041, atol=1e-8)
         found = float(fit.model.emission_noise[0, 0]), float(fit.model.transition_noise[0, 0])
         np.testing.assert_allclose(found, [15098.518324096282, 1469.1763603095133], rtol=2e-5)

@@ -128,7 +128,7 @@ def fitted(kind: str, count: int, diffuse: bool, held: tuple[str, ...]) -> Any:
 def test_em_climbs_with_only_the_noises_free(kind: str, count: int, diffuse: bool) -> None:
     held = ("initial_mean", "initial_covariance", "transition", "emission", "emission_bias")
     fits = fitted(kind, count, diffuse, held)
-    assert not {"log_likelihood_decreased", "nonfinite"} & set(fits.words)
+    assert not {"log_likelihood_decreased", "nonfinite"} & set(fits.status_name)
 
 
 def test_a_quarterly_model_climbs() -> None:

@@ -85,7 +85,7 @@ def test_death_notices(start: tuple[float, float, float]) -> None:
     """Hasselblad 1969: notices of deaths in The Times on 1,096 days; EM's rate is 0.9957."""
     model = jem.Mixture([start[0], 1 - start[0]], jem.Poisson(start[1:]))
     fit = jem.fit(model, np.arange(10), weight=np.array(DEATHS), tol=1e-13, max_steps=20_000)
-    assert fit.words == "converged"
+    assert fit.status_name == "converged"
     np.testing.assert_allclose(fit.log_likelihood, -1989.9458598829642, atol=1e-8)
     order = np.argsort(fit.model.components.rate)
     np.testing.assert_allclose(fit.model.components.rate[order], [1.256095101224338, 2.6634043566324728], rtol=1e-4)
@@ -104,7 +104,7 @@ def best_fit(x: np.ndarray, family: Any, k: int, restarts: int, **options: Any) 
 
 
 def assert_optimum(fit: jem.Fit, log_likelihood: float, slack: float = 1e-7) -> None:
-    assert fit.words == "converged"
+    assert fit.status_name == "converged"
     assert -slack < fit.log_likelihood - log_likelihood < 1e-7 * abs(log_likelihood)
 
 
@@ -189,7 +189,7 @@ def test_normals_with_missing_cells(name: str) -> None:
     expected = found["expected"]["computed"]
     start = jem.Gaussian(np.nanmean(x, axis=0), np.diag(np.nanvar(x, axis=0)))
     fit = jem.fit(start, x, jem.SQUAREM(jem.EM()), tol=1e-12, max_steps=3000)
-    assert fit.words == "converged"
+    assert fit.status_name == "converged"
     np.testing.assert_allclose(fit.log_likelihood, expected["loglik_with_2pi"], atol=1e-8)
     np.testing.assert_allclose(fit.model.mean, expected["mean"], rtol=1e-6)
     np.testing.assert_allclose(fit.model.covariance, expected["cov"], rtol=1e-5)
