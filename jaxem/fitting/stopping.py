@@ -97,7 +97,10 @@ class Trend:
         """With one more step, and what that says."""
         new = select(look.since >= 0, self._with(jnp.asarray(look.left, self.value.dtype)), self)
         looks = look.since > 0
-        little = (new.remaining() <= look.tolerance) | (new.value <= NEGLIGIBLE * look.tolerance)
+        # A gain that rises has not arrived, however small; and one of rounding's own rounding moves nothing any more.
+        still = float(jnp.finfo(new.value.dtype).eps) * look.rounding
+        least = jnp.maximum(NEGLIGIBLE * look.tolerance, still)
+        little = ((new.remaining() <= look.tolerance) | (new.value <= least)) & (~new.rising | (new.value <= still))
         rounding = (new.since >= PATIENCE) & (new.turns >= PATIENCE // 8)
         fell = look.objective - look.before < -256 * look.rounding
         return new, Answer(looks & fell, looks & little, looks & rounding)
