@@ -31,7 +31,7 @@ from jaxem.chains import sharded
 from jaxem.chains.chain import Chain
 from jaxem.chains.normalizer import log_normalizer
 from jaxem.core.pytree import replace
-from jaxem.fitting import fit as fitting
+from jaxem.fitting import regularisation
 from jaxem.solvers import em
 from test_compilation import compilations
 
@@ -143,13 +143,13 @@ def weights_labels_prior_restarts_and_a_rest() -> Iterator[Any]:
 def missing_cells_in_chunks_and_few_rows_for_the_scale() -> Iterator[Any]:
     x = rows()
     x[np.random.default_rng(4).uniform(size=x.shape) < 0.1] = np.nan
-    known = fitting.SCALE_ROWS, em.CHUNK
-    fitting.SCALE_ROWS, em.CHUNK = 50, 2
+    known = regularisation.SCALE_ROWS, em.CHUNK
+    regularisation.SCALE_ROWS, em.CHUNK = 50, 2
     try:
         given = {"prior": jem.priors.Weak(1.0), "max_steps": 30}
         yield jem.fit(mixture(), spread(x), **given), jem.fit(mixture(), x, **given), 1e-12
     finally:
-        fitting.SCALE_ROWS, em.CHUNK = known
+        regularisation.SCALE_ROWS, em.CHUNK = known
 
 
 @check

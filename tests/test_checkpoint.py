@@ -91,7 +91,7 @@ def test_a_stopped_call_goes_on_to_the_same_bits_and_then_returns_them_again(
     def never(*args: Any, **sizes: Any) -> None:
         raise AssertionError("it was done")
 
-    monkeypatch.setattr(queue, "turn", never)
+    monkeypatch.setattr(queue, "run_lanes", never)
     assert_same_bits(fit(starts, xs, checkpoint=tmp_path), whole)
 
 

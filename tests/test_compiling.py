@@ -38,7 +38,7 @@ def fitted(rows: int, monkeypatch: pytest.MonkeyPatch, many: int) -> tuple[jem.F
 
 def test_a_short_queue_has_one_width_and_a_long_one_the_same_results(monkeypatch: pytest.MonkeyPatch) -> None:
     fits, programs = fitted(21, monkeypatch, many=64)
-    turns = [name for name in programs if "turn" in name]
+    turns = [name for name in programs if "run_lanes" in name]
     assert [programs[name] for name in turns] == [1]
     assert programs.total() < 30  # there were 53
     narrowed, more = fitted(21, monkeypatch, many=4)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import jaxem as jem
-from jaxem.fitting import fit as whole
+from jaxem.fitting import regularisation
 from jaxem.fitting.sources.streamed import Pairwise
 from jaxem.fitting.sources.summary import DatasetSummary
 from test_compilation import compilations
@@ -118,14 +118,14 @@ def test_a_bayesian_network_with_hidden_cells() -> None:
 
 def test_what_says_how_wide_the_data_are_is_the_same_rows_as_for_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Thinned while they are read, without knowing how many there will be."""
-    monkeypatch.setattr(whole, "SCALE_ROWS", 40)
+    monkeypatch.setattr(regularisation, "SCALE_ROWS", 40)
     monkeypatch.setattr("jaxem.fitting.sources.summary.SCALE_ROWS", 40)
     for n in (39, 40, 41, 160, 161, 700):
         x = np.arange(float(n))
         found = DatasetSummary(jem.Poisson(1.0), None)
         for batch in jem.batches(x, rows=23):
             found.add(batch)
-        np.testing.assert_array_equal(found.sampled()[0], x[:: whole.spacing(n)])
+        np.testing.assert_array_equal(found.sampled()[0], x[:: regularisation.spacing(n)])
 
 
 def test_files_give_the_rows_that_are_in_them(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def as_family(family: Any) -> Any:
         return as_family(words[0]) if len(words) == 1 else Product.of(*words)
     if isinstance(family, Family):
         return _like(family)
-    if not isinstance(family, type) and hasattr(family, "start") and hasattr(family, "points"):
+    if not isinstance(family, type) and hasattr(family, "start") and hasattr(family, "seeding_features"):
         return family
     if family in OF_PARTS:
         raise TypeError(f"family is the class {family.__name__}, which needs its parts: {OF_PARTS[family]}")

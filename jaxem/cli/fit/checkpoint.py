@@ -25,7 +25,8 @@ from jaxem.cli.fit.result import Scores
 from jaxem.cli.fit.schedule import Slab
 from jaxem.cli.output import unwritable
 from jaxem.cli.table.groups import Grouped
-from jaxem.io import atomic, models
+from jaxem.io import atomic
+from jaxem.io.models import load_unchecked, save
 
 INCIDENTAL = ("table", "out", "workers", "memory", "restart", "coordinator", "processes", "process", "distributed")
 """Options that change no number in the results; of the table its rows count, not its name."""
@@ -76,14 +77,14 @@ class Parts:
         scores, choice, models, belonging = result
         numbers = tuple(getattr(scores, field.name) for field in dataclasses.fields(Scores))
         try:
-            models.save(self._place(slab), (slab.groups, numbers, choice, models, belonging or ()))
+            save(self._place(slab), (slab.groups, numbers, choice, models, belonging or ()))
         except OSError as error:
             raise unwritable(self.out, error, self.advice) from error
 
     def read(self, slab: Slab) -> Result | None:
         """What was found for a slab; None if it is still to be fitted."""
         try:
-            groups, numbers, choice, fitted, belonging = models.load_unchecked(self._place(slab))
+            groups, numbers, choice, fitted, belonging = load_unchecked(self._place(slab))
         except (FileNotFoundError, ValueError):
             return None
         # Another jaxem may have put other groups together.
