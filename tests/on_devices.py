@@ -31,6 +31,7 @@ from jaxem.chains import sharded
 from jaxem.chains.chain import Chain
 from jaxem.chains.normalizer import log_normalizer
 from jaxem.core.pytree import replace
+from jaxem.fitting import fit as fitting
 from jaxem.fitting import regularisation
 from jaxem.solvers import em
 from test_compilation import compilations
