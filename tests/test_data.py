@@ -21,6 +21,7 @@ from jaxem.data.prepare import as_floats, as_labels
 from jaxem.data.problems import as_problems
 from jaxem.data.sequences import as_sequences
 from jaxem.distributions.base import type_of
+from jaxem.fitting.many import batching
 from jaxem.fitting.regularisation import regulariser
 
 NAN = np.nan
@@ -219,7 +220,7 @@ def test_problems_of_different_types_keep_their_digits() -> None:
     models = jem.Poisson(jnp.array([1.0, 1.0]))
     fits = jem.fit_many(models, [np.array([0, 1, 2]), np.array([2.0, 1.0])], max_steps=5)
     np.testing.assert_allclose(fits.model.rate, [1.0, 1.5])
-    padded = jem.fitting.stacks.batched(jem.Poisson(1.0), xs, None, None, 1)
+    padded = batching.batched(jem.Poisson(1.0), xs, None, None, 1)
     np.testing.assert_array_equal(padded[0].x[1, :2], [0.5, 1.5])
 
 

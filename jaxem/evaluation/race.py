@@ -302,7 +302,7 @@ def setting(solver: Any) -> str:
     elif not dataclasses.is_dataclass(solver):
         return repr(solver)
     else:
-        fields = {field.name: getattr(solver, field.name) for field in dataclasses.fields(solver)}
+        fields = {field.name: getattr(solver, field.name) for field in dataclasses.fields(solver) if field.repr}
         said = [f"{name}={_said(value)}" for name, value in fields.items() if name != "key"]
     return f"{type(solver).__name__}({', '.join(said)})"
 

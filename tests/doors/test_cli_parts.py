@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 import jaxem as jem
 from jaxem.cli import app
 from jaxem.cli.fit import checkpoint, report, run, schedule
+from jaxem.core.pytree import replace
 from jaxem.io import models
 
 pytestmark = pytest.mark.slow
@@ -202,7 +203,7 @@ def test_what_is_in_the_way_of_the_parts_is_named(table: Path, tmp_path: Path) -
 
 
 def test_a_part_keeps_every_bit_of_a_failed_fit(tmp_path: Path) -> None:
-    model = jem.pytree.replace(jem.Poisson(1.0), rate=np.array([[np.nan, 1e-310], [-np.inf, 0.1]]))
+    model = replace(jem.Poisson(1.0), rate=np.array([[np.nan, 1e-310], [-np.inf, 0.1]]))
     models.save(tmp_path / "part", (np.array([3]), model, ()))
     groups, back, nothing = models.load_unchecked(tmp_path / "part")
     assert (groups.tolist(), nothing) == ([3], ())

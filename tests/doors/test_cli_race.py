@@ -76,7 +76,7 @@ def test_the_tables_are_those_of_compare_many(done: tuple[Path, Result], frame: 
     for i, name in enumerate("ab"):
         x = frame.filter(pl.col("g") == name)["k"].to_numpy().astype(float)
         key = jax.random.fold_in(jax.random.key(3), i)
-        begin = jem.Mixture.start(key, jem.Poisson, x, 2, restarts=2)
+        begin = jem.Mixture.start(key, jem.Poisson, x, 2, restarts=2, method="kmeans++")
         starts += [jax.tree.map(lambda leaf, r=r: leaf[r], begin) for r in range(2)]
         xs += [x] * 2
     races = jem.compare_many(starts, xs, solvers, prior=jem.priors.Weak(), max_steps=STEPS)

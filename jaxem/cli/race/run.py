@@ -22,7 +22,7 @@ from jaxem.cli.errors import InputError
 from jaxem.cli.fit.schedule import LENGTHS, Slab, stack
 from jaxem.cli.race.solver_specs import BATCH, USUAL, Contender, parse
 from jaxem.cli.table.groups import Grouped
-from jaxem.core.constraints import free_parameters
+from jaxem.core.coordinates import to_coordinates
 from jaxem.data.padding import padded_lengths
 from jaxem.fitting.status import Status
 from jaxem.solvers.newton import MOST
@@ -284,6 +284,6 @@ def _units(seen: np.ndarray, kind: ColumnModel, scaled: np.ndarray) -> np.ndarra
 
 
 def _check_newton(problems: Sequence[Problem], settings: Settings) -> None:
-    free = max(free_parameters(problem.model) for problem in problems)
+    free = max(sum(each.size for each in to_coordinates(problem.model)) for problem in problems)
     if free > MOST and any(contender.name == "Newton" for contender in settings.contenders):
         raise InputError(f"--solvers newton: the model has {free} free numbers, more than {MOST}; leave newton out")

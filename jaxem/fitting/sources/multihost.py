@@ -54,7 +54,7 @@ def surveyed(found: DatasetSummary) -> None:
     columns = shape[0] if shape else 0
     sizes = [len(shape), columns, dtype.itemsize]
     seen = [found.most, found.steps, found.masked, found.patterns, found.sample.stride]
-    facts = _numbers([found.mask_weight, *sizes, found.sample.rows, found.total, found.observations, *seen])
+    facts = _numbers([found.counted, *sizes, found.sample.rows, found.total, found.observations, *seen])
     for process, (counted, *theirs) in enumerate(facts[:, :4]):
         if not counted:
             raise ValueError(f"process {process} has no rows that count; every process needs batches of its own")

@@ -232,7 +232,7 @@ def _pass(solver: Any, now: Progress, batches: Iterable[Any], found: DatasetSumm
             part = _part(solver, now, x, weight, prior)
             sums.add(part)
             counted += n
-    if counted != found.mask_weight:
+    if counted != found.counted:
         raise ValueError(
             f"batches gave {found.counted:,} rows that count at first and {counted:,} when they were read again; they "
             "must be the same each time"

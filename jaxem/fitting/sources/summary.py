@@ -128,7 +128,7 @@ class DatasetSummary:
             x = incomplete(x) if isinstance(x, np.ndarray) else x
             self.patterns = max(self.patterns, getattr(x, "patterns", 0))
             self.model.check(x, jnp.asarray(weight), ALL_ELSEWHERE if self.prior is None else self.prior)
-        self.most, self.mask_weight = max(self.most, len(x)), self.mask_weight + len(x)
+        self.most, self.counted = max(self.most, len(x)), self.counted + len(x)
         self.total += float(np.sum(weight, dtype=float))
         self.observations += float(_observations(self.model, x, jnp.asarray(weight)))
 
