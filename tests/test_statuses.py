@@ -93,10 +93,23 @@ def test_a_gain_of_nothing_is_the_end() -> None:
     assert remaining(np.array([1.0, NEGLIGIBLE * 1e-7]), 1e-6)[0] == 1
 
 
+COLUMNS = jax.random.normal(jax.random.key(0), (40, 1)) + 0.3 * jax.random.normal(jax.random.key(1), (40, 3))
 SAME = {
     "counts": (jem.Mixture([0.5, 0.5], jem.Poisson([3.0, 3.0])), jnp.array([0.0, 1.0, 7.0, 9.0])),
     "shares": (jem.Mixture([0.3, 0.7], jem.Poisson([3.0, 3.0])), jnp.array([0.0, 1.0, 7.0, 9.0])),
     "line": (jem.Mixture([0.5, 0.5], jem.Gaussian(jnp.zeros((2, 1)), jnp.ones((2, 1, 1)))), OVERLAPPING),
+    "factors": (jem.FactorAnalysis([0.0, 0.0, 0.0], [[0.0], [0.0], [0.0]], [1.0, 1.0, 1.0]), COLUMNS),
+    "components": (jem.PPCA([0.0, 0.0, 0.0], [[1.0, 0.0], [1.0, 0.0], [0.5, 0.0]], 1.0), COLUMNS),
+    "experts": (
+        jem.MixtureOfExperts(
+            jem.SoftmaxGate([[0.0]], [0.0]), jem.LinearRegression([[1.0], [1.0]], [0.0, 0.0], [1.0, 1.0])
+        ),
+        COLUMNS[:, :2],
+    ),
+    "states": (
+        jem.LinearGaussianSSM([0.0], [[1.0]], [[0.9]], [[1.0]], [[0.0]], [0.0], [[1.0]]),
+        jem.Sequences.from_list([np.array([[0.0], [1.0], [2.5], [2.0], [1.0], [-1.0]])]),
+    ),
     "chain": (
         jem.HMM([0.5, 0.5], [[0.5, 0.5], [0.5, 0.5]], jem.Poisson([3.0, 3.0])),
         jem.Sequences.from_list([np.array([0.0, 1.0, 7.0, 9.0, 8.0, 0.0])]),

@@ -156,7 +156,7 @@ class Distribution:
         return jnp.zeros(self.batch_shape, bool)
 
     def coincides(self) -> Array:
-        """`[...]` bool: are two hidden states, both in use, the same? Then EM never tells them apart."""
+        """`[...]` bool: are two hidden states, both in use, the same, or does a factor move nothing? EM stays there."""
         return jnp.zeros(self.batch_shape, bool)
 
     def inside(self, x: Any) -> Array:

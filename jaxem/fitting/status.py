@@ -80,8 +80,8 @@ _SENTENCES = {
         "some number, or all that ended did so before all that did not."
     ),
     Status.components_coincide: (
-        "It stands still, but two components are the same: a start from which nothing tells them apart, or more of "
-        "them than distinct rows. Use another start, or fewer."
+        "It stands still, but two components are the same, or a factor moves nothing: a start from which nothing tells "
+        "them apart, or more of them than distinct rows. Use another start, or fewer."
     ),
 }
 _FAILED = {

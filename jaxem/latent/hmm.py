@@ -229,7 +229,8 @@ class HMM(Latent):
     def coincides(self) -> Array:
         """Have two states the same emission, and the same ways on?"""
         members = self.transition, self.emission
-        return jnp.any(same_members(members, jnp.ones(self.initial.shape, bool)), axis=(-2, -1))
+        within = jnp.any(self.emission.coincides(), axis=-1)
+        return within | jnp.any(same_members(members, jnp.ones(self.initial.shape, bool)), axis=(-2, -1))
 
     def occupancy(self) -> Float[Array, "*batch k"]:
         """The share of steps spent in each state in the long run: the stationary distribution."""

@@ -158,8 +158,10 @@ class Mixture(Latent):
         return jnp.any((self.weights > 0) & (self.weights * rows[..., None] < 0.01), axis=-1)
 
     def coincides(self) -> Array:
-        """Have two components the same parameters?"""
-        return jnp.any(same_members(self.components, self.weights > 0), axis=(-2, -1))
+        """Have two components the same parameters, or does one of them hide what moves nothing?"""
+        used = self.weights > 0
+        within = jnp.any(self.components.coincides() & used, axis=-1)
+        return within | jnp.any(same_members(self.components, used), axis=(-2, -1))
 
     def occupancy(self) -> Float[Array, "*batch k"]:
         """The share of rows that each component takes: its weight."""

@@ -16,7 +16,7 @@ from jaxem.core.pytree import module, replace
 from jaxem.distributions.base import Rows
 from jaxem.distributions.joint import Joint
 from jaxem.distributions.softmax import SoftmaxGate
-from jaxem.latent.base import Latent, chosen
+from jaxem.latent.base import Latent, chosen, same_members
 from jaxem.latent.mixture import Mixture
 from jaxem.latent.prediction import Prediction, as_inputs, predictive
 
@@ -60,6 +60,10 @@ class MixtureOfExperts(Latent):
     def child(self) -> Joint:
         """The gate and the experts, expert by expert."""
         return Joint((self.gate, self.experts))
+
+    def coincides(self) -> Array:
+        """Have two experts the same parameters?"""
+        return jnp.any(same_members(self.experts, jnp.ones(self.gate.batch_shape, bool)), axis=(-2, -1))
 
     @classmethod
     def start(

@@ -397,6 +397,10 @@ class LinearGaussianSSM(Distribution):
         pivot = linalg.diagonal(linalg.cholesky(self.emission_noise)) ** 2
         return jnp.any(pivot < linalg.diagonal(floor.emission.residual), axis=-1) & ("emission_noise" not in self.held)
 
+    def coincides(self) -> Array:
+        """Does no state show? From an emission of zero EM finds none, whatever the data."""
+        return ~jnp.any(self.emission != 0, axis=(-2, -1)) & ("emission" not in self.held)
+
     def roundings(self, pseudo: StateSpaceStatistics) -> Array:
         """Data are measured in units of the noise of one step: roundings count as often as that is the smaller.
 
