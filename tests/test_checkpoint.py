@@ -182,7 +182,7 @@ import sys
 import jax
 import numpy as np
 from jaxem.fitting.many import batching
-from test_checkpoint import checkpoint, fit, lanes, many, problems
+from test_checkpoint import checkpoint, fit, fit_many, problems, queue
 checkpoint.SECONDS, checkpoint.SHARE = 0, 1e9
 queue.LARGE, fit_many.os.cpu_count = 0, lambda: 2  # two threads
 batching.SHAPE = 0  # both lengths
