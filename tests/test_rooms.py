@@ -84,7 +84,9 @@ def test_the_search_for_factorisations_finds_them(tmp_path: Path) -> None:
     for line in lines:
         (tmp_path / "bad.py").write_text(line)
         assert factorises(tmp_path / "bad.py"), line
-    (tmp_path / "good.py").write_text("import numpy as np\nfrom jaxem.core import linalg\nnp.linalg.eigvalsh(linalg.inv(x))")
+    (tmp_path / "good.py").write_text(
+        "import numpy as np\nfrom jaxem.core import linalg\nnp.linalg.eigvalsh(linalg.inv(x))"
+    )
     assert not factorises(tmp_path / "good.py")
 
 

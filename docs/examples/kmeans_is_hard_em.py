@@ -71,7 +71,7 @@ def main(picture: str | None = None) -> None:
     np.testing.assert_allclose(annealed.model.components.mean, wide.model.components.mean, rtol=1e-12)
 
     # So EM cools down to k-means: hot, all balls lie on top of each other; cold, a row belongs to one of them.
-    fits = [jem.fit(balls(start, variance), x, tol=1e-12) for variance in VARIANCES]
+    fits = [jem.fit(balls(start, variance), x, tol=0.0) for variance in VARIANCES]
     sure = [float(np.asarray(fit.model.posterior(x)).max(1).mean()) for fit in fits]
     away = [float(np.abs(fit.model.components.mean - centres).max()) for fit in fits]
     for variance, certain, distance in zip(VARIANCES, sure, away, strict=True):

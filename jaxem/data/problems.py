@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxem.data.arrays import numbers
@@ -42,7 +43,8 @@ def as_problems(
         raise ValueError("xs is empty; it must hold the data of one problem at least")
     of_sequences = False
     if not isinstance(xs, (Sequences, Incomplete)):
-        of_sequences = isinstance(xs[0], Sequences) or (read is not None and isinstance(read(xs[0]), Sequences))
+        first = _like_the_first(xs)
+        of_sequences = isinstance(first, Sequences) or (read is not None and isinstance(read(first), Sequences))
     if not ragged and not of_sequences:
         shape = xs.length.shape if isinstance(xs, Sequences) else cells(xs).shape[:2]
         steps = (xs.values.shape[2],) if isinstance(xs, Sequences) else ()
@@ -98,3 +100,8 @@ def _labels_of(labels: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
         raise ValueError(f"{name} has shape {known.shape}; with the data of its problem it must be {shape}")
     check_labels(known, None, name)
     return np.asarray(known)
+
+
+def _like_the_first(xs: Any) -> Any:
+    """The first problem; of an array that may lie on many devices something of its shape and type."""
+    return np.zeros(xs.shape[1:], xs.dtype) if isinstance(xs, jax.Array) else xs[0]
