@@ -69,7 +69,7 @@ def x_minus_log1p(t: Float[Array, ...], more: Float[Array, ...] | None = None) -
         more: 1 + t, as exact where that is small; left out, it is the sum.
 
     >>> import jax.numpy as jnp
-    >>> bool(abs(gap(jnp.asarray(1e-9)) / 0.5e-18 - 1) < 1e-6)
+    >>> bool(abs(x_minus_log1p(jnp.asarray(1e-9)) / 0.5e-18 - 1) < 1e-6)
     True
     """
     return _gap(t, 1 + t if more is None else more)
@@ -106,7 +106,7 @@ def x_minus_log1p_over_square(t: Float[Array, ...]) -> Float[Array, ...]:
     """gap(t) / t^2: one half at zero, and falling.
 
     >>> import jax.numpy as jnp
-    >>> gap_by_square(jnp.array([0.0, 1e-30, 1.0])).round(4).tolist()
+    >>> x_minus_log1p_over_square(jnp.array([0.0, 1e-30, 1.0])).round(4).tolist()
     [0.5, 0.5, 0.3069]
     """
     near, small, far = _near(t)
@@ -180,7 +180,7 @@ def log_minus_digamma(z: Float[Array, ...]) -> Float[Array, ...]:
     """log z - digamma(z), about 1 / (2 z) where z is large: above zero, and falling.
 
     >>> import jax.numpy as jnp
-    >>> behind(jnp.array([1.0, 1e30])).round(4).tolist()
+    >>> log_minus_digamma(jnp.array([1.0, 1e30])).round(4).tolist()
     [0.5772, 0.0]
     """
     half, rest = _behind_parts(z)
@@ -200,7 +200,7 @@ def log_minus_digamma_difference(z: Float[Array, ...], x: Float[Array, ...]) -> 
     """behind(z) - behind(z + x), x >= 0: zero where x is, and to all digits where z is large.
 
     >>> import jax.numpy as jnp
-    >>> (behind_less(jnp.array([1.0, 1e9]), 1.0) * jnp.array([1.0, 1e18])).round(4).tolist()
+    >>> (log_minus_digamma_difference(jnp.array([1.0, 1e9]), 1.0) * jnp.array([1.0, 1e18])).round(4).tolist()
     [0.3069, 0.5]
     """
     return 0.5 * x / z / (z + x) + (_behind_parts(z)[1] - _behind_parts(z + x)[1])

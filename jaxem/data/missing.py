@@ -81,7 +81,7 @@ def has_nan(x: Any) -> bool:
 def as_numpy_if_local(x: Any) -> Any:
     """`x` as NumPy; as it is where it lies on other devices, or with other processes: fetch a number of it, not all.
 
-    >>> type(at_hand([1.0])).__name__
+    >>> type(as_numpy_if_local([1.0])).__name__
     'ndarray'
     """
     far = isinstance(x, jax.Array) and (len(x.devices()) > 1 or next(iter(x.devices())).platform != "cpu")

@@ -110,8 +110,8 @@ class Parts:
 def described(command: str, options: dict[str, Any], grouped: Grouped) -> dict[str, Any]:
     """All that decides what a job finds, for `job.json`: its options in words, its rows as a hash, who works on it.
 
-    >>> import polars as pl; from jaxem import tables; from jaxem.cli.columns import Kind
-    >>> grouped = tables.group(pl.DataFrame({"x": [1.0, 2.0]}), Kind.parse(["gaussian"], ["x"]))
+    >>> import polars as pl; from jaxem.cli.columns import ColumnModel; from jaxem.cli.table import groups
+    >>> grouped = groups.group(pl.DataFrame({"x": [1.0, 2.0]}), ColumnModel.parse(["gaussian"], ["x"]))
     >>> described("fit", {"table": "t.csv", "seed": 0, "workers": 2}, grouped)["options"]
     {'seed': 0}
     """

@@ -134,7 +134,7 @@ class Grouped:
     def rows_in_words(self, n: int) -> str:
         """So many rows that count.
 
-        >>> group(pl.DataFrame({"x": [1.0]}), Kind.parse(["gaussian"], ["x"])).rows_in_words(1)
+        >>> group(pl.DataFrame({"x": [1.0]}), ColumnModel.parse(["gaussian"], ["x"])).rows_in_words(1)
         '1 row with values'
         """
         row = "row" if n == 1 else "rows"
