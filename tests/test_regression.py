@@ -128,7 +128,7 @@ def test_the_artificial_data_of_flexmix() -> None:
     z, y = (np.array(found["data"][name]) for name in ("x", "yn"))
     expected, published = found["expected"]["computed"]["ml"], found["expected"]["published"]["flexmix_loglik"]
     x = np.column_stack([z, z**2, y])
-    start = jem.Mixture.start(jax.random.key(0), jem.LinearRegression, x, 2, restarts=10)
+    start = jem.Mixture.start(jax.random.key(0), jem.LinearRegression, x, 2, restarts=20)
     fit = jem.fit(start, x, tol=1e-12)
     np.testing.assert_allclose(fit.log_likelihood, expected["loglik"], atol=1e-6)
     assert 0 < fit.log_likelihood - published < 0.02
