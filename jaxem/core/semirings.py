@@ -1,4 +1,8 @@
-"""Sums over what is hidden: of probabilities, their maximum, tempered, or one of them drawn."""
+"""Sums over what is hidden: log-sum-exp for EM and likelihoods, the maximum for hard EM and decoding, tempered, drawn.
+
+The first two never produce NaN where every term is -inf, and carry their derivative as a rule: responsibilities, and
+the first of the largest.
+"""
 
 from __future__ import annotations
 

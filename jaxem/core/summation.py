@@ -1,8 +1,4 @@
-"""The sums over what is hidden: log-sum-exp for EM and likelihoods, max for hard EM and decoding; and long sums.
-
-The first two never produce NaN where every term is -inf, and carry their derivative as a rule: responsibilities, and
-the first of the largest.
-"""
+"""Long sums: in blocks, or with what rounding loses carried along, so that many float32 numbers keep their digits."""
 
 from __future__ import annotations
 

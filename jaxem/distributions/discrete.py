@@ -1,4 +1,4 @@
-"""Counts and categories: Bernoulli, Binomial, Categorical, Poisson. A row is one number."""
+"""What families of whole numbers share: counts times logarithms, which numbers are whole, starts by logarithms."""
 
 from __future__ import annotations
 

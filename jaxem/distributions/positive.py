@@ -1,4 +1,4 @@
-"""Positive numbers: Exponential, Gamma, LogNormal, InverseGaussian. A row is one number."""
+"""What families of positive numbers share: their support, and a row that all of them can produce."""
 
 from __future__ import annotations
 

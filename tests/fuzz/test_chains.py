@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 BATCH, STEPS, STATES = 100, 5, 3
 PATHS = np.array(list(itertools.product(range(STATES), repeat=STEPS)))
-FeatureExpansion = np.longdouble
+Wide = np.longdouble
 
 
 def probabilities(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -50,11 +50,11 @@ def draw(rng: np.random.Generator, dtype: Any) -> dict[str, np.ndarray]:
 def enumerated(case: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Everything that is asked, of all paths; and how large the potentials of any path are at most."""
     initial, transition, seen = (
-        case[name].astype(FeatureExpansion) for name in ("log_initial", "log_transition", "log_likelihood")
+        case[name].astype(Wide) for name in ("log_initial", "log_transition", "log_likelihood")
     )
     there = np.arange(STEPS) < case["length"][:, None]
-    score = np.zeros((BATCH, len(PATHS)), FeatureExpansion)
-    size = np.zeros((BATCH, len(PATHS)), FeatureExpansion)
+    score = np.zeros((BATCH, len(PATHS)), Wide)
+    size = np.zeros((BATCH, len(PATHS)), Wide)
     starts = np.zeros((BATCH, STEPS), bool)
     for t in range(STEPS):
         here, now = PATHS[:, t], there[:, t, None]
@@ -76,18 +76,16 @@ def enumerated(case: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         value = np.where(np.isfinite(top), shift + np.log(np.where(mass > 0, mass, 1)), -np.inf)[:, 0]
     weight = np.divide(weight, mass, out=np.zeros_like(weight), where=mass > 0)
     at = PATHS[None, :, :] == np.arange(STATES)[:, None, None]  # [K, paths, T]
-    marginals = np.einsum("bp,kpt->btk", weight, at.astype(FeatureExpansion)) * there[..., None]
-    transitions = np.zeros((BATCH, STATES, STATES), FeatureExpansion)
+    marginals = np.einsum("bp,kpt->btk", weight, at.astype(Wide)) * there[..., None]
+    transitions = np.zeros((BATCH, STATES, STATES), Wide)
     for t in range(1, STEPS):
-        moved = np.einsum(
-            "bp,ip,jp->bij", weight, at[..., t - 1].astype(FeatureExpansion), at[..., t].astype(FeatureExpansion)
-        )
+        moved = np.einsum("bp,ip,jp->bij", weight, at[..., t - 1].astype(Wide), at[..., t].astype(Wide))
         transitions += moved * (there[:, t] & ~starts[:, t])[:, None, None]
     return {
         "value": value,
         "marginals": marginals,
         "transitions": transitions,
-        "initial": np.einsum("btk,bt->bk", marginals, starts.astype(FeatureExpansion)),
+        "initial": np.einsum("btk,bt->bk", marginals, starts.astype(Wide)),
         "best": top[:, 0],
         "score": score,
         "size": size.max(1),

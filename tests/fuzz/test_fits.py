@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 BATCH, ROWS, MEMBERS, CATEGORIES = 100, 12, 2, 3
 TOL, LONGER = 1e-6, 2_000
-FeatureExpansion = np.longdouble
+Wide = np.longdouble
 SOLVERS = {
     "EM": jem.EM(),
     "SQUAREM": jem.SQUAREM(jem.EM()),
@@ -42,7 +42,7 @@ class Plain:
     def of(cls, model: jem.Mixture) -> Self:
         normal, poisson, categorical = model.components.parts
         leaves = (model.weights, normal.mean[..., 0], normal.covariance[..., 0, 0], poisson.rate, categorical.probs)
-        return cls(*(np.asarray(leaf).astype(FeatureExpansion) for leaf in leaves))
+        return cls(*(np.asarray(leaf).astype(Wide) for leaf in leaves))
 
     def model(self, dtype: Any) -> jem.Mixture:
         weights, mean, variance, rate, probs = (leaf.astype(dtype) for leaf in dataclasses.astuple(self))
@@ -119,7 +119,7 @@ class Plain:
 
 def later(end: Plain, data: Data, tiny: float) -> np.ndarray:
     """The log-likelihoods after many more steps."""
-    found = np.empty(len(end.rate), FeatureExpansion)
+    found = np.empty(len(end.rate), Wide)
     places = np.arange(len(found))
     for step in range(LONGER):
         new = end.after(data, tiny)
@@ -197,7 +197,7 @@ def draw(rng: np.random.Generator, dtype: Any) -> tuple[Plain, Data]:
     spread = np.broadcast_to((scale * apart * 10.0 ** rng.uniform(-0.5, 0.5, (BATCH, MEMBERS))) ** 2, (BATCH, MEMBERS))
     start = Plain(weights, at(0), spread, at(1) + size * rng.uniform(0.5, 2, (BATCH, MEMBERS)), probs)
     # What the fit is given: rounded to its type, and exactly normalised there.
-    return Plain.of(start.model(dtype)), Data(rows.astype(FeatureExpansion), weight.astype(FeatureExpansion), labels)
+    return Plain.of(start.model(dtype)), Data(rows.astype(Wide), weight.astype(Wide), labels)
 
 
 def check(solver: str, dtype: Any, start: Plain, data: Data) -> list[str]:
@@ -228,7 +228,7 @@ def check(solver: str, dtype: Any, start: Plain, data: Data) -> list[str]:
     expect("zeros stay", ((end.weights == 0) | (start.weights > 0)).all(-1), usable, end.weights)
     expect("zeros of a member stay", ((end.probs == 0) | (start.probs > 0)).all((-1, -2)), usable, end.probs)
     height, size = end.log_likelihood(data)
-    off = np.abs(np.asarray(fits.log_likelihood, FeatureExpansion) - height)
+    off = np.abs(np.asarray(fits.log_likelihood, Wide) - height)
     expect("log-likelihood", off <= 64 * eps * (size + np.abs(height)), usable, off, height, size)
     converged = np.asarray(fits.converged) & sound
     gain = np.zeros(BATCH)

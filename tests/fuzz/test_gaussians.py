@@ -16,7 +16,7 @@ from jaxem.core.pytree import replace
 pytestmark = pytest.mark.slow
 
 BATCH, ROWS, MEMBERS, COLUMNS = 100, 6, 3, 3
-FeatureExpansion = np.longdouble
+Wide = np.longdouble
 Rng = np.random.Generator
 
 
@@ -37,7 +37,7 @@ def gaussians(rng: Rng, scale: np.ndarray, dtype: Any) -> tuple[jem.Gaussian, np
     )
     covariance = (covariance * scale[..., None] * scale[..., None, :]).astype(dtype)
     mean = (rng.normal(size=(BATCH, MEMBERS, COLUMNS)) * 3 * scale).astype(dtype)
-    return jem.Gaussian(mean, covariance), covariance.astype(FeatureExpansion)
+    return jem.Gaussian(mean, covariance), covariance.astype(Wide)
 
 
 def factor_models(rng: Rng, scale: np.ndarray, dtype: Any) -> tuple[jem.FactorAnalysis, np.ndarray]:
@@ -45,8 +45,8 @@ def factor_models(rng: Rng, scale: np.ndarray, dtype: Any) -> tuple[jem.FactorAn
     least = np.log10(1e3 * jnp.finfo(dtype).eps)
     noise = (10.0 ** rng.uniform(least, 0, (BATCH, MEMBERS, COLUMNS)) * scale**2).astype(dtype)
     mean = (rng.normal(size=(BATCH, MEMBERS, COLUMNS)) * 3 * scale).astype(dtype)
-    wide = loadings.astype(FeatureExpansion)
-    covariance = wide * np.swapaxes(wide, -1, -2) + noise.astype(FeatureExpansion)[..., None] * np.eye(COLUMNS)
+    wide = loadings.astype(Wide)
+    covariance = wide * np.swapaxes(wide, -1, -2) + noise.astype(Wide)[..., None] * np.eye(COLUMNS)
     return jem.FactorAnalysis(mean, loadings, noise), covariance
 
 
@@ -70,8 +70,8 @@ def draw(rng: Rng, make: Any, dtype: Any) -> tuple[jem.Mixture, np.ndarray, np.n
 def dense(model: jem.Mixture, covariance: np.ndarray, x: np.ndarray, eps: float) -> dict[str, np.ndarray]:
     """Everything that is asked, from the covariance of the cells that are there; and how much is known of it."""
     mean, x = (
-        np.asarray(model.components.mean).astype(FeatureExpansion)[:, :, None],
-        x.astype(FeatureExpansion)[:, None],
+        np.asarray(model.components.mean).astype(Wide)[:, :, None],
+        x.astype(Wide)[:, None],
     )
     there = ~np.isnan(x)
     both = there[..., None] & there[..., None, :]
@@ -82,9 +82,9 @@ def dense(model: jem.Mixture, covariance: np.ndarray, x: np.ndarray, eps: float)
     solved = backward(root, forward(root, apart))
     distance = (apart * solved).sum(-1)
     log_det = 2 * np.log(np.diagonal(root, axis1=-2, axis2=-1)).sum(-1) + 2 * np.where(there, np.log(unit), 0).sum(-1)
-    each = -(distance + log_det + there.sum(-1) * np.log(2 * FeatureExpansion(np.pi))) / 2
+    each = -(distance + log_det + there.sum(-1) * np.log(2 * Wide(np.pi))) / 2
     with np.errstate(divide="ignore"):
-        terms = np.log(np.asarray(model.weights).astype(FeatureExpansion))[..., None] + each
+        terms = np.log(np.asarray(model.weights).astype(Wide))[..., None] + each
     top = terms.max(1, keepdims=True)
     value = (top + np.log(np.exp(terms - top).sum(1, keepdims=True)))[:, 0]
     posterior = np.exp(terms - value[:, None])
@@ -117,7 +117,7 @@ def cholesky(a: np.ndarray) -> np.ndarray:
 
 
 def forward(root: np.ndarray, b: np.ndarray) -> np.ndarray:
-    x = np.zeros(np.broadcast_shapes(root.shape[:-1], b.shape), FeatureExpansion)
+    x = np.zeros(np.broadcast_shapes(root.shape[:-1], b.shape), Wide)
     for i in range(COLUMNS):
         x[..., i] = (b[..., i] - (root[..., i, :i] * x[..., :i]).sum(-1)) / root[..., i, i]
     return x

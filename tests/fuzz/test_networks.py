@@ -25,7 +25,7 @@ GRAPHS = {
     "apart": {"a": [], "b": ["a"], "c": [], "d": ["a", "b", "c"]},
 }
 ROWS = np.array(list(itertools.product(*([np.nan, *range(size)] for size in SIZES))))
-FeatureExpansion = np.longdouble
+Wide = np.longdouble
 
 
 def tables(graph: dict[str, list[str]], rng: np.random.Generator, dtype: Any) -> dict[str, np.ndarray]:
@@ -47,9 +47,9 @@ def tables(graph: dict[str, list[str]], rng: np.random.Generator, dtype: Any) ->
 def joint(graph: dict[str, list[str]], given: dict[str, np.ndarray]) -> np.ndarray:
     """`[B, 2, 3, 2, 2]`, the product of the tables."""
     letters = {name: NAMES[i] for i, name in enumerate(NAMES)}
-    whole = np.ones((BATCH, *SIZES), FeatureExpansion)
+    whole = np.ones((BATCH, *SIZES), Wide)
     for name, parents in graph.items():
-        table = given[name].astype(FeatureExpansion)
+        table = given[name].astype(Wide)
         order = [letters[p] for p in parents] + [name]
         axes = "".join(order)
         sort = "".join(sorted(axes))
@@ -88,7 +88,7 @@ def test_networks_are_their_joint_table(name: str, dtype: jnp.dtype) -> None:
             assert (np.abs(log_prob[possible, i] - right[possible]) <= known).all(), row
             for v, variable in enumerate(NAMES):
                 axes = tuple(a + 1 for a in range(len(SIZES)) if a != v)
-                marginal = np.zeros((BATCH, SIZES[v]), FeatureExpansion)
+                marginal = np.zeros((BATCH, SIZES[v]), Wide)
                 at = slice(None) if hidden[i, v] else slice(int(row[v]), int(row[v]) + 1)
                 marginal[:, at] = part.sum(axes)
                 marginal = np.divide(marginal, mass[:, None], out=np.zeros_like(marginal), where=mass[:, None] > 0)

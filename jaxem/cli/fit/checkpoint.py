@@ -168,7 +168,7 @@ def opened(
         out: the folder of the job's results.
         job: as `described`.
         restart: forget what an earlier run finished.
-        together: where the processes meet, see `processes.met`: when it ends, process 0 has prepared the folder.
+        together: where the processes meet, see `cluster.met`: when it ends, process 0 has prepared the folder.
 
     Raises:
         InputError: another job has finished groups there, or is at work there, or the folder cannot be written; a

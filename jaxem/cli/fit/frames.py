@@ -1,4 +1,4 @@
-"""Tables out: models, selection, assignments; written whole or not at all."""
+"""Results of the fits as frames: models, selection, assignments."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def summarise(
     Args:
         results: for each number of components, in order: models `[size, K, ...]`, log-likelihood, steps, status, and
             how many free numbers there were at the start (see `free_numbers`).
-        x, weight: what was fitted, `[size, ...]` (see `slabs.stack`).
+        x, weight: what was fitted, `[size, ...]` (see `schedule.stack`).
         settings: how to choose.
         groups: how many of `size` are not padding.
         n: `[groups]` rows that were seen.

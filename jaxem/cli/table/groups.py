@@ -1,4 +1,4 @@
-"""Tables in: reading files, checking columns, putting rows into groups.
+"""Rows of a table by group: columns are checked, and each group has its rows as numbers.
 
 Row numbers in messages and results count the rows of data from 1, as a person does who looks at the file.
 """

@@ -53,7 +53,7 @@ def arranged(order: pl.Series | None, frequency: str, group: np.ndarray, part: n
 
     Args:
         order: the column that sequences are sorted by; None if the table is sorted.
-        frequency: see `tables.group`.
+        frequency: see `groups.group`.
         group: `[n]` the group of each row.
         part: `[n]` the sequence of each row, from 0, numbered through all groups or within each.
 
