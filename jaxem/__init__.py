@@ -43,6 +43,9 @@ from jaxem.distributions.product import Independent as Independent
 from jaxem.distributions.product import Product as Product
 from jaxem.distributions.product import sized as sized
 from jaxem.distributions.regression import LinearRegression as LinearRegression
+from jaxem.distributions.restrictions import hold as hold
+from jaxem.distributions.restrictions import release as release
+from jaxem.distributions.restrictions import tie as tie
 from jaxem.distributions.softmax import SoftmaxGate as SoftmaxGate
 from jaxem.distributions.student_t import StudentT as StudentT
 from jaxem.distributions.von_mises import VonMises as VonMises

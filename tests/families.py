@@ -19,6 +19,7 @@ import pytest
 
 import jaxem as jem
 from jaxem.core import constraints
+from jaxem.distributions.constrained_m_step import restrained
 
 Rng = np.random.Generator
 
@@ -419,6 +420,25 @@ def _clusters(rng: Rng) -> jem.Mixture:
 
 _one_net, _chain = (lambda rng: jax.tree.map(lambda leaf: leaf[0], bayes_net(rng, 1))), (lambda rng: hmm(rng, 3))
 
+
+def held_and_tied(rng: Rng) -> jem.Mixture:
+    """A share, a mean and half of another held, and one variance for all."""
+    model = jem.Mixture(rng.dirichlet(np.full(3, 5.0)), diagonal(2)(rng, 3))
+    model = jem.hold(model, {"weights": [1, 0, 0], "components.mean": [[1, 1], [1, 0], [0, 0]]})
+    return jem.tie(model, "components.variance")
+
+
+def stationary(rng: Rng) -> jem.HMM:
+    """A chain from its stationary start, in which two of three states share their covariance, and the third holds it."""
+    model = jem.tie(
+        jem.HMM(rng.dirichlet(np.full(3, 5.0)), rng.dirichlet(np.full(3, 5.0), 3), gaussian(2)(rng, 3)),
+        "initial",
+        to="stationary",
+    )
+    model = jem.tie(model, "emission.covariance", members=[0, 2])
+    return jem.hold(model, {"emission.covariance": np.array([0, 1, 0])[:, None, None]})
+
+
 STRUCTURES = [
     Structure("hmm", made(_chain), sequences_of(_chain)),
     Structure("mixture-of-hmms", made(_clusters), sequences_of(_chain)),
@@ -426,6 +446,8 @@ STRUCTURES = [
     Structure("network-of-tables", made(_one_net), half_hidden, BINARY),
     Structure("experts", made(experts), rows_of(experts)),
     Structure("rbf-network", made(network), rows_of(network)),
+    Structure("held-and-tied", made(held_and_tied), rows_of(held_and_tied), REAL),
+    Structure("stationary", made(stationary), sequences_of(stationary)),
 ]
 """What is hidden."""
 
@@ -462,7 +484,9 @@ def move(model: Any, step: dict[str, Any]) -> Any:
         name = jax.tree_util.keystr(path)
         return MOVES[limits[name]](leaf, jnp.asarray(step[name], leaf.dtype))
 
-    return jax.tree_util.tree_map_with_path(moved, model)
+    new = jax.tree_util.tree_map_with_path(moved, model)
+    tied = any(leaf.restricted for leaf in constraints.walk(model))
+    return restrained(new, model) if tied else new
 
 
 def _by_a_factor(leaf: jax.Array, change: jax.Array) -> jax.Array:

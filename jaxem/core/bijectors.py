@@ -27,6 +27,12 @@ class Bijector(NamedTuple):
     moves: Callable[[Array], Bool[Array, "..."] | None]
     logarithms: Callable[[Array], Array | float] = lambda like: 0.0
 
+    def moving(self, like: Array) -> Bool[Array, "..."]:
+        """Which coordinates move anything, shaped as the coordinates."""
+        shape = jax.eval_shape(self.free, like, like).shape
+        inside = self.moves(like) if np.prod(shape) else None
+        return jnp.ones(shape, bool) if inside is None else inside
+
 
 def _all(values: Array) -> None:
     return None
@@ -169,3 +175,61 @@ LOADINGS = Bijector(_below, _turned_back, _all)
 """The lower triangle after a rotation of the factors, which no data can tell."""
 HELD = Bijector(lambda values, like: jnp.zeros(0, values.dtype), lambda free, like: like, _all)
 """Nothing moves."""
+
+
+def entries_held(base: Bijector, mask: Bool[Array, "*shape"]) -> Bijector:
+    """The bijector of what is left of a parameter, of which the entries in `mask` are held.
+
+    Of a simplex the others share what the held ones leave; a matrix that is more than its entries (a covariance) is
+    held altogether or not at all.
+    """
+    if base is SIMPLEX:
+        return _shares_left(mask)
+    alike = base in (REAL, POSITIVE, UNIT_INTERVAL)
+    still = mask if alike else jnp.any(mask, axis=(-1, -2))[..., None]
+    return base._replace(
+        free=lambda values, like: jnp.where(still, 0, base.free(values, like)),
+        values=lambda free, like: jnp.where(mask, like, base.values(free, like)),
+        moves=lambda like: base.moving(like) & ~still,
+    )
+
+
+def _shares_left(mask: Bool[Array, "*batch k"]) -> Bijector:
+    def opened(values: Array) -> tuple[Array, Array]:
+        """What is not held, as shares of its sum; and that sum."""
+        some = jnp.where(mask, 0, values)
+        rest = jnp.sum(some, axis=-1, keepdims=True)
+        return jnp.where(rest > 0, some / jnp.where(rest > 0, rest, 1), some), rest
+
+    def values(free: Array, like: Array) -> Array:
+        inside, rest = opened(like)
+        return jnp.where(mask, like, rest * _shares(free, inside))
+
+    return SIMPLEX._replace(
+        free=lambda values, like: _log_ratios(opened(values)[0], opened(like)[0]),
+        values=values,
+        moves=lambda like: _shared(opened(like)[0]),
+    )
+
+
+def members_tied(base: Bijector, first: tuple[int, ...], axis: int) -> Bijector:
+    """The bijector of a parameter that members share: each along `axis` has the value of the member `first` of it."""
+
+    def own(free: Array) -> Array:
+        places = np.arange(len(first)) == np.asarray(first)
+        return jnp.asarray(places).reshape(-1, *(1 for _ in range(free.ndim - axis - 1)))
+
+    def spread(array: Array) -> Array:
+        return jnp.take(array, np.asarray(first, np.int32), axis=axis)
+
+    def free(values: Array, like: Array) -> Array:
+        found = base.free(values, like)
+        return jnp.where(own(found), found, 0)
+
+    def moves(like: Array) -> Array:
+        inside = base.moving(like)
+        return inside & own(inside)
+
+    return base._replace(
+        free=free, values=lambda free, like: spread(base.values(spread(free), spread(like))), moves=moves
+    )

@@ -186,8 +186,10 @@ def parameters(node: Any) -> dict[str, Constraint]:
 
 
 def is_held(node: Any, name: str) -> bool:
-    """Does this model never change this field? Its `held` names those (a tuple); most models change all."""
-    return name in getattr(node, "held", ())
+    """Does no fit change anything of this field? The model's own `held` names it, or `jaxem.hold` did."""
+    restriction = getattr(node, "restriction", None)
+    by_hold = restriction is not None and name in restriction.held and restriction.held[name] is None
+    return by_hold or name in getattr(node, "held", ())
 
 
 class Leaf(NamedTuple):
@@ -197,8 +199,12 @@ class Leaf(NamedTuple):
         path: as JAX says it.
         declared: what it may be.
         values: `[*members, *value]`.
-        still: is it held, by its own model or with all that one of the models around it holds?
+        still: is it held, by its own model or with all that one of the models around it holds? What follows from
+            another parameter counts as held.
         used: `[*members]`, which of them can be used at all; None if nobody asked.
+        mask: shaped as the values, above zero where they are held; None if they are not.
+        first: of each along the last axis of members that one whose value it has, where they are tied; or None.
+        follows: the name of the parameter that it follows from, and how; or None.
     """
 
     path: tuple[Any, ...]
@@ -206,6 +212,19 @@ class Leaf(NamedTuple):
     values: Any
     still: bool
     used: Bool[Array, "..."] | None
+    mask: Any = None
+    first: tuple[int, ...] | None = None
+    follows: tuple[str, Callable[[Array], Array]] | None = None
+
+    @property
+    def name(self) -> str:
+        """`components.mean`, `parts.0.rate`."""
+        return jax.tree_util.keystr(self.path, simple=True, separator=".")
+
+    @property
+    def restricted(self) -> bool:
+        """Is it held, in part or as a whole, or tied?"""
+        return self.still or self.mask is not None or self.first is not None
 
     @property
     def constraint(self) -> Constraint:
@@ -220,20 +239,33 @@ class Leaf(NamedTuple):
                 f"{jax.tree_util.keystr(self.path)[1:]} is {self.declared.name!r}, a Constraint without a bijector; "
                 "give it one (jaxem.core.bijectors), or use EM()"
             )
-        return self.constraint.bijector
+        bijector = self.constraint.bijector
+        if self.still:
+            return bijector
+        if self.mask is not None:
+            bijector = bijectors.entries_held(bijector, self.mask > 0)
+        if self.first is not None:
+            axis = jnp.ndim(self.values) - self.declared.event_ndim - 1
+            bijector = bijectors.members_tied(bijector, self.first, axis)
+        return bijector
 
     def moves(self) -> Bool[Array, "..."]:
         """Which of its coordinates a fit can move at all, `[*members, ...]`."""
-        values, used = jnp.asarray(self.values), jnp.asarray(self.used)
-        free = jax.eval_shape(self.bijector.free, values, values)
-        inside = self.bijector.moves(values)
-        if not free.size:
-            return jnp.zeros(free.shape, bool)
-        inside = jnp.ones(free.shape, bool) if inside is None else inside
-        return inside & used.reshape(*used.shape, *(1 for _ in free.shape[used.ndim :]))
+        used = jnp.asarray(self.used)
+        if self.first is not None:
+            together = np.equal.outer(self.first, self.first)
+            used = jnp.any(used[..., None, :] & jnp.asarray(together), axis=-1)
+        inside = self.bijector.moving(jnp.asarray(self.values))
+        return inside & used.reshape(*used.shape, *(1 for _ in inside.shape[used.ndim :]))
 
 
-def walk(node: Any, used: Any = None, still: bool = False, path: tuple[Any, ...] = ()) -> Iterator[Leaf]:
+Following = dict[str, tuple[str, Callable[[Array], Array]]]
+"""By the names of parameters that follow from others: the other's name, and how."""
+
+
+def walk(
+    node: Any, used: Any = None, still: bool = False, path: tuple[Any, ...] = (), following: Following | None = None
+) -> Iterator[Leaf]:
     """The parameters of a model and of all that it holds, in the order of its leaves.
 
     Args:
@@ -241,8 +273,11 @@ def walk(node: Any, used: Any = None, still: bool = False, path: tuple[Any, ...]
         used: `[*batch_shape]` bool, which of its members can be used; None if that does not matter.
         still: is all of it held?
         path: to it.
+        following: what models around it say of parameters that follow from others.
     """
-    declared = parameters(node)
+    declared, restriction = parameters(node), getattr(node, "restriction", None)
+    masks, shared = ({}, {}) if restriction is None else (restriction.held, dict(restriction.shared))
+    following = {**(following or {}), **({} if restriction is None else restriction.following(path))}
     by_field = node.in_use(used) if used is not None and hasattr(node, "in_use") else {}
     for field in dataclasses.fields(node):
         if field.metadata.get("static"):
@@ -252,14 +287,16 @@ def walk(node: Any, used: Any = None, still: bool = False, path: tuple[Any, ...]
         mine = by_field.get(name, used)
         if name in declared:
             members = np.shape(value)[: np.ndim(value) - declared[name].event_ndim]
-            yield Leaf(here, declared[name], value, rests, _aligned(mine, members))
+            leaf = Leaf(here, declared[name], value, rests, _aligned(mine, members), masks.get(name), shared.get(name))
+            follows = following.get(leaf.name) if following else None
+            yield leaf if follows is None else leaf._replace(still=True, follows=follows)
             continue
         parts = jax.tree_util.tree_flatten_with_path(value, is_leaf=dataclasses.is_dataclass)[0]
         each = mine if isinstance(mine, tuple) else (mine,) * len(parts)
         for (below, part), its in zip(parts, each, strict=True):
             if dataclasses.is_dataclass(part):
                 members = getattr(part, "batch_shape", ())
-                yield from walk(part, _aligned(its, members), rests, (*here, *below))
+                yield from walk(part, _aligned(its, members), rests, (*here, *below), following)
             else:
                 # An array that is no parameter is a constant of the model.
                 yield Leaf((*here, *below), held, part, True, _aligned(its, ()))
@@ -275,6 +312,18 @@ def _aligned(used: Any, members: tuple[int, ...]) -> Any:
         if size != members[axis]:
             used = jnp.any(used, axis=axis, keepdims=True)
     return jnp.broadcast_to(used.reshape(*used.shape, *(1 for _ in members[used.ndim :])), members)
+
+
+def rebuilt(like: Any, values: list[Any]) -> Any:
+    """A model like another, with these values of its parameters, in their order; what follows from others does."""
+    own = list(walk(like))
+    if any(leaf.follows for leaf in own):
+        named = {leaf.name: one for leaf, one in zip(own, values, strict=True)}
+        values = [
+            one if leaf.follows is None else leaf.follows[1](named[leaf.follows[0]])
+            for leaf, one in zip(own, values, strict=True)
+        ]
+    return jax.tree.unflatten(jax.tree.structure(like), values)
 
 
 def leaves(model: Any) -> list[tuple[tuple[Any, ...], Constraint, Any]]:
@@ -303,11 +352,15 @@ def at_edges(model: Any, distance: float) -> Any:
     >>> at_edges(jem.Mixture([1e-9, 1 - 1e-9], jem.Bernoulli([0.5, 1e-7])), 1e-6).weights.tolist()
     [0.0, 1.0]
     """
-    return _each(lambda leaf: leaf.constraint.edged(leaf.values, distance), model)
+
+    def edged(leaf: Leaf) -> Any:
+        return leaf.values if leaf.mask is not None else leaf.constraint.edged(leaf.values, distance)
+
+    return _each(edged, model)
 
 
 def _each(change: Callable[[Leaf], Any], model: Any) -> Any:
-    return jax.tree.unflatten(jax.tree.structure(model), [change(leaf) for leaf in walk(model)])
+    return rebuilt(model, [change(leaf) for leaf in walk(model)])
 
 
 def check_parameters(node: Any) -> None:

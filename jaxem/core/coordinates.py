@@ -12,9 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
 
-from jaxem.core.constraints import Leaf, walk
+from jaxem.core.constraints import rebuilt, walk
 
 Coordinates = list[Array]
 Named = dict[str, Array]
@@ -56,7 +57,7 @@ def coordinates(model: Any) -> tuple[Named, Callable[[Named], Any]]:
     >>> model_at(free).components.rate.round(2).tolist()
     [0.5, 7.97]
     """
-    names = [_name(leaf) for leaf in walk(model) if not leaf.still]
+    names = [leaf.name for leaf in walk(model) if not leaf.still]
     return dict(zip(names, _moved(model), strict=True)), jax.tree_util.Partial(_model_at, model)
 
 
@@ -68,17 +69,12 @@ def _moved(model: Any) -> Coordinates:
 
 def _model_at(like: Any, free: Named) -> Any:
     leaves = list(walk(like))
-    names = [_name(leaf) for leaf in leaves if not leaf.still]
+    names = [leaf.name for leaf in leaves if not leaf.still]
     if free.keys() ^ names:
         wrong = min(free.keys() ^ names)
         raise ValueError(f"{wrong!r} {'is missing' if wrong in names else 'is no parameter'}: {', '.join(names)}")
     held = jnp.zeros(0)
-    return from_coordinates([held if leaf.still else free[_name(leaf)] for leaf in leaves], like)
-
-
-def _name(leaf: Leaf) -> str:
-    """`components.mean`, `parts.0.rate`."""
-    return jax.tree_util.keystr(leaf.path, simple=True, separator=".")
+    return from_coordinates([held if leaf.still else free[leaf.name] for leaf in leaves], like)
 
 
 def to_coordinates(model: Any, like: Any = None) -> Coordinates:
@@ -112,7 +108,7 @@ def from_coordinates(free: Coordinates, like: Any) -> Any:
     True
     """
     values = [old.bijector.values(one, old.values) for one, old in zip(free, walk(like), strict=True)]
-    return jax.tree.unflatten(jax.tree.structure(like), values)
+    return rebuilt(like, values)
 
 
 def logarithmic(model: Any) -> Coordinates:
@@ -127,3 +123,9 @@ def logarithmic(model: Any) -> Coordinates:
         jnp.broadcast_to(jnp.asarray(leaf.bijector.logarithms(leaf.values), free.dtype), free.shape)
         for leaf, free in each
     ]
+
+
+def flat(model: Any, like: Any = None) -> tuple[Float[Array, "p"], Callable[[Array], Any]]:
+    """All coordinates of a model as one vector, and the way back to a model; `like` as in `to_coordinates`."""
+    vector, unravel = ravel_pytree(to_coordinates(model, like))
+    return vector, lambda free: from_coordinates(unravel(free), model if like is None else like)

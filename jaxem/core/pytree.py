@@ -23,7 +23,12 @@ def module(cls: type[T]) -> type[T]:
 
     Unflattening does not run `__init__`: checks and conversions happen once, where a person builds
     the object, and never on the tracers and placeholders that JAX puts through a pytree.
+
+    Every `Distribution` gets one field more, `restriction`: see `jaxem.hold` and `jaxem.tie`.
     """
+    if hasattr(cls, "restriction") and "restriction" not in getattr(cls, "__dataclass_fields__", {}):
+        cls.__annotations__["restriction"] = Any
+        cls.restriction = dataclasses.field(default=None, kw_only=True, repr=False)  # type: ignore[attr-defined]
     cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     meta = tuple(f.name for f in fields if f.metadata.get("static"))

@@ -15,11 +15,12 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxem.core import linalg
 from jaxem.core.arguments import as_key, said_of, whole
-from jaxem.core.constraints import check_parameters, parameters, told
+from jaxem.core.constraints import check_parameters, held, parameters, simplex, told
 from jaxem.core.pytree import module, replace
 from jaxem.data.arrays import float_type, numbers
 from jaxem.data.missing import Incomplete, cells, incomplete, unseen_rows
 from jaxem.data.prepare import as_floats
+from jaxem.distributions.constrained_m_step import constrained
 from jaxem.distributions.statistics import quantiles
 
 Statistics = PyTree
@@ -81,14 +82,29 @@ class Distribution:
 
     batch_shape: Any
     event_shape: Any
+    restriction: Any = None
+    """What `jaxem.hold` and `jaxem.tie` said of its parameters: a field of every model, None for most."""
+    given_held: ClassVar[bool] = False
+    """Does its M-step find the maximum given whatever parameters are held (`is_held`)?"""
     censored: ClassVar[Any] = False
     """Are rows intervals? Then they may say nothing of how large anything is, though they were seen."""
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Whatever draws takes a seed for a key."""
+        """Whatever draws takes a seed for a key, and an M-step keeps to what is held and tied."""
         super().__init_subclass__(**options)
+        if "m_step" in cls.__dict__:
+            cls.m_step = constrained(cls.__dict__["m_step"])
         if "sample" in cls.__dict__:
             cls.sample = _seeded(cls.__dict__["sample"])
+
+    @property
+    def separable(self) -> bool:
+        """Does Q fall into one part for each own parameter, and for each entry of it (but for their sum)?
+
+        Then the maximum is not moved by what is held elsewhere.
+        """
+        own = [each for each in parameters(self).values() if each is not held]
+        return len(own) == 1 and (own[0].event_ndim == 0 or own[0] is simplex)
 
     @property
     def states(self) -> Array | int:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxem.core.constraints import is_held, parameters
 from jaxem.core.linalg import lead
 from jaxem.core.pytree import module, replace
 from jaxem.distributions.base import Family, Rows, Statistics
@@ -139,7 +140,8 @@ class Censored(Family):
             return jnp.max(numbers, where=used & among, initial=-jnp.inf)
 
         nowhere = ~jnp.any(used & ended) | ~jnp.any(used & begun)
-        if len(jax.tree.leaves(self.base)) > 1 and not getattr(self.base, "held", ()):
+        free = [name for name in parameters(self.base) if not is_held(self.base, name)]
+        if len(free) > 1 and len(free) == len(parameters(self.base)):
             shared = last(columns.lower, begun) < -last(-columns.upper, ended)
             apart = last(columns.upper, ended) <= -last(-columns.lower, begun)
             nowhere |= shared | (apart & ~jnp.any(used & begun & ended))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxem.core import linalg
-from jaxem.core.constraints import parameter, positive, positive_definite, positive_vector, vector
+from jaxem.core.constraints import is_held, parameter, positive, positive_definite, positive_vector, vector
 from jaxem.core.pytree import module, replace
 from jaxem.data.missing import Incomplete
 from jaxem.distributions.base import Pullback, Rows
@@ -30,6 +30,7 @@ class _Normal(AnyCell):
     """What all Gaussians share: a `mean` of shape `[..., D]`, and moments about it as statistics."""
 
     mean: Array
+    given_held: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,9 +101,9 @@ class _Normal(AnyCell):
     def m_step(self, statistics: Moments) -> Self:
         """The weighted mean and scatter; a member without rows keeps its parameters.
 
-        mean = sum w x / sum w, covariance = sum w (x - mean)(x - mean)^T / sum w.
+        mean = sum w x / sum w, unless it is held; covariance = sum w (x - mean)(x - mean)^T / sum w.
         """
-        mean = statistics.mean(otherwise=self.mean)
+        mean = self.mean if is_held(self, "mean") else statistics.mean(otherwise=self.mean)
         moved = statistics.about(mean)
         return self._with(mean, moved.second, statistics.spread_rows, statistics.least(mean))
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxem.core import linalg
-from jaxem.core.constraints import parameter, parameters, positive, positive_definite, vector
+from jaxem.core.constraints import is_held, parameter, parameters, positive, positive_definite, vector
 from jaxem.core.pytree import module, replace, static
 from jaxem.core.root_finding import root
 from jaxem.core.special import log_minus_digamma, stirling, x_minus_log1p
@@ -73,6 +73,7 @@ class StudentT(AnyCell):
     scatter: Float[Array, "*batch d d"] = parameter(positive_definite)
     dof: Float[Array, "*batch"] = parameter(positive)
     held: tuple[str, ...] = static(())
+    given_held: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -191,7 +192,7 @@ class StudentT(AnyCell):
         digamma(h) - log h is the mean of log u - u + 1.
         """
         moments = statistics.moments
-        location = self.location if "location" in self.held else moments.mean(otherwise=self.location)
+        location = self.location if is_held(self, "location") else moments.mean(otherwise=self.location)
         some = has_weight(moments.spread_rows)
         rows = jnp.where(some, moments.spread_rows, 1)
         scatter = linalg.lifted(moments.about(location).second / rows[..., None, None], moments.least(location))
@@ -200,7 +201,7 @@ class StudentT(AnyCell):
             "scatter": jnp.where(some[..., None, None], scatter, self.scatter),
             "dof": jnp.where(some, _degrees(-statistics.spread / rows), self.dof),
         }
-        return replace(self, **{name: value for name, value in new.items() if name not in self.held})
+        return replace(self, **{name: value for name, value in new.items() if not is_held(self, name)})
 
     def unit_prior(self, members: Array | int, x: Any, weight: Array) -> RobustMoments:
         """A row about the spread, narrower the more members share the data, and a hundredth of one about the place."""

@@ -15,7 +15,7 @@ from jaxem.distributions.base import Labelled, Statistics, check_model
 from jaxem.fitting.checks import check_labelled, hidden_states
 from jaxem.fitting.regularisation import regularisers
 from jaxem.solvers.em import em_step
-from jaxem.solvers.objective import flat
+from jaxem.core.coordinates import flat
 
 
 def em_rate(

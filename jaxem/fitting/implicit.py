@@ -29,7 +29,8 @@ from jaxem.distributions.base import Statistics
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
 from jaxem.solvers.em import em_step, expectation
-from jaxem.solvers.objective import flat, information, value_and_gradient
+from jaxem.core.coordinates import flat
+from jaxem.solvers.objective import information, value_and_gradient
 
 DENSE = 256
 """Free numbers up to which the information is formed: that takes a pass for each."""

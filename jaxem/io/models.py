@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxem.core import restriction
 from jaxem.core.pytree import unchecked
 from jaxem.distributions import (
     bernoulli,
@@ -84,6 +85,7 @@ CLASSES = {
         rbf_network.RBFNetwork,
         hmm.HMM,
         state_space.LinearGaussianSSM,
+        restriction.Restriction,
     )
 }
 
@@ -166,11 +168,16 @@ def _describe(node: Any, name: str, tensors: dict[str, np.ndarray]) -> Any:
     if isinstance(node, (jax.Array, np.ndarray)):
         tensors[name] = np.asarray(node, order="C")  # ascontiguousarray would make a vector of a number
         return {"shape": list(node.shape), "dtype": str(node.dtype)}
-    if isinstance(node, (int, str)):
+    if isinstance(node, dict):
+        return {"entries": {key: _describe(part, f"{name}.{key}", tensors) for key, part in node.items()}}
+    if node is None or isinstance(node, (int, str)):
         return {"value": node}
     if type(node).__name__ not in CLASSES or not dataclasses.is_dataclass(node):
         raise TypeError(f"{name} is a {type(node).__name__}; only jaxem's own models can be saved")
-    fields = {f.name: _describe(getattr(node, f.name), f"{name}.{f.name}", tensors) for f in dataclasses.fields(node)}
+    given = {field.name: getattr(node, field.name) for field in dataclasses.fields(node)}
+    if given.get("restriction", ...) is None:
+        del given["restriction"]
+    fields = {field: _describe(value, f"{name}.{field}", tensors) for field, value in given.items()}
     return {"class": type(node).__name__, "fields": fields}
 
 
@@ -181,6 +188,10 @@ def _build(structure: Any, name: str, tensors: dict[str, np.ndarray], path: Any,
         raise ValueError(f"{path}: the header does not describe {name}")
     if "value" in structure:
         return structure["value"]
+    if "entries" in structure:
+        return {
+            key: _build(part, f"{name}.{key}", tensors, path, checked) for key, part in structure["entries"].items()
+        }
     if "shape" in structure:
         tensor = _tensor(structure, name, tensors, path)
         return jnp.asarray(tensor) if checked else tensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +84,7 @@ class Latent(Hidden):
     """
 
     child: Any
+    separable: ClassVar[bool] = True  # type: ignore[override]
 
     def __post_init__(self) -> None:
         convert_parameters(self)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,16 @@ from jaxem.chains import kalman
 from jaxem.chains.kalman import Observed, System
 from jaxem.core import linalg
 from jaxem.core.arguments import as_key, whole
-from jaxem.core.constraints import check_parameters, matrix, parameter, parameters, positive_semidefinite, told, vector
+from jaxem.core.constraints import (
+    check_parameters,
+    is_held,
+    matrix,
+    parameter,
+    parameters,
+    positive_semidefinite,
+    told,
+    vector,
+)
 from jaxem.core.linalg import matmul, outer, transpose
 from jaxem.core.pytree import module, replace, static
 from jaxem.data.prepare import prepare
@@ -168,6 +177,7 @@ class LinearGaussianSSM(Distribution):
     emission_bias: Float[Array, "*batch d"] = parameter(vector)
     emission_noise: Float[Array, "*batch d d"] = parameter(positive_semidefinite)
     held: tuple[str, ...] = static(default=())
+    given_held: ClassVar[bool] = True
     diffuse: tuple[bool, ...] = static(default=())
 
     def __post_init__(self) -> None:
@@ -321,12 +331,12 @@ class LinearGaussianSSM(Distribution):
         Without sequences, or without a step that another follows, parameters stay as they are.
         """
         hidden = self.emission.shape[-1]
-        columns = slice(hidden if "emission" in self.held else 0, hidden + ("emission_bias" not in self.held))
+        columns = slice(hidden if is_held(self, "emission") else 0, hidden + (not is_held(self, "emission_bias")))
         initial = statistics.initial.solved(
-            self.initial_mean[..., None], self.initial_covariance, slice(0, int("initial_mean" not in self.held))
+            self.initial_mean[..., None], self.initial_covariance, slice(0, int(not is_held(self, "initial_mean")))
         )
         moved = statistics.transition.solved(
-            self.transition, self.transition_noise, slice(0, hidden * ("transition" not in self.held))
+            self.transition, self.transition_noise, slice(0, hidden * (not is_held(self, "transition")))
         )
         seen = statistics.emission.solved(self._emission(), self.emission_noise, columns)
         found = {
@@ -338,7 +348,7 @@ class LinearGaussianSSM(Distribution):
             "emission_bias": seen[0][..., hidden],
             "emission_noise": seen[1],
         }
-        return replace(self, **{name: value for name, value in found.items() if name not in self.held})
+        return replace(self, **{name: value for name, value in found.items() if not is_held(self, name)})
 
     def expected_log_prob(self, statistics: StateSpaceStatistics) -> Float[Array, "*batch"]:
         """The expected log-probability of states and data together: that of three regressions."""
@@ -378,7 +388,7 @@ class LinearGaussianSSM(Distribution):
         """
         nothing = jax.tree.map(jnp.zeros_like, self.expected_statistics())
         scatter = FLOOR[self.emission.dtype.itemsize] * _spread(self.observe(x), weight) ** 2
-        scatter = jnp.zeros_like(scatter) if "emission_noise" in self.held else scatter
+        scatter = jnp.zeros_like(scatter) if is_held(self, "emission_noise") else scatter
         emission = Regression(
             nothing.emission.rows,
             jnp.broadcast_to(linalg.diagonal_matrix(scatter), self.emission_noise.shape),
@@ -395,11 +405,13 @@ class LinearGaussianSSM(Distribution):
     def is_degenerate(self, floor: StateSpaceStatistics) -> Array:
         """Is the noise of some column, given those before it, no more than the floor of a single step?"""
         pivot = linalg.diagonal(linalg.cholesky(self.emission_noise)) ** 2
-        return jnp.any(pivot < linalg.diagonal(floor.emission.residual), axis=-1) & ("emission_noise" not in self.held)
+        return jnp.any(pivot < linalg.diagonal(floor.emission.residual), axis=-1) & (
+            not is_held(self, "emission_noise")
+        )
 
     def coincides(self) -> Array:
         """Does no state show? From an emission of zero EM finds none, whatever the data."""
-        return ~jnp.any(self.emission != 0, axis=(-2, -1)) & ("emission" not in self.held)
+        return ~jnp.any(self.emission != 0, axis=(-2, -1)) & (not is_held(self, "emission"))
 
     def roundings(self, pseudo: StateSpaceStatistics) -> Array:
         """Data are measured in units of the noise of one step: roundings count as often as that is the smaller.

@@ -15,12 +15,11 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxem.core import bijectors
 from jaxem.core.arguments import said_of
 from jaxem.core.constraints import Leaf, walk
-from jaxem.core.coordinates import to_coordinates
+from jaxem.core.coordinates import flat, to_coordinates
 from jaxem.core.pytree import module, replace, select
 from jaxem.distributions.base import Statistics
 from jaxem.solvers.base import Solver
 from jaxem.solvers.em import EM
-from jaxem.solvers.objective import flat
 
 CANDIDATE = 1
 """A model that is carried from now on if the objective has not fallen."""

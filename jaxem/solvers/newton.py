@@ -13,7 +13,8 @@ from jaxem.core.pytree import module, select
 from jaxem.distributions.base import Statistics
 from jaxem.solvers.base import Solver
 from jaxem.solvers.em import expectation
-from jaxem.solvers.objective import flat, information, plain_step, value_and_gradient
+from jaxem.core.coordinates import flat
+from jaxem.solvers.objective import information, plain_step, value_and_gradient
 
 MOST = 200
 """Free numbers above which a Hessian costs more passes than it saves."""

@@ -16,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from jaxem.core.constraints import Leaf, simplex, unit_interval, walk
-from jaxem.core.coordinates import Coordinates, from_coordinates, to_coordinates
+from jaxem.core.coordinates import Coordinates, flat, from_coordinates, to_coordinates
 from jaxem.core.semirings import log_sum
 from jaxem.distributions.base import Statistics, add
 from jaxem.solvers.em import expectation
@@ -76,6 +76,8 @@ def plain_step(model: Any, statistics: Statistics, prior: Statistics) -> Plain:
 
 def _lifted(leaf: Leaf, new: Array, slope: Array) -> tuple[Array, Array]:
     """New values of a parameter, what grows next to an edge lifted off it, and what that is worth."""
+    if leaf.restricted:
+        return new, jnp.zeros((), new.dtype)
     if leaf.constraint is simplex:
         return _grown(leaf.values, new, slope)
     if leaf.constraint is unit_interval:
@@ -114,12 +116,6 @@ def _backward(gradient: Coordinates, change: Array) -> tuple[Any, ...]:
 
 
 objective.defvjp(_forward, _backward)
-
-
-def flat(model: Any, like: Any = None) -> tuple[Float[Array, "p"], Callable[[Array], Any]]:
-    """All coordinates of a model as one vector, and the way back to a model; `like` as in `to_coordinates`."""
-    vector, unravel = ravel_pytree(to_coordinates(model, like))
-    return vector, lambda free: from_coordinates(unravel(free), model if like is None else like)
 
 
 def columns(function: Callable[[Array], Array], at: Float[Array, "p"]) -> Float[Array, "p p"]:
