@@ -429,14 +429,10 @@ def held_and_tied(rng: Rng) -> jem.Mixture:
 
 
 def stationary(rng: Rng) -> jem.HMM:
-    """A chain from its stationary start, in which two of three states share their covariance, and the third holds it."""
-    model = jem.tie(
-        jem.HMM(rng.dirichlet(np.full(3, 5.0)), rng.dirichlet(np.full(3, 5.0), 3), gaussian(2)(rng, 3)),
-        "initial",
-        to="stationary",
-    )
-    model = jem.tie(model, "emission.covariance", members=[0, 2])
-    return jem.hold(model, {"emission.covariance": np.array([0, 1, 0])[:, None, None]})
+    """A chain from its stationary start; two of its states share a rate, and the third holds its own."""
+    model = jem.HMM(rng.dirichlet(np.full(3, 5.0)), rng.dirichlet(np.full(3, 5.0), 3), poisson(rng, 3))
+    model = jem.tie(jem.tie(model, "initial", to="stationary"), "emission.rate", members=[0, 2])
+    return jem.hold(model, {"emission.rate": [0, 1, 0]})
 
 
 STRUCTURES = [

@@ -29,9 +29,9 @@ class Bijector(NamedTuple):
 
     def moving(self, like: Array) -> Bool[Array, "..."]:
         """Which coordinates move anything, shaped as the coordinates."""
-        shape = jax.eval_shape(self.free, like, like).shape
-        inside = self.moves(like) if np.prod(shape) else None
-        return jnp.ones(shape, bool) if inside is None else inside
+        free = jax.eval_shape(self.free, like, like)
+        inside = self.moves(like) if free.size else None
+        return jnp.ones(free.shape, bool) if inside is None else inside
 
 
 def _all(values: Array) -> None:

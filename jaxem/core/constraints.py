@@ -256,7 +256,9 @@ class Leaf(NamedTuple):
             together = np.equal.outer(self.first, self.first)
             used = jnp.any(used[..., None, :] & jnp.asarray(together), axis=-1)
         inside = self.bijector.moving(jnp.asarray(self.values))
-        return inside & used.reshape(*used.shape, *(1 for _ in inside.shape[used.ndim :]))
+        return (
+            inside if not inside.size else inside & used.reshape(*used.shape, *(1 for _ in inside.shape[used.ndim :]))
+        )
 
 
 Following = dict[str, tuple[str, Callable[[Array], Array]]]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Self
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 

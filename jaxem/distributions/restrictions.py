@@ -199,7 +199,7 @@ def _hold(node: Any, field: str, leaf: Leaf, mask: Any) -> Any:
     if mask is not None and before is not ...:
         mask = jnp.maximum(mask, before)
     if mask is not None and leaf.first is not None:
-        mask = _together(mask, leaf)
+        mask = _together(mask, leaf, leaf.first)
     whole = mask is not None and not isinstance(mask, Tracer) and bool((np.asarray(mask) > 0).all())
     held = {**restriction.held, field: None if whole else mask}
     return replace(node, restriction=replace(restriction, held=held))
@@ -228,10 +228,10 @@ def _mask(leaf: Leaf, mask: Any) -> Any:
     return mask if given.any() else ...
 
 
-def _together(mask: Array, leaf: Leaf) -> Array:
+def _together(mask: Array, leaf: Leaf, first: tuple[int, ...]) -> Array:
     """What is held of one tied member is held of all."""
     axis = mask.ndim - leaf.declared.event_ndim - 1
-    same = np.equal.outer(leaf.first, leaf.first)
+    same = np.equal.outer(first, first)
     groups = [jnp.max(jnp.compress(row, mask, axis=axis), axis=axis) for row in same]
     return jnp.stack(groups, axis=axis)
 
@@ -257,7 +257,7 @@ def _tie_members(model: Any, leaf: Leaf, members: Sequence[int] | None) -> Any:
         shared = {**dict(restriction.shared), field: first}
         held = dict(restriction.held)
         if held.get(field) is not None:
-            held[field] = _together(held[field], leaf._replace(first=first))
+            held[field] = _together(held[field], leaf, first)
         new = replace(restriction, held=held, shared=tuple(sorted(shared.items())))
         return replace(node, restriction=new, **{field: _averaged(leaf, first, axis)})
 

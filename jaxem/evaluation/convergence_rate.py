@@ -10,12 +10,12 @@ from jaxtyping import Array, Float
 
 from jaxem.core import linalg
 from jaxem.core.arguments import whole
+from jaxem.core.coordinates import flat
 from jaxem.data.prepare import prepare
 from jaxem.distributions.base import Labelled, Statistics, check_model
 from jaxem.fitting.checks import check_labelled, hidden_states
 from jaxem.fitting.regularisation import regularisers
 from jaxem.solvers.em import em_step
-from jaxem.core.coordinates import flat
 
 
 def em_rate(

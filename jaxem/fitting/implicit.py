@@ -24,12 +24,12 @@ from jaxtyping import Array, Bool, Float
 
 from jaxem.core import linalg
 from jaxem.core.constraints import at_edges
+from jaxem.core.coordinates import flat
 from jaxem.core.pytree import replace, select
 from jaxem.distributions.base import Statistics
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
 from jaxem.solvers.em import em_step, expectation
-from jaxem.core.coordinates import flat
 from jaxem.solvers.objective import information, value_and_gradient
 
 DENSE = 256

@@ -168,7 +168,7 @@ def _describe(node: Any, name: str, tensors: dict[str, np.ndarray]) -> Any:
     if isinstance(node, (jax.Array, np.ndarray)):
         tensors[name] = np.asarray(node, order="C")  # ascontiguousarray would make a vector of a number
         return {"shape": list(node.shape), "dtype": str(node.dtype)}
-    if isinstance(node, dict):
+    if isinstance(node, dict) and name.endswith(".restriction.held"):
         return {"entries": {key: _describe(part, f"{name}.{key}", tensors) for key, part in node.items()}}
     if node is None or isinstance(node, (int, str)):
         return {"value": node}

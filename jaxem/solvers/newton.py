@@ -9,11 +9,11 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from jaxem.core import linalg
+from jaxem.core.coordinates import flat
 from jaxem.core.pytree import module, select
 from jaxem.distributions.base import Statistics
 from jaxem.solvers.base import Solver
 from jaxem.solvers.em import expectation
-from jaxem.core.coordinates import flat
 from jaxem.solvers.objective import information, plain_step, value_and_gradient
 
 MOST = 200
