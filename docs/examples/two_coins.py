@@ -7,14 +7,11 @@ tosses, and the five rounds of ten tosses of Do and Batzoglou (Nature Biotechnol
 """
 
 import sys
-from typing import Any, Self
 
 import jax
 import numpy as np
-from jaxtyping import Array
 
 import jaxem as jem
-from jaxem.core.pytree import module, replace
 
 jax.config.update("jax_enable_x64", True)  # published to 8 digits
 
@@ -22,18 +19,9 @@ FIVE_TOSSES = np.array([3, 2, 1, 3, 2])  # heads in each round
 TEN_TOSSES = np.array([5, 9, 8, 4, 7])
 
 
-@module
-class TwoCoins(jem.Mixture):
-    """A mixture that does not learn its weights: both tutorials hold the choice of the coin at one half each."""
-
-    def with_counts(self, counts: Array, child: Any) -> Self:
-        # A prior comes close without a class: jem.priors.OfMixture(weights=jem.priors.Dirichlet(1e6)).
-        return replace(self, components=child)
-
-
-def coins(tosses: int, p1: float, p2: float) -> TwoCoins:
-    """Two coins with these probabilities of heads."""
-    return TwoCoins([0.5, 0.5], jem.Binomial(tosses, [p1, p2]))
+def coins(tosses: int, p1: float, p2: float) -> jem.Mixture:
+    """Two coins with these probabilities of heads, of which both tutorials hold the choice at one half each."""
+    return jem.hold(jem.Mixture([0.5, 0.5], jem.Binomial(tosses, [p1, p2])), "weights")
 
 
 def heads(fit: jem.Fit) -> np.ndarray:
@@ -95,8 +83,8 @@ def ten_tosses() -> None:
     np.testing.assert_allclose(heads(end), [0.7967890669, 0.5195831201], atol=1e-6)
     say(f"ten tosses, {end.steps} steps:", heads(end))
 
-    # jem.Mixture learns how often each coin is taken as well, which both tutorials hold fixed.
-    free = jem.fit(jem.Mixture(start.weights, start.components), TEN_TOSSES, tol=1e-13)
+    # Released, the mixture learns how often each coin is taken as well.
+    free = jem.fit(jem.release(start), TEN_TOSSES, tol=1e-13)
     assert free.log_likelihood > end.log_likelihood
     say(f"the same, P(coin 1) = {free.model.weights[0]:.2f} learnt:", heads(free))
 

@@ -93,7 +93,7 @@ class Distribution:
         """Whatever draws takes a seed for a key, and an M-step keeps to what is held and tied."""
         super().__init_subclass__(**options)
         if "m_step" in cls.__dict__:
-            cls.m_step = constrained(cls.__dict__["m_step"])
+            cls.m_step = constrained(cls.__dict__["m_step"])  # type: ignore[method-assign]
         if "sample" in cls.__dict__:
             cls.sample = _seeded(cls.__dict__["sample"])
 

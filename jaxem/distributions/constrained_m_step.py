@@ -79,17 +79,17 @@ def climbed(model: Any, start: Any, statistics: Any) -> Any:
     tried, size = flat(start, model)[0], before.size
     zero = jnp.zeros((), before.dtype)
 
-    def height(at: Array) -> Array:
+    def objective(at: Array) -> Array:
         return jnp.sum(model_at(at).expected_log_prob(statistics))
 
     def look(at: Array) -> tuple[Array, Array, Array]:
-        (value, slope), bent = jax.linearize(jax.value_and_grad(height), at)
+        (value, slope), bent = jax.linearize(jax.value_and_grad(objective), at)
         # One pass for the value and its derivatives: what is written once is compiled once.
         curvature = -jax.lax.map(lambda way: bent(way)[1], jnp.eye(size, dtype=at.dtype)) if size <= DENSE else zero
         return value, slope, curvature
 
     def step(now: _Climb) -> _Climb:
-        move, uphill = _direction(height, now)
+        move, uphill = _direction(objective, now)
         worth = jnp.sum(move * now.slope) / 2
         rounding = 8 * float(jnp.finfo(before.dtype).eps) * jnp.abs(now.height)
         newton = now.steps > 1
@@ -100,8 +100,10 @@ def climbed(model: Any, start: Any, statistics: Any) -> Any:
         damping = jnp.where(taken, now.damping / 10, jnp.maximum(now.damping * 10, 1e-3))
         damping = jnp.where(newton & (damping >= 1e-6), damping, 0)
         ended = last | (damping > DAMPED) | (now.steps > STEPS)
-        kept = [jnp.where(taken, new, old) for new, old in zip((ahead, *there), now[:4], strict=True)]
-        return _Climb(*kept, damping, now.steps + 1, ended)
+        at, height, slope, curvature = (
+            jnp.where(taken, new, old) for new, old in zip((ahead, *there), now[:4], strict=True)
+        )
+        return _Climb(at, height, slope, curvature, damping, now.steps + 1, ended)
 
     nothing = jnp.zeros((size, size), before.dtype) if size <= DENSE else zero
     begin = _Climb(
@@ -111,10 +113,10 @@ def climbed(model: Any, start: Any, statistics: Any) -> Any:
     return model_at(best.at)
 
 
-def _direction(height: Callable[[Array], Array], now: _Climb) -> tuple[Float[Array, "p"], Bool[Array, ""]]:
+def _direction(objective: Callable[[Array], Array], now: _Climb) -> tuple[Float[Array, "p"], Bool[Array, ""]]:
     """The damped Newton step, and whether the second derivative with its damping is that of a hilltop."""
     if not now.curvature.ndim:
-        return _direction_by_products(height, now)
+        return _direction_by_products(objective, now)
     diagonal, still = linalg.diagonal(now.curvature), jnp.all(now.curvature == 0, axis=-1)
     # In units of its own diagonal it has one scale, whatever those of the parameters are.
     size = jnp.sqrt(jnp.where(diagonal == 0, 1, jnp.abs(diagonal)))
@@ -124,11 +126,11 @@ def _direction(height: Callable[[Array], Array], now: _Climb) -> tuple[Float[Arr
     return move / size, (pivot > float(jnp.finfo(size.dtype).eps)) & jnp.all(jnp.isfinite(move))
 
 
-def _direction_by_products(height: Callable[[Array], Array], now: _Climb) -> tuple[Array, Bool[Array, ""]]:
+def _direction_by_products(objective: Callable[[Array], Array], now: _Climb) -> tuple[Array, Bool[Array, ""]]:
     """The same where the second derivative is too large to be formed: by conjugate gradients."""
 
     def bent(way: Array) -> Array:
-        return -jax.jvp(jax.grad(height), (now.at,), (way,))[1]
+        return -jax.jvp(jax.grad(objective), (now.at,), (way,))[1]
 
     along, length = bent(now.slope), jnp.sum(now.slope**2)
     scale = now.damping * jnp.sqrt(jnp.sum(along**2) / jnp.where(length > 0, length, 1))
