@@ -25,7 +25,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_every_kind_of_case_runs(gpu: ModuleType) -> None:
     """In small; one of each kind, all contenders. dynamax may not be here."""
     names = ["many", "full", "a long chain"]
-    found, why = gpu.mask_log_prob(names, small=True, seconds=250)
+    found, why = gpu.said(names, small=True, seconds=250)
     assert not why
     rows = gpu.rows_of(names, True, found, why)
     missing = [row for row in rows if "ms" not in row]
@@ -64,9 +64,9 @@ def test_what_takes_too_long_or_fails_says_so(gpu: ModuleType, monkeypatch: pyte
         "time.sleep(100 if 'full' in sys.argv else 0)\nraise MemoryError('all of it')"
     )
     monkeypatch.setattr(gpu, "HERE", tmp_path)
-    found, why = gpu.mask_log_prob(["full"], small=False, seconds=2)
+    found, why = gpu.said(["full"], small=False, seconds=2)
     assert (found[0]["ms"], why) == (7.0, "not done after 2 seconds")
-    assert gpu.mask_log_prob(["many"], small=False, seconds=20)[1] == "MemoryError: all of it"
+    assert gpu.said(["many"], small=False, seconds=20)[1] == "MemoryError: all of it"
     measured, late = gpu.rows_of(["full", "many"], False, found, why)
     assert "| 7 | 1.0 | 2.1 | 3.3 |" in gpu.table(WITHOUT, [measured])
     assert "not measured" in gpu.table(WITHOUT, [late])

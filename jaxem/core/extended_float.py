@@ -32,6 +32,8 @@ def split(logarithm: Float[Array, ...]) -> Scaled:
     >>> import jax.numpy as jnp
     >>> split(jnp.array([0.0, -jnp.inf])).exponent.tolist()
     [0.0, -inf]
+    >>> bool(jnp.isfinite(split(jnp.array([-1e36, 3e35])).mantissa).all())
+    True
     """
     # log 2 in two parts, the first so short that a whole number times it is exact (Cody and Waite 1980).
     short = {4: 12, 8: 32}[logarithm.dtype.itemsize]
@@ -39,6 +41,8 @@ def split(logarithm: Float[Array, ...]) -> Scaled:
     finite = jnp.abs(logarithm) < jnp.inf  # in a kernel there is no `isfinite`
     whole = jnp.where(finite, jnp.round(logarithm * (1 / math.log(2))), 0)
     rest = jnp.where(finite, (logarithm - whole * high) - whole * (math.log(2) - high), 0)
+    # Beyond what a logarithm resolves there is no rest, but rounding, whose exponential may overflow.
+    rest = jnp.minimum(jnp.maximum(rest, -1), 1)
     exponent = jnp.where(logarithm == -jnp.inf, -jnp.inf, jnp.where(finite, whole, jnp.nan))
     return Scaled(jnp.exp(rest), exponent)
 

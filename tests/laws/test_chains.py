@@ -303,6 +303,19 @@ def test_a_thousand_steps_far_below_every_float(method: str, rng: Rng, dtype: An
         np.testing.assert_allclose(found.marginals.sum(1), 1, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("method", ["scan", "blocked", "associative"])
+def test_evidence_beyond_all_rounding(method: str, dtype: Any) -> None:
+    """A state that nothing enters, whose covariance has collapsed: rows are -1e36 there, and one is 108."""
+    initial = jnp.array([-1.0, -9.0], dtype)
+    moves = jnp.array([[0.0, -jnp.inf], [0.0, -jnp.inf]], dtype)
+    evidence = jnp.stack([jnp.full(4, -5.0, dtype), jnp.full(4, -1e36, dtype)], 1).at[2, 1].set(108)
+    value, slope = jax.value_and_grad(chains.log_normalizer, 2)(initial, moves, evidence, method=method)
+    np.testing.assert_allclose(value, -21, rtol=1e-6)
+    np.testing.assert_allclose(slope, [[1, 0]] * 4, atol=1e-6)
+
+
 def test_a_million_steps_take_little_memory() -> None:
     """Beside the data, a step of Baum-Welch holds 3.25 times as much, and nothing of steps x states x states."""
     steps, states = 1_000_000, 4

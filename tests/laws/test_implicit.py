@@ -122,9 +122,8 @@ def test_where_there_is_no_derivative_the_status_says_so() -> None:
 
     x = data("mixture")[0]
     merged = jem.Mixture([0.5, 0.5], jem.SphericalGaussian([[0.0, 0.0], [0.0, 0.0]], [1.0, 1.0]))
-    assert jem.fit(merged, x, tol=1e-10).status_name == "converged"
     gradient, fit = derivative(merged, x)
-    assert fit.status_name == "not_a_maximum"
+    assert fit.status_name == "components_coincide"
     assert not fit.converged
     assert np.isnan(gradient).all()
     ties = jnp.array([[0.0], [0.1], [0.3], [5.0], [5.0], [5.0]])

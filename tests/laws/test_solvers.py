@@ -160,7 +160,9 @@ def test_all_report_the_same_log_likelihood_to_the_last_bit() -> None:
     @jax.jit
     def reported(model: Any) -> list[jax.Array]:
         # An annealed one speaks of something else while it anneals.
-        states = [s.init(model, data, weight, floor) if s.warmup == 0 else (jnp.int32(9), 0.0) for s in solvers]
+        states = [
+            s.init(model, data, weight, floor) if s.warmup == 0 else (jnp.int32(9), jnp.zeros(())) for s in solvers
+        ]
         return [s.step(model, state, data, weight, floor)[2] for s, state in zip(solvers, states, strict=True)]
 
     assert len({float(value) for value in reported(start)}) == 1
