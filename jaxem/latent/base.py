@@ -94,6 +94,11 @@ class Latent(Hidden):
         """How many hidden states are in use."""
         return self.child.batch_shape[-1]
 
+    @property
+    def work_per_row(self) -> int:
+        """The number of hidden states."""
+        return self.child.batch_shape[-1]
+
     def with_counts(self, counts: PyTree, child: Any) -> Self:
         raise NotImplementedError
 

@@ -63,6 +63,7 @@ class HMM(SequenceModel):
     ([-2.3413, -0.6931], [[1, 1, 1]])
     """
 
+    shards_time = True
     initial: Float[Array, "*batch k"] = parameter(simplex)
     transition: Float[Array, "*batch k k"] = parameter(simplex)
     emission: Distribution
