@@ -165,8 +165,7 @@ class HMM(SequenceModel):
             )
 
         def one(initial: Array, transition: Array, evidence: Array) -> Array:
-            steps = jnp.swapaxes(evidence.reshape(len(evidence), *x.seen.shape), 0, 1)
-            chain = Chain(initial[:, None], transition[..., None], steps, x.length)
+            chain = Chain(initial[:, None], transition[..., None], self.time_first(evidence, x), x.length)
             return over_paths(chain) if x.axis is None else sharded.log_normalizer(x.axis, chain)
 
         for _ in self.batch_shape:
@@ -221,8 +220,7 @@ class HMM(SequenceModel):
         """A path by its posterior, and what its states draw: `[T x S, ...]`."""
         which, what = jax.random.split(key)
         initial, transition = self.potentials()
-        steps = jnp.swapaxes(self.evidence_of(x).reshape(len(initial), *x.seen.shape), 0, 1)
-        chain = Chain(initial[:, None], transition[..., None], steps, x.length)
+        chain = Chain(initial[:, None], transition[..., None], self.time_first(self.evidence_of(x), x), x.length)
         path = draws(which, chain, forward(chain), 1)[:, :, 0]
         return chosen(self.emission.drawn_rows(what, x.rows, x.seen.size), path.ravel(), 0)
 
@@ -256,9 +254,9 @@ def _sample(model: HMM, key: Array, n: int, steps: int) -> Array:
 
 @partial(jax.jit, static_argnums=2)
 def _forecast(model: HMM, x: Steps, steps: int) -> Float[Array, "s h k"]:
-    evidence = model.evidence(model.emission.log_prob(x.rows), x).reshape(-1, *x.seen.shape)
+    evidence = model.evidence(model.emission.log_prob(x.rows), x)
     initial, transition = model.potentials()
-    filtered = forward(Chain(initial[:, None], transition[..., None], jnp.swapaxes(evidence, 0, 1), x.length))
+    filtered = forward(Chain(initial[:, None], transition[..., None], model.time_first(evidence, x), x.length))
 
     def ahead(now: Array, _: None) -> tuple[Array, Array]:
         now = matmul(now, model.transition)

@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from jaxem.core.arguments import as_key
+from jaxem.core.linalg import lead
 from jaxem.core.pytree import module, replace, static
 from jaxem.data.sequences import Sequences, as_sequences
 from jaxem.distributions.base import Labelled, type_of
@@ -36,7 +37,9 @@ class SequenceModel(Latent):
     """A latent structure of which one row is a sequence, and whose child reads the steps of all of them.
 
     What you write: what `Latent` asks for, with `log_normalizer(potentials, evidence [..., K, T x S], add, x)` giving
-    `[..., S]`; to impute draws, `drawn_rows`.
+    `[..., S]` (`time_first` has the evidence in the order of time, `x.length` says where each sequence ends); with
+    several children `child_data` and `child_weight`, of which `x.rows` and those here are the first's; to impute draws,
+    `drawn_rows`.
 
     What you get: sequences of any lengths, with steps and cells that were not observed, weights of sequences, labels of
     steps, `posterior` `[..., S, T, K]`, `decode` and `predict` `[..., S, T]`, and `impute`.
@@ -62,14 +65,19 @@ class SequenceModel(Latent):
         return x.rows
 
     def with_child_data(self, x: Any, data: Any) -> Any:
-        return replace(x, rows=data)
+        return replace(x, rows=self._first(data))
 
     def child_weight(self, x: Any, weight: Array) -> Array:
         return jnp.where(x.seen, weight[None], 0).ravel()
 
-    def evidence(self, child_log_prob: Array, x: Any) -> Array:
+    def evidence(self, child_log_prob: Any, x: Any) -> Any:
         """What was not observed says nothing."""
-        return jnp.where(x.seen.reshape((1,) * (child_log_prob.ndim - 1) + (-1,)), child_log_prob, 0)
+        steps = self._first(child_log_prob)
+        return self._with_first(child_log_prob, jnp.where(lead(x.seen.ravel(), steps.ndim), steps, 0))
+
+    def time_first(self, steps: Float[Array, "k n"], x: Any) -> Float[Array, "t k s"]:
+        """What one model has of each step in each state, as a loop over time takes it."""
+        return jnp.swapaxes(steps.reshape(len(steps), *x.seen.shape), 0, 1)
 
     def per_row(self, values: Array, x: Any) -> Array:
         """`[..., T x S]` as `[..., S, T]`."""

@@ -21,8 +21,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from jaxem.core import semirings
 from jaxem.core.pytree import module, replace, static
-from jaxem.core.semirings import Sampled
 from jaxem.core.summation import BLOCK, placed
 from jaxem.data.prepare import mesh_of
 from jaxem.data.sequences import Sequences
@@ -72,9 +72,7 @@ class Layout:
 
     def own(self, over: Any) -> Any:
         """A sum over what is hidden, for one device: where it draws, each draws something else."""
-        if not isinstance(over, Sampled):
-            return over
-        return replace(over, key=jax.random.fold_in(over.key, jax.lax.axis_index(self.axis)))
+        return semirings.apart(over, jax.lax.axis_index(self.axis))
 
 
 @module
