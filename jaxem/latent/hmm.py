@@ -64,8 +64,8 @@ class HMM(SequenceModel):
     """
 
     shards_time = True
-    initial: Float[Array, "*batch k"] = parameter(simplex)
-    transition: Float[Array, "*batch k k"] = parameter(simplex)
+    initial: Float[Array, "*batch k"] = parameter(simplex, axes=("state",))
+    transition: Float[Array, "*batch k k"] = parameter(simplex, axes=("state", "state"))
     emission: Distribution
 
     def __post_init__(self) -> None:

@@ -34,8 +34,8 @@ class SemiMarkov(SequenceModel):
         longest: D, the most steps of a segment.
     """
 
-    initial: Float[Array, "*batch k"] = parameter(simplex)
-    transition: Float[Array, "*batch k k"] = parameter(simplex)
+    initial: Float[Array, "*batch k"] = parameter(simplex, axes=("state",))
+    transition: Float[Array, "*batch k k"] = parameter(simplex, axes=("state", "state"))
     duration: Distribution
     emission: Distribution
     longest: int = static(default=10)
