@@ -177,7 +177,8 @@ class Latent(Hidden):
         def value(own: Any, child_log_prob: Any) -> Array:
             return self.log_normalizer(own, self._known(self.evidence(child_log_prob, data), labels), add, data)
 
-        own = apart_as(self._first(child_log_prob), self.potentials())
+        # Of several children those that do not read the rows say the same on every device, as the potentials do.
+        own, child_log_prob = apart_as(self._first(child_log_prob), (self.potentials(), child_log_prob))
         log_prob, backward = jax.vjp(value, own, child_log_prob)
 
         def pullback(weight: Array) -> LatentStatistics:
