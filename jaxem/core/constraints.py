@@ -175,9 +175,20 @@ positive_semidefinite = dataclasses.replace(
 held = Constraint("held as it is", 0, lambda: 0, _no_nan, bijectors.HELD)
 
 
-def parameter(constraint: Constraint) -> Any:
-    """A dataclass field that is a parameter: a leaf, constrained as said."""
-    return dataclasses.field(metadata={"constraint": constraint})
+def parameter(constraint: Constraint, axes: tuple[str, ...] = ()) -> Any:
+    """A dataclass field that is a parameter: a leaf, constrained as said.
+
+    Args:
+        constraint: what it may be.
+        axes: what each axis after those of the members counts; `"state"` the hidden states of a latent structure. Who
+            has none of these need not name any.
+    """
+    return dataclasses.field(metadata={"constraint": constraint, "axes": axes})
+
+
+def named_axes(node: Any) -> dict[str, tuple[str, ...]]:
+    """What the axes of the parameters of a model's own class count, by field name."""
+    return {f.name: f.metadata["axes"] for f in dataclasses.fields(node) if "constraint" in f.metadata}
 
 
 def parameters(node: Any) -> dict[str, Constraint]:

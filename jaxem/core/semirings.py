@@ -90,6 +90,16 @@ class Sampled:
         return _sampled(axis, self.key, terms)
 
 
+def apart(add: Any, place: Any) -> Any:
+    """The same sum, for one of several places: where it draws, it draws something else in each.
+
+    >>> import jax
+    >>> apart(maximum, 3) is maximum, apart(Sampled(jax.random.key(0)), 3).key.shape
+    (True, ())
+    """
+    return Sampled(jax.random.fold_in(add.key, place)) if isinstance(add, Sampled) else add
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _sampled(axis: int, key: Array, terms: Array) -> Array:
     return log_sum(terms, axis)

@@ -88,6 +88,8 @@ class Distribution:
     """Does its M-step find the maximum given whatever parameters are held (`is_held`)?"""
     censored: ClassVar[Any] = False
     """Are rows intervals? Then they may say nothing of how large anything is, though they were seen."""
+    shards_time: ClassVar[bool] = False
+    """Can the steps of a sequence lie on several devices?"""
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Whatever draws takes a seed for a key, and an M-step keeps to what is held and tied."""
@@ -109,6 +111,11 @@ class Distribution:
     @property
     def states(self) -> Array | int:
         """How many hidden states are in use, where anything is hidden."""
+        return 1
+
+    @property
+    def work_per_row(self) -> int:
+        """Numbers in the posterior of one row, or of one step of a sequence."""
         return 1
 
     def in_use(self, used: Array) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from functools import partial, reduce
 from typing import Any, ClassVar, Self
 
 import jax
@@ -19,7 +20,7 @@ from jaxem.distributions.base import Distribution, Labelled, Pullback, convert_p
 
 @module
 class LatentStatistics:
-    """Expected counts of a latent structure's own potentials, and the statistics of its child."""
+    """Expected counts of a latent structure's own potentials, and the statistics of its child (of several, by name)."""
 
     counts: Any
     child: Any
@@ -51,6 +52,10 @@ class Hidden(Distribution):
     def e_step(self, x: Any, add: Any = semirings.log_sum) -> tuple[Array, Pullback]:
         raise NotImplementedError
 
+    def less_common(self, evidence: Any) -> Any:
+        """Evidence without what all states of a row have in common: it says nothing of them, and would cost digits."""
+        return jax.tree.map(_less_common, evidence)
+
     def log_prob(self, x: Any) -> Float[Array, "*batch n"]:
         """log p(x_i), summed over what is hidden: `[*batch_shape, n]`, in nats."""
         return _log_prob(self, self.observe(x))
@@ -74,6 +79,9 @@ class Latent(Hidden):
     - `log_normalizer(potentials, evidence [..., K, n], add, x)`: `[..., n]`, with `add(terms, axis)` as its sum;
     - `with_counts(counts, child)`: counts, shaped like the potentials, turned into parameters;
     - `sample(key, n)`;
+    - if other distributions are hidden behind it as well (how long a state lasts): `children`, all of them by name.
+      What is said above of one child is then a dict: `evidence`, the `child` of `with_counts` and of the statistics,
+      `child_data`, `child_weight`. The first reads the rows of x, and its last member axis is the hidden state;
     - if a row of x is more than one row of the child (a sequence): `child_data`, `with_child_data`, `child_weight`,
       `evidence`, `per_row`.
 
@@ -91,8 +99,18 @@ class Latent(Hidden):
         check_parameters(self)
 
     @property
+    def children(self) -> Any:
+        """The child; where there are several, a dict of them by name, of which it is the first."""
+        return self.child
+
+    @property
     def states(self) -> Array | int:
         """How many hidden states are in use."""
+        return self.child.batch_shape[-1]
+
+    @property
+    def work_per_row(self) -> int:
+        """The number of hidden states."""
         return self.child.batch_shape[-1]
 
     def with_counts(self, counts: PyTree, child: Any) -> Self:
@@ -110,14 +128,15 @@ class Latent(Hidden):
         """The weight of each of the child's rows."""
         return weight
 
-    def evidence(self, child_log_prob: Array, x: Any) -> Array:
+    def evidence(self, child_log_prob: Any, x: Any) -> Any:
         """What the child's log-probabilities say about the hidden states."""
         return child_log_prob
 
-    def evidence_of(self, x: Any) -> Array:
+    def evidence_of(self, x: Any) -> Any:
         """What the child's log-probabilities and known labels say."""
         data, labels = _split(x)
-        return _known(self.evidence(self.child.log_prob(self.child_data(data)), data), labels)
+        log_prob = self._each(lambda child, rows: child.log_prob(rows), self.child_data(data))
+        return self._known(self.evidence(log_prob, data), labels)
 
     def per_row(self, values: Array, x: Any) -> Array:
         """`[..., n]`, one for each of the child's rows, as the axes that a person expects."""
@@ -140,7 +159,7 @@ class Latent(Hidden):
     def expand(self, x: Any) -> Any:
         """What the child makes of it."""
         data, labels = _split(x)
-        data = self.with_child_data(data, self.child.expand(self.child_data(data)))
+        data = self.with_child_data(data, self._each(lambda child, rows: child.expand(rows), self.child_data(data)))
         return data if labels is None else Labelled(data, labels)
 
     def log_prob(self, x: Any) -> Float[Array, "*batch n"]:
@@ -153,29 +172,35 @@ class Latent(Hidden):
     def e_step(self, x: Any, add: Any = semirings.log_sum) -> tuple[Array, Pullback]:
         """`(log_prob, pullback)`; `pullback(weight)` gives `LatentStatistics`. `add` is the sum to differentiate."""
         data, labels = _split(self.observe(x))
-        child_log_prob, child_pullback = self.child.e_step(self.child_data(data))
+        steps = self._each(lambda child, rows: child.e_step(rows), self.child_data(data))
+        child_log_prob, pullbacks = (self._each(lambda _, step, i=i: step[i], steps) for i in (0, 1))
 
-        def value(own: Any, child_log_prob: Array) -> Array:
-            return self.log_normalizer(own, _known(self.evidence(child_log_prob, data), labels), add, data)
+        def value(own: Any, child_log_prob: Any) -> Array:
+            return self.log_normalizer(own, self._known(self.evidence(child_log_prob, data), labels), add, data)
 
-        log_prob, backward = jax.vjp(value, apart_as(child_log_prob, self.potentials()), child_log_prob)
+        # Of several children those that do not read the rows say the same on every device, as the potentials do.
+        own, child_log_prob = apart_as(self._first(child_log_prob), (self.potentials(), child_log_prob))
+        log_prob, backward = jax.vjp(value, own, child_log_prob)
 
         def pullback(weight: Array) -> LatentStatistics:
             counts, responsibilities = backward(weight)
-            return LatentStatistics(counts, child_pullback(responsibilities))
+            return LatentStatistics(counts, self._each(lambda _, back, r: back(r), pullbacks, responsibilities))
 
         return log_prob, pullback
 
     def m_step(self, statistics: LatentStatistics) -> Self:
         """Own parameters from the counts, the child's from its statistics."""
-        return self.with_counts(statistics.counts, self.child.m_step(statistics.child))
+        return self.with_counts(statistics.counts, self._each(lambda child, its: child.m_step(its), statistics.child))
 
     def expected_log_prob(self, statistics: LatentStatistics) -> Float[Array, "*batch"]:
         """<counts, potentials> + the child's, summed over its states; a count of zero is worth zero."""
         members = len(self.batch_shape)
-        child = self.child.expected_log_prob(statistics.child)
-        own = _used(statistics.counts, self.potentials(), members)
-        return own + child.reshape(*child.shape[:members], -1).sum(-1)
+
+        def of(child: Distribution, its: Any) -> Array:
+            value = child.expected_log_prob(its)
+            return value.reshape(*value.shape[:members], -1).sum(-1)
+
+        return _used(statistics.counts, self.potentials(), members) + self._over(jnp.add, of, statistics.child)
 
     def posterior(self, x: Any) -> Float[Array, "*batch n k"]:
         """The probability of each hidden state given each row, `[*batch_shape, n, K]`.
@@ -192,18 +217,23 @@ class Latent(Hidden):
         """The most probable hidden state of each row by itself: `[*batch_shape, n]` integers."""
         return jnp.argmax(self.posterior(x), axis=-1)
 
+    def less_common(self, evidence: Any) -> Any:
+        """That of the child which reads the rows; of others a row may be used many times."""
+        return self._with_first(evidence, _less_common(self._first(evidence)))
+
     def expected_rows(self, x: Any, weight: Array) -> Array:
         """What the child expects, averaged over the posterior of its states."""
         data, _ = _split(self.observe(x))
         own, evidence = self.potentials(), self.evidence_of(x)
         _, backward = jax.vjp(lambda e: self.log_normalizer(own, e, semirings.log_sum, data), evidence)
-        return self.child.expected_rows(self.child_data(data), backward(weight)[0])
+        return self.child.expected_rows(self._first(self.child_data(data)), self._first(backward(weight)[0]))
 
     def floor(self, x: Any, weight: Array) -> LatentStatistics:
         """Nothing of its own, and the child's floor."""
         data, _ = _split(self.observe(x))
-        child = self.child.floor(self.child_data(data), self.child_weight(data, weight))
-        return LatentStatistics(jax.tree.map(jnp.zeros_like, self.potentials()), child)
+        children = self.child_data(data), self.child_weight(data, weight)
+        floor = self._each(lambda child, rows, weight: child.floor(rows, weight), *children)
+        return LatentStatistics(jax.tree.map(jnp.zeros_like, self.potentials()), floor)
 
     def check(self, x: Any, weight: Array, prior: Any) -> None:
         self.child.check(x, weight, prior)
@@ -214,20 +244,44 @@ class Latent(Hidden):
 
     def observations(self, x: Any, weight: Array) -> Array:
         data, _ = _split(x)
-        return self.child.observations(self.child_data(data), self.child_weight(data, weight))
+        return self.child.observations(*map(self._first, (self.child_data(data), self.child_weight(data, weight))))
 
     def bounded(self, x: Any, weight: Array) -> Array | bool:
         """Is that of the child?"""
         data, _ = _split(x)
-        return self.child.bounded(self.child_data(data), self.child_weight(data, weight))
+        return self.child.bounded(*map(self._first, (self.child_data(data), self.child_weight(data, weight))))
 
     def is_degenerate(self, floor: LatentStatistics) -> Array:
         """Has any state's child collapsed?"""
-        return jnp.any(self.child.is_degenerate(floor.child), axis=-1)
+        return self._over(jnp.logical_or, lambda child, its: jnp.any(child.is_degenerate(its), axis=-1), floor.child)
 
     def inside(self, x: Any) -> Array:
         """`[n]` bool: rows that the child can produce."""
-        return self.child.inside(self.child_data(_split(x)[0]))
+        return self.child.inside(self._first(self.child_data(_split(x)[0])))
+
+    def _each(self, function: Callable[..., Any], *of_each: Any) -> Any:
+        """`function(child, what it has of each)`: of the one child, or of several a dict by name."""
+        children = self.children
+        if not isinstance(children, dict):
+            return function(children, *of_each)
+        return {name: function(child, *(its[name] for its in of_each)) for name, child in children.items()}
+
+    def _over(self, together: Callable[[Any, Any], Any], function: Callable[..., Any], *of_each: Any) -> Any:
+        """The same, put together over the children."""
+        values = self._each(function, *of_each)
+        return reduce(together, values.values()) if isinstance(values, dict) else values
+
+    def _first(self, of_each: Any) -> Any:
+        """What the child has that reads the rows."""
+        return of_each[next(iter(self.children))] if isinstance(self.children, dict) else of_each
+
+    def _with_first(self, of_each: Any, first: Any) -> Any:
+        """The same with another such."""
+        return {**of_each, next(iter(self.children)): first} if isinstance(self.children, dict) else first
+
+    def _known(self, evidence: Any, labels: Array | None) -> Any:
+        """-inf at the states that a known label rules out."""
+        return evidence if labels is None else self._with_first(evidence, _possible(self._first(evidence), labels))
 
     def _usage(self, x: Any, add: Any) -> Array:
         """`[..., n, K]`: the derivative of the log-normaliser with respect to what the child says of each row."""
@@ -245,13 +299,13 @@ def _derivative(model: Latent, x: Any, add: Any) -> Array:
     data, _ = _split(x)
     own, evidence = model.potentials(), model.evidence_of(x)
     log_prob, backward = jax.vjp(lambda e: model.log_normalizer(own, e, add, data), evidence)
-    return backward(jnp.ones_like(log_prob))[0]
+    return model._first(backward(jnp.ones_like(log_prob))[0])
 
 
 @jax.jit
 def _entropy(model: Hidden, x: Any, weight: Array | None) -> Array:
     data, _ = _split(x)
-    evidence = jax.tree.map(_less_common, model.evidence_of(x))
+    evidence = model.less_common(model.evidence_of(x))
     own = model.potentials()
     log_prob, backward = jax.vjp(lambda own, e: model.log_normalizer(own, e, semirings.log_sum, data), own, evidence)
     if weight is not None and weight.shape != (n := log_prob.shape[-1],):
@@ -262,7 +316,6 @@ def _entropy(model: Hidden, x: Any, weight: Array | None) -> Array:
 
 
 def _less_common(evidence: Float[Array, "*batch k n"]) -> Float[Array, "*batch k n"]:
-    """Evidence without what all states have in common: that says nothing of them, and would cost digits."""
     common = jnp.max(evidence, axis=-2, keepdims=True)
     return evidence - jnp.where(jnp.isfinite(common), common, 0)
 
@@ -308,10 +361,8 @@ def _split(x: Any) -> tuple[Any, Array | None]:
     return (x.x, x.labels) if isinstance(x, Labelled) else (x, None)
 
 
-def _known(child_log_prob: Float[Array, "*batch k n"], labels: Array | None) -> Float[Array, "*batch k n"]:
+def _possible(child_log_prob: Float[Array, "*batch k n"], labels: Array) -> Float[Array, "*batch k n"]:
     """-inf at the states that a known label rules out."""
-    if labels is None:
-        return child_log_prob
     states = jnp.arange(child_log_prob.shape[-2], dtype=labels.dtype)[:, None]
     possible = (labels < 0)[None] | (labels[None] == states)
     return jnp.where(linalg.lead(possible, child_log_prob.ndim), child_log_prob, -jnp.inf)

@@ -184,8 +184,8 @@ class BayesNet(Hidden):
         return tuple(_probs(self.tables[table]).shape[-1] for table in self.table_of)
 
     @property
-    def width(self) -> int:
-        """What a row stands for, in numbers: the entries of all tables."""
+    def work_per_row(self) -> int:
+        """The entries of all tables."""
         sizes = self.categories
         return sum(math.prod(sizes[u] for u in (*parents, v)) for v, parents in enumerate(self.parents))
 

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxem.core.constraints import Constraint, leaves
+from jaxem.core.constraints import Constraint, leaves, named_axes
 from jaxem.distributions.either import Either, EitherFamily
+
+Change = Callable[[np.ndarray, int], np.ndarray]
 
 
 def is_per_component(constraint: Constraint, values: Any) -> bool:
-    """Has this parameter of the members of stacked models, `[G, ...]`, an axis of hidden states after the first?"""
+    """Has this parameter of the members of stacked models, `[G, ...]`, an axis of members after the first?
+
+    What the members share (one covariance) has none.
+    """
     return values.ndim - constraint.event_ndim >= 2
 
 
-def map_states(change: Any, models: Any) -> Any:
+def map_states(change: Change, models: Any) -> Any:
     """`change(array, axis)` applied to every axis of stacked models that counts hidden states.
 
-    All axes of a model's own parameters do (weights, transitions), and the second of its members' parameters. Where
-    members are of different families, it counts those of one family: the change must leave the others in their place.
+    Of a model's own parameters these are the axes named so; of its members' parameters it is the axis of members. Where
+    members are of different families, that counts those of one family: the change must leave the others in their place.
     """
 
-    def along(values: Any, axes: Sequence[int]) -> Any:
-        for axis in axes:
+    def own(name: str, values: Any) -> Any:
+        for axis in _state_axes(models, name):
             values = change(values, axis)
         return values
 
@@ -38,9 +43,23 @@ def map_states(change: Any, models: Any) -> Any:
         padded = np.concatenate([values[:, :1]] * first + [values], axis=1)
         return change(padded, 1)[:, first:]
 
-    own, members = _own_and_members(models)
-    changed = [along(values, range(1, values.ndim)) for _, _, values in own]
-    changed += [member(*leaf) for leaf in members]
+    return _mapped(own, member, models)
+
+
+def _state_axes(models: Any, name: str) -> list[int]:
+    """Which axes of one of the model's own parameters count hidden states."""
+    axes = named_axes(models)[name]
+    before = getattr(models, name).ndim - len(axes)
+    return [before + place for place, axis in enumerate(axes) if axis == "state"]
+
+
+def _mapped(own: Callable[[str, Any], Any], member: Callable[[Any, Constraint, Any], Any], models: Any) -> Any:
+    """`own(name, values)` of a model's own parameters, and `member(path, constraint, values)` of its members'."""
+    declared = named_axes(models)
+    changed = [
+        own(path[0].name, values) if path[0].name in declared else member(path, limit, values)
+        for path, limit, values in leaves(models)
+    ]
     return jax.tree.unflatten(jax.tree.structure(models), changed)
 
 
@@ -59,18 +78,11 @@ def _first_state(models: Any, path: Any) -> int:
     return next(key.idx for key in path if hasattr(key, "idx")) if fixed_states(models) else 0
 
 
-def map_own(change: Any, models: Any) -> Any:
-    """`change(array)` applied to a model's own parameters, and not to its members'."""
-    own, members = _own_and_members(models)
-    changed = [change(values) for _, _, values in own] + [values for _, _, values in members]
-    return jax.tree.unflatten(jax.tree.structure(models), changed)
-
-
 def _own_and_members(models: Any) -> tuple[list[Any], list[Any]]:
-    """The leaves of a latent structure (its child is its last field), and those of its child."""
-    flat = leaves(models)
-    own = len(flat) - len(jax.tree.leaves(models.child))
-    return flat[:own], flat[own:]
+    """The leaves of a latent structure's own parameters, and those of its members."""
+    declared, flat = named_axes(models), leaves(models)
+    own = [leaf for leaf in flat if leaf[0][0].name in declared]
+    return own, [leaf for leaf in flat if leaf[0][0].name not in declared]
 
 
 def widen(models: Any, capacity: int) -> Any:
@@ -82,11 +94,14 @@ def widen(models: Any, capacity: int) -> Any:
     def longer(a: np.ndarray, axis: int) -> np.ndarray:
         return np.concatenate([a, np.repeat(np.take(a, [-1], axis), capacity - k, axis)], axis)
 
-    def unused(own: np.ndarray) -> np.ndarray:
-        # Weights and transitions are distributions along their last axis.
-        return np.where(np.arange(capacity) < k, own, 0)
+    wide = map_states(longer, models)
 
-    return map_own(unused, map_states(longer, models))
+    def unused(name: str, own: np.ndarray) -> np.ndarray:
+        # A distribution over states is one along its last axis.
+        over_states = own.ndim - 1 in _state_axes(wide, name)
+        return np.where(np.arange(capacity) < k, own, 0) if over_states else own
+
+    return _mapped(unused, lambda path, limit, values: values, wide)
 
 
 def narrow(starts: Any, capacity: int) -> Any:

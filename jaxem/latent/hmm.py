@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxem.chains import sharded
 from jaxem.chains.best_path import best_score
@@ -19,14 +19,15 @@ from jaxem.core import semirings
 from jaxem.core.arguments import as_key, whole
 from jaxem.core.constraints import parameter, simplex
 from jaxem.core.linalg import HIGHEST, lead, matmul
-from jaxem.core.pytree import module, replace, static
+from jaxem.core.pytree import module, replace
 from jaxem.data.missing import hot_deck
 from jaxem.data.prepare import prepare
-from jaxem.data.sequences import Sequences, as_sequences
-from jaxem.distributions.base import Distribution, Labelled, type_of
+from jaxem.data.sequences import as_sequences
+from jaxem.distributions.base import Distribution, Labelled
 from jaxem.distributions.statistics.moments import shares
-from jaxem.latent.base import Latent, chosen, log_potential, same_members
+from jaxem.latent.base import chosen, log_potential, same_members
 from jaxem.latent.mixture import Mixture
+from jaxem.latent.sequence_model import SequenceModel, Steps
 
 SUMS = {semirings.log_sum: log_normalizer, semirings.maximum: best_score}
 """The sums over paths that have a derivative rule of their own."""
@@ -40,24 +41,7 @@ def _over_paths(add: Any) -> Any:
 
 
 @module
-class Steps:
-    """Sequences as the emission reads them: every step a row, time first.
-
-    Attributes:
-        rows: the emission's own observed data, `T x S` rows.
-        length: `[S]`.
-        seen: `[T, S]` bool: a step that is there and was observed.
-        axis: as that of `Sequences`.
-    """
-
-    rows: Any
-    length: Int[Array, "s"]
-    seen: Array
-    axis: Any = static(default=None)
-
-
-@module
-class HMM(Latent):
+class HMM(SequenceModel):
     """A hidden Markov model whose states are the members of `emission`, its last member axis.
 
     log p(x_1 .. x_T) = log sum over paths z of initial[z_1] p(x_1 | z_1) prod_t transition[z_t-1, z_t] p(x_t | z_t)
@@ -79,8 +63,9 @@ class HMM(Latent):
     ([-2.3413, -0.6931], [[1, 1, 1]])
     """
 
-    initial: Float[Array, "*batch k"] = parameter(simplex)
-    transition: Float[Array, "*batch k k"] = parameter(simplex)
+    shards_time = True
+    initial: Float[Array, "*batch k"] = parameter(simplex, axes=("state",))
+    transition: Float[Array, "*batch k k"] = parameter(simplex, axes=("state", "state"))
     emission: Distribution
 
     def __post_init__(self) -> None:
@@ -166,35 +151,6 @@ class HMM(Latent):
         # One of each besides: a probability of zero is a place that EM cannot leave.
         return cls(shares(first + 1, first), shares(follow + 1, follow), mixture.components)
 
-    def observe(self, x: Any) -> Any:
-        """Sequences (see `Sequences.from_list`), a list of arrays, or one array, which is one sequence."""
-        if isinstance(x, Labelled):
-            labels = x.labels if isinstance(x.x, Steps) else jnp.swapaxes(x.labels, 0, 1).ravel()
-            return Labelled(self.observe(x.x), labels)
-        if isinstance(x, Steps):
-            return x
-        x = self.read(x)
-        return Steps(self.emission.observe(x.rows()), x.length, x.seen.T, x.axis)
-
-    def read(self, x: Any) -> Sequences:
-        return as_sequences(x, self.event_shape, type_of(self))
-
-    def check(self, x: Sequences, weight: Array, prior: Any) -> None:
-        self.emission.check(x.alone().rows(), jnp.where(x.seen, weight[:, None], 0).ravel(), prior)
-
-    def child_data(self, x: Any) -> Any:
-        return x.rows
-
-    def with_child_data(self, x: Any, data: Any) -> Any:
-        return replace(x, rows=data)
-
-    def child_weight(self, x: Any, weight: Array) -> Array:
-        return jnp.where(x.seen, weight[None], 0).ravel()
-
-    def evidence(self, child_log_prob: Array, x: Any) -> Array:
-        """What was not observed says nothing."""
-        return jnp.where(x.seen.reshape((1,) * (child_log_prob.ndim - 1) + (-1,)), child_log_prob, 0)
-
     def potentials(self) -> tuple[Float[Array, "*batch k"], Float[Array, "*batch k k"]]:
         """log initial and log transition; -inf, with zero gradient, where a probability is zero."""
         return log_potential(self.initial), log_potential(self.transition)
@@ -209,8 +165,7 @@ class HMM(Latent):
             )
 
         def one(initial: Array, transition: Array, evidence: Array) -> Array:
-            steps = jnp.swapaxes(evidence.reshape(len(evidence), *x.seen.shape), 0, 1)
-            chain = Chain(initial[:, None], transition[..., None], steps, x.length)
+            chain = Chain(initial[:, None], transition[..., None], self.time_first(evidence, x), x.length)
             return over_paths(chain) if x.axis is None else sharded.log_normalizer(x.axis, chain)
 
         for _ in self.batch_shape:
@@ -221,10 +176,6 @@ class HMM(Latent):
         """Each row as the shares of its counts; a state that was never left keeps its row."""
         initial, transition = shares(counts[0], self.initial), shares(counts[1], self.transition)
         return replace(self, initial=initial, transition=transition, emission=child)
-
-    def per_row(self, values: Array, x: Any) -> Array:
-        """`[..., T x S]` as `[..., S, T]`."""
-        return jnp.swapaxes(values.reshape(*values.shape[:-1], *x.seen.shape), -1, -2)
 
     def coincides(self) -> Array:
         """Have two states the same emission, and the same ways on?"""
@@ -265,26 +216,11 @@ class HMM(Latent):
         members = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*states.shape[:2], *leaf.shape)), self.emission)
         return states, Mixture(states, members)
 
-    def impute(self, x: Any, key: Any = None) -> Sequences:
-        """Sequences with every gap filled, whole steps among them; what was seen stays as it is.
-
-        Args:
-            x: sequences.
-            key: as in `Distribution.impute`; draws are made given the whole sequence.
-
-        Raises:
-            ValueError: the model is a batch of several.
-        """
-        if self.batch_shape:
-            raise ValueError(f"impute needs one model; this is a batch of shape {self.batch_shape}")
-        return _impute(self, self.read(x), None if key is None else as_key(key))
-
     def drawn_rows(self, key: Array, x: Steps, n: int) -> Array:
         """A path by its posterior, and what its states draw: `[T x S, ...]`."""
         which, what = jax.random.split(key)
         initial, transition = self.potentials()
-        steps = jnp.swapaxes(self.evidence_of(x).reshape(len(initial), *x.seen.shape), 0, 1)
-        chain = Chain(initial[:, None], transition[..., None], steps, x.length)
+        chain = Chain(initial[:, None], transition[..., None], self.time_first(self.evidence_of(x), x), x.length)
         path = draws(which, chain, forward(chain), 1)[:, :, 0]
         return chosen(self.emission.drawn_rows(what, x.rows, x.seen.size), path.ravel(), 0)
 
@@ -297,21 +233,6 @@ class HMM(Latent):
             steps: how long each is.
         """
         return _sample(self, key, n, whole(steps, "steps"))
-
-
-@jax.jit
-def _impute(model: HMM, x: Sequences, key: Array | None) -> Sequences:
-    there = x.seen.reshape(*x.seen.shape, *(1 for _ in x.values.shape[2:]))
-    seen = there & ~jnp.isnan(x.values)
-    # A step that was not observed is one more pattern.
-    gaps = replace(x, values=jnp.where(there, x.values, jnp.nan), patterns=2 * max(x.patterns, 1))
-    data = model.observe(gaps)
-    if key is None:
-        rows = model.expected_rows(data, jnp.ones(len(x), x.values.dtype))
-    else:
-        rows = model.drawn_rows(key, data, data.seen.size)
-    values = jnp.swapaxes(rows.reshape(x.steps, len(x), *x.values.shape[2:]), 0, 1)
-    return replace(x, values=jnp.where(seen, x.values, values), mask=None, patterns=0)
 
 
 @partial(jax.jit, static_argnums=(2, 3))
@@ -333,9 +254,9 @@ def _sample(model: HMM, key: Array, n: int, steps: int) -> Array:
 
 @partial(jax.jit, static_argnums=2)
 def _forecast(model: HMM, x: Steps, steps: int) -> Float[Array, "s h k"]:
-    evidence = model.evidence(model.emission.log_prob(x.rows), x).reshape(-1, *x.seen.shape)
+    evidence = model.evidence(model.emission.log_prob(x.rows), x)
     initial, transition = model.potentials()
-    filtered = forward(Chain(initial[:, None], transition[..., None], jnp.swapaxes(evidence, 0, 1), x.length))
+    filtered = forward(Chain(initial[:, None], transition[..., None], model.time_first(evidence, x), x.length))
 
     def ahead(now: Array, _: None) -> tuple[Array, Array]:
         now = matmul(now, model.transition)

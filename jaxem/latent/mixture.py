@@ -41,7 +41,7 @@ class Mixture(Latent):
     ([-1.4189], [[0.5, 0.5]])
     """
 
-    weights: Float[Array, "*batch k"] = parameter(simplex)
+    weights: Float[Array, "*batch k"] = parameter(simplex, axes=("state",))
     components: Distribution
 
     def __post_init__(self) -> None:

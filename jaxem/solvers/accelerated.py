@@ -6,7 +6,7 @@ the model that is carried, the trial becomes that; else a step was lost, and pla
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
@@ -21,10 +21,36 @@ from jaxem.distributions.base import Statistics
 from jaxem.solvers.base import Solver
 from jaxem.solvers.em import EM
 
-CANDIDATE = 1
-"""A model that is carried from now on if the objective has not fallen."""
-PLAIN = 2
-"""A plain step from the model that is carried: taken in any case, so that a failure is seen."""
+EXPLORATORY, CANDIDATE, FALLBACK = range(3)
+
+
+class Proposal(NamedTuple):
+    """The next model on trial, what becomes of it, and what the scheme remembers until then.
+
+    Attributes:
+        ahead: `[p]` coordinates of the model.
+        kind: 0, 1 or 2, for the three that can be made here.
+        memory: a pytree, always of the same shapes.
+    """
+
+    ahead: Float[Array, "p"]
+    kind: Int[Array, ""]
+    memory: Any
+
+    @classmethod
+    def exploratory(cls, ahead: Float[Array, "p"], memory: Any) -> Proposal:
+        """A model on the way to another: never carried."""
+        return cls(ahead, jnp.full((), EXPLORATORY, jnp.int32), memory)
+
+    @classmethod
+    def candidate(cls, ahead: Float[Array, "p"], memory: Any) -> Proposal:
+        """A model that is carried from now on if the objective has not fallen."""
+        return cls(ahead, jnp.full((), CANDIDATE, jnp.int32), memory)
+
+    @classmethod
+    def fallback(cls, ahead: Float[Array, "p"], memory: Any) -> Proposal:
+        """A plain step from the model that is carried: taken in any case, so that a failure is seen."""
+        return cls(ahead, jnp.full((), FALLBACK, jnp.int32), memory)
 
 
 @module
@@ -39,8 +65,7 @@ class Trial:
         slowness: how many such steps the rest is worth: the most that was seen of late.
         ahead: `[p]` coordinates of the model on trial.
         tried, move: `[q]` the place (`_place`) of the last model that was on trial, and the plain step from there.
-        claim: `EXPLORATORY`, `CANDIDATE` or `PLAIN`.
-        memory: what the scheme remembers.
+        kind, memory: as proposed with that model.
     """
 
     like: Any
@@ -51,7 +76,7 @@ class Trial:
     ahead: Float[Array, "p"]
     tried: Float[Array, "q"]
     move: Float[Array, "q"]
-    claim: Int[Array, ""]
+    kind: Int[Array, ""]
     memory: Any
 
 
@@ -61,8 +86,10 @@ class Accelerated(Solver):
     What you write: a frozen pytree with a field `solver`, and
 
     - `remember(at)`: what is remembered before the first step, from coordinates `at`;
-    - `propose(memory, taken, tried, image)`: `(the next trial, its claim, memory)` after the plain step that led from
-      `tried` to `image`; `taken` says whether `tried` is the model that is carried now.
+    - `propose(memory, taken, tried, image)`: the next `Proposal`, after the plain step that led from `tried` to
+      `image`; `taken` says whether `tried` is the model that is carried now.
+
+    What you get: models that never fall, whatever is proposed; the place in `fit` and `fit_many` of any solver.
     """
 
     solver: Any
@@ -88,7 +115,7 @@ class Accelerated(Solver):
 
     def propose(
         self, memory: Any, taken: Bool[Array, ""], tried: Float[Array, "p"], image: Float[Array, "p"]
-    ) -> tuple[Array, Array, Any]:
+    ) -> Proposal:
         raise NotImplementedError
 
     def left(self, state: Trial) -> Array:
@@ -99,7 +126,7 @@ class Accelerated(Solver):
         """The model itself is on trial first."""
         at, never = flat(model)[0], jnp.full((), -jnp.inf, weight.dtype)
         here, ones = _place(model), jnp.ones_like(never)
-        return Trial(model, never, never, -never, ones, at, here, here, _code(PLAIN), self.remember(at))
+        return Trial(model, never, never, -never, ones, at, here, here, *Proposal.fallback(at, self.remember(at))[1:])
 
     def step(self, model: Any, state: Trial, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Any:
         """One plain step from the trial; the objective stands still while none is taken."""
@@ -112,13 +139,13 @@ class Accelerated(Solver):
         stepped, plain, log_likelihood = self.solver.step(trial, plain, x, weight, prior)
         objective = log_likelihood + trial.expected_log_prob(prior)
         # NaN is not at least anything; but if a plain step led there, that is for the stopping rule to see.
-        taken = (state.claim == PLAIN) | ((state.claim == CANDIDATE) & (objective >= state.objective))
+        taken = (state.kind == FALLBACK) | ((state.kind == CANDIDATE) & (objective >= state.objective))
         image = flat(stepped, state.like)[0]
-        ahead, claim, memory = self.propose(state.memory, taken, tried, image)
+        ahead, kind, memory = self.propose(state.memory, taken, tried, image)
         gain, place = jnp.asarray(self.solver.left(plain), objective.dtype), _place(trial)
         move = _place(stepped) - place
         slowness = jnp.where(known, _slowness(state, place, move, jnp.where(taken, gain, state.gain)), 1)
-        found = Trial(state.like, log_likelihood, objective, gain, slowness, ahead, place, move, claim, memory)
+        found = Trial(state.like, log_likelihood, objective, gain, slowness, ahead, place, move, kind, memory)
         kept = replace(found, log_likelihood=state.log_likelihood, objective=state.objective, gain=state.gain)
         came_in = jnp.where(known, state.log_likelihood, log_likelihood)
         return select(taken, trial, model), select(taken, found, kept), came_in
@@ -163,7 +190,3 @@ def _slowness(state: Trial, tried: Array, move: Array, gain: Array) -> Array:
 WARY = 10.0
 FORGETS = 0.25
 """Gains that fall by ten let the slowest be forgotten by this power of ten."""
-
-
-def _code(claim: int) -> Array:
-    return jnp.full((), claim, jnp.int32)

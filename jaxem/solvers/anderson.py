@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from jaxem.core import linalg
 from jaxem.core.linalg import HIGHEST
 from jaxem.core.pytree import module, replace, select, static
-from jaxem.solvers.accelerated import CANDIDATE, PLAIN, Accelerated, _code
+from jaxem.solvers.accelerated import Accelerated, Proposal
 
 EASIEST, HARDEST = 1e-12, 1e6
 
@@ -78,10 +78,10 @@ class Anderson(Accelerated):
         none = jnp.zeros((self.memory, at.size), at.dtype)
         return _Mixing(jnp.zeros((), jnp.int32), at, at, none, none, jnp.full((), EASIEST, at.dtype))
 
-    def propose(self, memory: _Mixing, taken: Array, tried: Array, image: Array) -> tuple[Array, Array, _Mixing]:
+    def propose(self, memory: _Mixing, taken: Array, tried: Array, image: Array) -> Proposal:
         """The mixture of the last models that would leave the least residual, if residuals were linear."""
         harder = jnp.minimum(memory.damping * HARDER, HARDEST)
-        refused = memory.image, _code(PLAIN), replace(memory, count=jnp.ones_like(memory.count), damping=harder)
+        again = replace(memory, count=jnp.ones_like(memory.count), damping=harder)
         moves, residuals = self._with(memory, tried, image)
         gram = jnp.matmul(residuals, residuals.T, precision=HIGHEST)
         size = linalg.diagonal(gram)
@@ -90,8 +90,8 @@ class Anderson(Accelerated):
         ahead = image - jnp.matmul(share, moves + residuals, precision=HIGHEST)
         # The plain step after a lost one says nothing for less of it.
         damping = jnp.where(memory.count == 1, memory.damping, jnp.maximum(memory.damping / EASIER, EASIEST))
-        mixed = ahead, _code(CANDIDATE), _Mixing(memory.count + 1, tried, image, moves, residuals, damping)
-        return select(taken, mixed, refused)
+        mixed = _Mixing(memory.count + 1, tried, image, moves, residuals, damping)
+        return select(taken, Proposal.candidate(ahead, mixed), Proposal.fallback(memory.image, again))
 
     def _with(self, memory: _Mixing, tried: Array, image: Array) -> tuple[Array, Array]:
         """The differences, with those to the model that was taken now."""

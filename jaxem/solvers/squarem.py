@@ -8,11 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxem.core.pytree import module, replace, select
-from jaxem.solvers.accelerated import CANDIDATE, PLAIN, Accelerated, _code
-
-EXPLORATORY = 0
-"""A model that is on the way to another, and never carried."""
-
+from jaxem.solvers.accelerated import Accelerated, Proposal
 
 GROWTH, SHRINKAGE = 4.0, 2.0
 """By what the longest extrapolation grows when it was of use, and shrinks when it was not."""
@@ -62,14 +58,14 @@ class SQUAREM(Accelerated):
         one = jnp.ones((), at.dtype)
         return _Cycle(jnp.zeros((), jnp.int32), at, at, one, one)
 
-    def propose(self, memory: _Cycle, taken: Array, tried: Array, image: Array) -> tuple[Array, Array, _Cycle]:
+    def propose(self, memory: _Cycle, taken: Array, tried: Array, image: Array) -> Proposal:
         """What follows z0, z1 and the extrapolated point."""
         now = memory
         at_most = now.stretch >= now.longest
         grown = jnp.where(at_most, GROWTH * now.longest, now.longest)
-        begun = image, _code(EXPLORATORY), replace(now, phase=now.phase + 1, z0=tried, longest=grown)
+        begun = Proposal.exploratory(image, replace(now, phase=now.phase + 1, z0=tried, longest=grown))
         shrunk = jnp.where(at_most, jnp.maximum(now.longest / SHRINKAGE, 1), now.longest)
-        refused = now.z2, _code(PLAIN), replace(now, stretch=jnp.zeros_like(now.stretch), longest=shrunk)
+        refused = Proposal.fallback(now.z2, replace(now, stretch=jnp.zeros_like(now.stretch), longest=shrunk))
         first = select(taken, begun, refused)
 
         r, v = tried - now.z0, image - 2 * tried + now.z0
@@ -77,9 +73,8 @@ class SQUAREM(Accelerated):
         far = jnp.where(bend > 0, length / jnp.where(bend > 0, bend, 1), now.longest)
         stretch = jnp.clip(far, 1, now.longest)
         beyond = now.z0 + 2 * stretch * r + stretch**2 * v
-        second = beyond, _code(EXPLORATORY), replace(now, phase=now.phase + 1, z2=image, stretch=stretch)
+        second = Proposal.exploratory(beyond, replace(now, phase=now.phase + 1, z2=image, stretch=stretch))
 
-        good = jnp.all(jnp.isfinite(image))
-        claim = jnp.where(good, _code(CANDIDATE), PLAIN)
-        third = jnp.where(good, image, now.z2), claim, replace(now, phase=jnp.zeros_like(now.phase))
+        good, ended = jnp.all(jnp.isfinite(image)), replace(now, phase=jnp.zeros_like(now.phase))
+        third = select(good, Proposal.candidate(image, ended), Proposal.fallback(now.z2, ended))
         return select(now.phase == 0, first, select(now.phase == 1, second, third))

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.data.sequences import Sequences
-from jaxem.fitting.checks import check_rows, hidden_states
+from jaxem.fitting.checks import check_rows
 from jaxem.fitting.loop import Limits, Progress
 from jaxem.fitting.many.checkpoint import Shelf
 from jaxem.fitting.many.device import Lanes, best_restarts, empty_lanes, member, prepare_lanes, run_lanes, select_lanes
@@ -66,7 +66,7 @@ SEQUENCES = LaneSchedule(64, 4, 16, (4, 32), threads=True)
 def work(model: Any, x: Any, weight: Any) -> int:
     """Numbers in the posterior of one problem: rows (for sequences all their steps) x hidden states."""
     steps = x.values.shape[2] if isinstance(x, Sequences) else 1
-    return weight.shape[1] * steps * (getattr(model, "width", None) or hidden_states(model) or 1)
+    return weight.shape[1] * steps * model.work_per_row
 
 
 def pace(model: Any, x: Any, weight: Any, platform: str) -> LaneSchedule:

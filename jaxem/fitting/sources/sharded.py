@@ -21,13 +21,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from jaxem.core import semirings
 from jaxem.core.pytree import module, replace, static
-from jaxem.core.semirings import Sampled
 from jaxem.core.summation import BLOCK, placed
 from jaxem.data.prepare import mesh_of
 from jaxem.data.sequences import Sequences
 from jaxem.distributions.base import Labelled, Statistics, add, over_parts
-from jaxem.latent.hmm import HMM
 from jaxem.solvers.em import RowSource, expectation, in_chunks, no_rows
 
 
@@ -73,9 +72,7 @@ class Layout:
 
     def own(self, over: Any) -> Any:
         """A sum over what is hidden, for one device: where it draws, each draws something else."""
-        if not isinstance(over, Sampled):
-            return over
-        return replace(over, key=jax.random.fold_in(over.key, jax.lax.axis_index(self.axis)))
+        return semirings.apart(over, jax.lax.axis_index(self.axis))
 
 
 @module
@@ -205,7 +202,7 @@ def layout_of(model: Any, x: Any) -> Layout | None:
     mesh = Mesh(mesh.devices, mesh.axis_names)  # of the kind that leaves to the compiler what it can
     for at, axis in enumerate((*values.sharding.spec, None)[: 2 if isinstance(x, Sequences) else 1]):
         if axis is not None and np.prod([mesh.shape[name] for name in np.atleast_1d(axis)]) > 1:
-            if at and not isinstance(model, HMM):
+            if at and not model.shards_time:
                 raise ValueError(
                     f"the steps of x are spread over devices; {type(model).__name__} needs all steps of a sequence on "
                     "one: spread sequences"
@@ -217,7 +214,7 @@ def layout_of(model: Any, x: Any) -> Layout | None:
 def dealt(model: Any, data: Any, weight: Array, devices: Sequence[Any]) -> tuple[Any, Array, Layout]:
     """Data and weights on devices, made a multiple of their number: by rows of weight zero, or steps beyond the last.
 
-    Rows and sequences are spread; of an HMM with fewer sequences than devices, their steps.
+    Rows and sequences are spread; of a model that can (`shards_time`), with fewer sequences than devices, their steps.
 
     Raises:
         ValueError: no devices, or values that are not known yet.
@@ -227,7 +224,7 @@ def dealt(model: Any, data: Any, weight: Array, devices: Sequence[Any]) -> tuple
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(data)):
         raise ValueError("devices cannot be named inside jit; put x on them before, with a NamedSharding")
     x = data.x if isinstance(data, Labelled) else data
-    steps = isinstance(x, Sequences) and isinstance(model, HMM) and len(x) < len(devices)
+    steps = isinstance(x, Sequences) and model.shards_time and len(x) < len(devices)
     layout = Layout(Mesh(np.array(devices), ("devices",)), "devices", steps)
     short = -(x.steps if steps else len(weight)) % len(devices)
 
