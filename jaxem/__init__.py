@@ -42,9 +42,12 @@ from jaxem.distributions.poisson import Poisson as Poisson
 from jaxem.distributions.product import Independent as Independent
 from jaxem.distributions.product import Product as Product
 from jaxem.distributions.product import sized as sized
+from jaxem.distributions.registry import family as family
+from jaxem.distributions.registry import structure as structure
 from jaxem.distributions.regression import LinearRegression as LinearRegression
 from jaxem.distributions.softmax import SoftmaxGate as SoftmaxGate
 from jaxem.distributions.student_t import StudentT as StudentT
+from jaxem.distributions.support import Support as Support
 from jaxem.distributions.von_mises import VonMises as VonMises
 from jaxem.distributions.weibull import Weibull as Weibull
 from jaxem.evaluation.convergence_rate import em_rate as em_rate

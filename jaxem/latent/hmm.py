@@ -24,6 +24,7 @@ from jaxem.data.missing import hot_deck
 from jaxem.data.prepare import prepare
 from jaxem.data.sequences import Sequences, as_sequences
 from jaxem.distributions.base import Distribution, Labelled, type_of
+from jaxem.distributions.registry import structure
 from jaxem.distributions.statistics.moments import shares
 from jaxem.latent.base import Latent, chosen, log_potential, same_members
 from jaxem.latent.mixture import Mixture
@@ -56,7 +57,7 @@ class Steps:
     axis: Any = static(default=None)
 
 
-@module
+@structure
 class HMM(Latent):
     """A hidden Markov model whose states are the members of `emission`, its last member axis.
 
