@@ -45,6 +45,7 @@ from jaxem.distributions.product import sized as sized
 from jaxem.distributions.registry import family as family
 from jaxem.distributions.registry import structure as structure
 from jaxem.distributions.regression import LinearRegression as LinearRegression
+from jaxem.distributions.scalar import ScalarFamily as ScalarFamily
 from jaxem.distributions.softmax import SoftmaxGate as SoftmaxGate
 from jaxem.distributions.student_t import StudentT as StudentT
 from jaxem.distributions.support import Support as Support

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,20 @@ def parameter_names() -> tuple[str, ...]:
         for part in parts:
             found |= dict.fromkeys(parameters(part.family if part else family))
     return tuple(found)
+
+
+def reference(word: str = "") -> str:
+    """A line for each family: its word, what its rows are, and how much of a table it reads; or all about one.
+
+    Raises:
+        InputError: there is no such family.
+    """
+    known = word.lower().replace("-", "_")
+    if word and known not in FAMILIES:
+        raise InputError(f"families {word}: there is no such family; choose from {', '.join(FAMILIES)}")
+    width = max(map(len, FAMILIES))
+    lines = [f"{one:{width}}  {FAMILIES[one].line}" for one in ([known] if word else sorted(FAMILIES))]
+    return "\n".join([*lines, "", inspect.getdoc(FAMILIES[known].family) or ""] if word else lines)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -252,7 +252,8 @@ class Family(Distribution):
     - `statistics(x, weight)`: the sufficient statistics, summed over rows with `weight [..., n]`;
     - `expected_log_prob(statistics)`, `m_step(statistics)`;
     - `expected_statistics()`: the mean statistics of one row drawn from each member;
-    - `sample(key, n)`; `around(row, members)`: members with any valid parameters, from which `start` sets out;
+    - `sample(key, n)`;
+    - unless its parameters are numbers, `initial_members(row, members)`: any valid ones, from which `start` sets out;
     - `scalar = False` if a row is a vector;
     - if not every number is possible: `support`, a `jem.Support`; `centre()`, its mean row, for `impute`;
     - if some of the work on x can be done once: `columns(x)`, and then `contains(columns)`.
@@ -356,8 +357,22 @@ class Family(Distribution):
 
     @classmethod
     def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
-        """Members with any valid parameters, not far from `row`."""
-        raise NotImplementedError
+        """Members with any valid parameters, not far from `row`.
+
+        Unless a family says it better: parameters that are numbers are zero in coordinates (0 of the real ones, 1 of
+        those above zero, 1/2 of those between zero and one).
+        """
+        wanted, values = parameters(cls), {}
+        for name, constraint in wanted.items():
+            if constraint.event_ndim or constraint.bijector is None:
+                raise NotImplementedError(
+                    f"{cls.__name__}.initial_members: {name} is a {constraint.name}; write a class method "
+                    "initial_members(row, members) that gives any valid parameters"
+                )
+            half = jnp.full(members, 0.5, row.dtype)  # on the edge of no constraint
+            values[name] = constraint.bijector.values(jnp.zeros_like(half), half)
+        others = {field.name: sizes[field.name] for field in dataclasses.fields(cls) if field.name in sizes}
+        return cls(**values, **others)
 
     @classmethod
     def told(cls, values: np.ndarray) -> dict[str, int]:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar, dataclass_transform
 
-from jaxem.core.constraints import parameter
+from jaxem.core.constraints import parameter, parameter_tree
 from jaxem.core.pytree import module, static
 from jaxem.distributions.support import FINITE, Support
 
@@ -57,6 +57,12 @@ class FamilySpec:
         return self.column or (FINITE if self.reads is ColumnUse.response else self.family.support)
 
     @property
+    def line(self) -> str:
+        """All this in a line, for help."""
+        holds = (self.total and f"{self.support.name} with {self.total.name}") or (self.response or self.support).name
+        return f"{self.about}; reads {self.reads.value}: {holds}"
+
+    @property
     def response(self) -> Support | None:
         """What the last column may hold, if that is something else."""
         return self.family.support if self.reads is ColumnUse.response else None
@@ -68,7 +74,11 @@ FAMILIES: dict[str, FamilySpec] = {}
 """All families that have a word."""
 
 
-@dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(dataclasses.field, static, parameter))
+@dataclass_transform(
+    frozen_default=True,
+    eq_default=False,
+    field_specifiers=(dataclasses.field, static, parameter, parameter_tree),
+)
 def structure(cls: type[T]) -> type[T]:
     """Make `cls` a frozen dataclass and a pytree, and register it: then it can be saved and loaded.
 
@@ -96,6 +106,11 @@ def _renewed(cls: type[T]) -> type[T]:
     return cls
 
 
+@dataclass_transform(
+    frozen_default=True,
+    eq_default=False,
+    field_specifiers=(dataclasses.field, static, parameter, parameter_tree),
+)
 def family(word: str, about: str, *, reads: str = "one", **more: Any) -> Callable[[type[T]], type[T]]:
     """Register a family: a decorator of its class, which it makes a frozen dataclass and a pytree.
 
@@ -120,7 +135,6 @@ def family(word: str, about: str, *, reads: str = "one", **more: Any) -> Callabl
     ValueError: the word 'gamma' is registered already, for Gamma by jaxem.distributions.gamma; choose another
     """
 
-    @dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(dataclasses.field, static, parameter))
     def register(cls: type[T]) -> type[T]:
         _check_word(word, cls)
         cls = structure(cls)
