@@ -371,7 +371,7 @@ class Family(Distribution):
                 )
             half = jnp.full(members, 0.5, row.dtype)  # on the edge of no constraint
             values[name] = constraint.bijector.values(jnp.zeros_like(half), half)
-        others = {field.name: sizes[field.name] for field in dataclasses.fields(cls) if field.name in sizes}
+        others = {field.name: sizes[field.name] for field in dataclasses.fields(cls) if field.name in sizes}  # type: ignore[arg-type]
         return cls(**values, **others)
 
     @classmethod

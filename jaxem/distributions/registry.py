@@ -97,11 +97,6 @@ def structure(cls: type[T]) -> type[T]:
     first = CLASSES.get(cls.__name__)
     if first is not None and not _same(first, cls):
         raise ValueError(f"{cls.__name__} is registered already, by {_where(first)}; give the class another name")
-    return CLASSES.setdefault(cls.__name__, module(cls)) if first is None else _renewed(cls)
-
-
-def _renewed(cls: type[T]) -> type[T]:
-    """The class in place of one from the same lines: a cell of a notebook that was run again."""
     CLASSES[cls.__name__] = cls = module(cls)
     return cls
 

@@ -47,7 +47,7 @@ class ScalarFamily(Family):
             if name in cls.__dict__:
                 setattr(cls, name, _of_members(cls.__dict__[name]))
         if "log_density" in cls.__dict__:
-            cls.log_density = _of_rows(cls.__dict__["log_density"])
+            cls.log_density = _of_rows(cls.__dict__["log_density"])  # type: ignore[assignment]
         super().__init_subclass__(**options)
 
     def row_statistics(self, x: Float[Array, ""]) -> PyTree:
@@ -83,7 +83,7 @@ def _over(family: Any, of_one: Callable[..., Any], *arrays: Any) -> Any:
 
 
 def _of_members(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of one member as one of all: a NumPy number or a Python one that it returns becomes an array."""
+    """A method of one member as one of all."""
 
     @functools.wraps(method)
     def of_members(self: Any, *statistics: Any) -> Any:
