@@ -42,12 +42,16 @@ from jaxem.distributions.poisson import Poisson as Poisson
 from jaxem.distributions.product import Independent as Independent
 from jaxem.distributions.product import Product as Product
 from jaxem.distributions.product import sized as sized
+from jaxem.distributions.registry import family as family
+from jaxem.distributions.registry import structure as structure
 from jaxem.distributions.regression import LinearRegression as LinearRegression
 from jaxem.distributions.restrictions import hold as hold
 from jaxem.distributions.restrictions import release as release
 from jaxem.distributions.restrictions import tie as tie
+from jaxem.distributions.scalar import ScalarFamily as ScalarFamily
 from jaxem.distributions.softmax import SoftmaxGate as SoftmaxGate
 from jaxem.distributions.student_t import StudentT as StudentT
+from jaxem.distributions.support import Support as Support
 from jaxem.distributions.von_mises import VonMises as VonMises
 from jaxem.distributions.weibull import Weibull as Weibull
 from jaxem.evaluation.convergence_rate import em_rate as em_rate

@@ -12,7 +12,8 @@ import pytest
 import jaxem as jem
 from jaxem.core.arguments import as_key, whole
 from jaxem.data.problems import as_problems
-from jaxem.distributions.words import FAMILIES, as_family
+from jaxem.distributions.registry import FAMILIES
+from jaxem.distributions.words import as_family
 from jaxem.evaluation.race import as_solvers
 from jaxem.fitting.checks import check_limits
 from jaxem.solvers.words import as_solver
@@ -185,7 +186,7 @@ def test_what_is_meant_is_taken() -> None:
 
 
 def test_a_family_by_its_word_its_class_and_a_member_is_the_same() -> None:
-    for word, family in FAMILIES.items():
+    for word, family in ((word, spec.family) for word, spec in FAMILIES.items()):
         if isinstance(family, type):
             assert as_family(word) == as_family(family) == as_family(family.__name__) == jem.sized(family)
         else:

@@ -45,7 +45,7 @@ def test_densities(model: Any, known: Any) -> None:
     np.testing.assert_allclose(model.log_prob(X), known.logpdf(X), rtol=1e-13)
     np.testing.assert_allclose(type(model)(*jax.tree.map(jnp.float32, jax.tree.leaves(model))).log_prob(np.float32(X)),
                                known.logpdf(X), rtol=1e-5, atol=1e-5)  # fmt: skip
-    zero = -jnp.inf if model.support == "numbers above 0" else model.log_prob([0.0])[0]
+    zero = -jnp.inf if model.support.name == "numbers above 0" else model.log_prob([0.0])[0]
     assert model.log_prob([-1.0, jnp.inf, 0.0]).tolist() == [-jnp.inf, -jnp.inf, zero]
     slopes = jax.grad(lambda model: model.log_prob(jnp.array([-1.0, jnp.inf, 0.0, 1.0]))[3])(model)
     assert all(np.isfinite(leaf) for leaf in jax.tree.leaves(slopes))

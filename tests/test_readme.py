@@ -16,7 +16,12 @@ PAGES = sorted([*pages.ROOT.glob("*.md"), *pages.ROOT.glob("docs/*.md")])
 
 
 @pytest.mark.parametrize(
-    ("page", "devices"), [("README.md", 1), pytest.param("docs/scaling.md", 4, marks=pytest.mark.slow)]
+    ("page", "devices"),
+    [
+        ("README.md", 1),
+        pytest.param("docs/scaling.md", 4, marks=pytest.mark.slow),
+        pytest.param("docs/families.md", 1, marks=pytest.mark.slow),
+    ],
 )
 def test_every_block_runs_and_tells_the_truth(page: str, devices: int) -> None:
     # In an interpreter of its own: a reader has neither 64-bit types nor strict promotion switched on.

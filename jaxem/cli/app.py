@@ -79,12 +79,20 @@ def _jaxem(
             "$JAX_COMPILATION_CACHE_DIR, or $XDG_CACHE_HOME/jaxem, or ~/.cache/jaxem, and may be deleted at any time.",
         ),
     ] = False,
+    imports: Annotated[
+        list[str] | None,
+        typer.Option("--import", help="A module or file of Python with families of your own (see jem.family)."),
+    ] = None,
 ) -> None:
     """Thousands of mixtures or hidden Markov models from one table, by expectation-maximisation."""
     if no_cache:
         import jax
 
         jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        parsing.load(imports or [])
+    except InputError as error:
+        raise typer.Exit(complain(str(error))) from None
 
 
 def _option(panel: str, text: str, *names: str, **limits: Any) -> Any:
@@ -116,7 +124,7 @@ Family = Annotated[
         "zero_inflated_poisson, zero_inflated_negative_binomial, zero_inflated_gamma. All columns together: gaussian, "
         "diagonal, spherical, tied, student_t, factor_analysis, ppca, multinomial, dirichlet. Columns lower,upper, "
         "empty where unknown: censored_exponential, censored_weibull, censored_gaussian. Inputs, and last the "
-        "response: linear_regression, logistic_regression, poisson_regression.",
+        "response: linear_regression, logistic_regression, poisson_regression. See jaxem families.",
     ),
 ]
 Trials = Annotated[str, _option("Model", "For binomial: how many trials are behind each count.")]
@@ -339,6 +347,19 @@ def race(
     each group and start) and runs.parquet (a row for each of them and each solver).
     """
     _run("race", dict(locals()))
+
+
+@app.command()
+def families(
+    word: Annotated[str, typer.Argument(help="A family, of which to print the whole reference.")] = "",
+) -> None:
+    """List the families that --family takes, those of --import among them; or tell all about one."""
+    from jaxem.cli.columns import reference
+
+    try:
+        typer.echo(reference(word))
+    except InputError as error:
+        raise typer.Exit(complain(str(error))) from None
 
 
 def _run(command: str, options: dict[str, Any]) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
-import math
-from collections.abc import Callable, Sequence
-from functools import partial
+import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,121 +12,10 @@ import numpy as np
 import jaxem as jem
 from jaxem.cli.errors import InputError
 from jaxem.core.constraints import held, parameters
-from jaxem.distributions.words import FAMILIES as NAMED
+from jaxem.distributions.registry import FAMILIES, ColumnUse
+from jaxem.distributions.support import Support
 from jaxem.latent.components import _first_state, _fixed, _own_and_members, is_per_component
 
-
-@dataclasses.dataclass(frozen=True)
-class Support:
-    """Which numbers a column may hold.
-
-    Attributes:
-        holds: numbers -> which of them are fine.
-        wrong: what a number is that is not.
-        advice: what to do about it.
-        words: do `true` and `false` stand for 1 and 0?
-        infinite: may a number be infinite?
-    """
-
-    holds: Callable[[Any], Any]
-    wrong: str
-    advice: str = "mend it, or choose another --family"
-    words: bool = False
-    infinite: bool = False
-
-
-FINITE = Support(lambda x: x == x, "is not a number")
-FROM_ZERO = Support(lambda x: x >= 0, "is below zero")
-ABOVE_ZERO = Support(lambda x: x > 0, "is not above zero")
-BETWEEN = Support(lambda x: (x > 0) & (x < 1), "is not between 0 and 1")
-COUNT = Support(lambda x: (x >= 0) & (x % 1 == 0), "is not a count (0, 1, 2, ...)")
-YES_NO = Support(lambda x: (x == 0) | (x == 1), "is neither 0 nor 1", words=True)
-ANGLE = Support(lambda x: abs(x) <= 2 * math.pi, "is no angle in radians", "divide degrees by 57.29578")
-SHARES = Support(lambda x: abs(x - 1) <= 1e-5, "is not one", "divide each row by its sum")
-END = dataclasses.replace(FINITE, infinite=True)
-POSITIVE_END = dataclasses.replace(FROM_ZERO, infinite=True)
-
-
-class ColumnUse(enum.Enum):
-    """What a family reads of a table."""
-
-    one = "one column"
-    alone = "one column, by itself"
-    any = "all columns together, or one among other families"
-    all = "all columns together"
-    ends = "two columns, a lower and an upper end"
-    response = "inputs and, in the last column, a response"
-
-
-@dataclasses.dataclass(frozen=True)
-class FamilySpec:
-    """What a word stands for.
-
-    Attributes:
-        family: as `jem.sized` takes it.
-        about: what it is, for a report.
-        reads: how much of a row.
-        support: what its columns may hold.
-        response: what the last of them may hold, if that is something else.
-        total: what the sum of a row may be.
-        gaps: may cells be missing from a row that it reads?
-        units: does a change of units change nothing but the parameters: for `each` column, for all in `one` unit, or
-            not at all?
-    """
-
-    family: Any
-    about: str
-    reads: ColumnUse = ColumnUse.one
-    support: Support = FINITE
-    response: Support | None = None
-    total: Support | None = None
-    gaps: bool = False
-    units: str = ""
-
-
-def _said(
-    about: str, reads: ColumnUse = ColumnUse.one, support: Support = FINITE, **more: Any
-) -> Callable[[Any], FamilySpec]:
-    """All of a `FamilySpec` but the family."""
-    return partial(FamilySpec, about=about, reads=reads, support=support, **more)
-
-
-_SAID = {
-    "gaussian": _said("Gaussians with full covariance", ColumnUse.any, gaps=True, units="each"),
-    "diagonal": _said("Gaussians with diagonal covariance", ColumnUse.any, gaps=True, units="each"),
-    "spherical": _said("Gaussians with one variance for all columns", ColumnUse.any, gaps=True, units="one"),
-    "tied": _said("Gaussians that share one covariance", ColumnUse.any, gaps=True, units="each"),
-    "bernoulli": _said("Bernoulli (yes or no)", support=YES_NO),
-    "binomial": _said("binomial counts", support=COUNT),
-    "categorical": _said("categories"),
-    "poisson": _said("Poisson counts", support=COUNT),
-    "geometric": _said("geometric counts", support=COUNT),
-    "negative_binomial": _said("negative binomial counts", support=COUNT),
-    "zero_inflated_poisson": _said("zeros and Poisson counts", ColumnUse.alone, COUNT),
-    "zero_inflated_negative_binomial": _said("zeros and negative binomial counts", ColumnUse.alone, COUNT),
-    "zero_inflated_gamma": _said("zeros and gamma numbers", ColumnUse.alone, FROM_ZERO),
-    "exponential": _said("exponential numbers", support=FROM_ZERO),
-    "gamma": _said("gamma numbers", support=ABOVE_ZERO),
-    "beta": _said("beta proportions", support=BETWEEN),
-    "lognormal": _said("log-normal numbers", support=ABOVE_ZERO),
-    "inverse_gaussian": _said("inverse Gaussian numbers", support=ABOVE_ZERO),
-    "weibull": _said("Weibull numbers", support=ABOVE_ZERO),
-    "von_mises": _said("von Mises angles", support=ANGLE),
-    "laplace": _said("Laplace numbers", units="each"),
-    "student_t": _said("Student's t", ColumnUse.any, gaps=True, units="each"),
-    "factor_analysis": _said("factor analysis", ColumnUse.all, gaps=True, units="each"),
-    "ppca": _said("probabilistic principal components", ColumnUse.all, gaps=True, units="one"),
-    "multinomial": _said("multinomial counts", ColumnUse.all, COUNT),
-    "dirichlet": _said("Dirichlet proportions", ColumnUse.all, ABOVE_ZERO, total=SHARES),
-    "censored_exponential": _said("exponential numbers, censored", ColumnUse.ends, POSITIVE_END),
-    "censored_weibull": _said("Weibull numbers, censored", ColumnUse.ends, POSITIVE_END),
-    "censored_gaussian": _said("Gaussian numbers, censored", ColumnUse.ends, END),
-    "linear_regression": _said("linear regression", ColumnUse.response, units="each"),
-    "logistic_regression": _said("logistic regression", ColumnUse.response, response=YES_NO),
-    "poisson_regression": _said("Poisson regression", ColumnUse.response, response=COUNT),
-}
-FAMILIES = {word: _SAID[word](family) for word, family in NAMED.items()}
-"""The words of the library, with what the command line knows of each."""
 FACTORS = ("factor_analysis", "ppca")
 
 
@@ -140,6 +27,20 @@ def parameter_names() -> tuple[str, ...]:
         for part in parts:
             found |= dict.fromkeys(parameters(part.family if part else family))
     return tuple(found)
+
+
+def reference(word: str = "") -> str:
+    """A line for each family: its word, what its rows are, and how much of a table it reads; or all about one.
+
+    Raises:
+        InputError: there is no such family.
+    """
+    known = word.lower().replace("-", "_")
+    if word and known not in FAMILIES:
+        raise InputError(f"families {word}: there is no such family; choose from {', '.join(FAMILIES)}")
+    width = max(map(len, FAMILIES))
+    lines = [f"{one:{width}}  {FAMILIES[one].line}" for one in ([known] if word else sorted(FAMILIES))]
+    return "\n".join([*lines, "", inspect.getdoc(FAMILIES[known].family) or ""] if word else lines)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,10 +131,11 @@ class ColumnModel:
     def supports(self, i: int) -> list[Support]:
         """What a column may hold."""
         word = FAMILIES[self.words[i]]
-        last = word.response is not None and i == len(self.columns) - 1
+        last = i == len(self.columns) - 1
         found = [word.response if last and word.response else word.support]
         if most := self.trials[i]:
-            found.append(Support(lambda x: x <= most, f"is above the {most} of --trials", "mend it, or raise --trials"))
+            outside, advice = f"is above the {most} of --trials", "mend it, or raise --trials"
+            found.append(Support(f"at most {most}", lambda x: x <= most, outside=outside, advice=advice))
         return found
 
     @property

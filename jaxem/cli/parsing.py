@@ -6,9 +6,11 @@ As in `jaxem.cli.app`, nothing heavy is imported before it is needed.
 from __future__ import annotations
 
 import csv
+import importlib.util
 import os
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,6 +197,27 @@ def _names(sources: list[str]) -> list[str]:
     return names if len(set(names)) == len(names) else sources
 
 
+_loaded: list[str] = []
+"""Of --import, so that a command can be given again."""
+
+
+def load(modules: list[str]) -> None:
+    """Import modules, or files of Python, that register families."""
+    _loaded[:] = modules
+    for module in modules:
+        path = Path(module)
+        try:
+            if path.suffix != ".py":
+                sys.path.insert(0, os.getcwd())  # as `python -m` does
+                importlib.import_module(module)
+            elif Path(getattr(sys.modules.get(path.stem), "__file__", None) or os.devnull) != path.resolve():
+                spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
+                sys.modules[path.stem] = new = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+                spec.loader.exec_module(new)  # type: ignore[union-attr]
+        except Exception as error:  # whatever a user's module raises
+            raise InputError(f"--import {module}: {type(error).__name__}: {error}") from error
+
+
 def families(options: dict[str, Any], columns: list[str]) -> ColumnModel:
     """Which family reads which of the columns."""
     from jaxem.cli.columns import ColumnModel
@@ -290,7 +313,9 @@ def again(command: str, options: dict[str, Any]) -> str:
     >>> again("fit", {"table": "t.csv", "columns": "x", "by": "", "assign": True})
     'jaxem fit t.csv --columns x --assign'
     """
-    words = ["jaxem", command, *options.get("tables", []), *([options["table"]] if "table" in options else [])]
+    imports = [word for module in _loaded for word in ("--import", module)]
+    tables = [*options.get("tables", []), *([options["table"]] if "table" in options else [])]
+    words = ["jaxem", *imports, command, *tables]
     for name, value in options.items():
         if name in ("table", "tables") or value in ("", None) or value is False:
             continue

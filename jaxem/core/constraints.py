@@ -191,6 +191,14 @@ def named_axes(node: Any) -> dict[str, tuple[str, ...]]:
     return {f.name: f.metadata["axes"] for f in dataclasses.fields(node) if "constraint" in f.metadata}
 
 
+def parameter_tree(constraint: Constraint = real) -> Any:
+    """A field that holds any pytree of arrays: a dict, an Equinox or Flax module, whose static leaves stay as they are.
+
+    Every array in it is a parameter that all members share, each of whose numbers is in the constraint's set.
+    """
+    return dataclasses.field(metadata={"each": constraint})
+
+
 def parameters(node: Any) -> dict[str, Constraint]:
     """The declared parameters of a model's own class, by field name."""
     return {f.name: f.metadata["constraint"] for f in dataclasses.fields(node) if "constraint" in f.metadata}
@@ -304,7 +312,8 @@ def walk(
             follows = following.get(leaf.name) if following else None
             yield leaf if follows is None else leaf._replace(still=True, follows=follows)
             continue
-        parts = jax.tree_util.tree_flatten_with_path(value, is_leaf=dataclasses.is_dataclass)[0]
+        free = field.metadata.get("each")
+        parts = jax.tree_util.tree_flatten_with_path(value, is_leaf=None if free else dataclasses.is_dataclass)[0]
         each = mine if isinstance(mine, tuple) else (mine,) * len(parts)
         for (below, part), its in zip(parts, each, strict=True):
             if dataclasses.is_dataclass(part):
@@ -312,7 +321,7 @@ def walk(
                 yield from walk(part, _aligned(its, members), rests, (*here, *below), following)
             else:
                 # An array that is no parameter is a constant of the model.
-                yield Leaf((*here, *below), held, part, True, _aligned(its, ()))
+                yield Leaf((*here, *below), free or held, part, rests or free is None, _aligned(its, ()))
 
 
 def _aligned(used: Any, members: tuple[int, ...]) -> Any:

@@ -22,6 +22,7 @@ from jaxem.data.missing import Incomplete, cells, incomplete, unseen_rows
 from jaxem.data.prepare import as_floats
 from jaxem.distributions.constrained_m_step import constrained
 from jaxem.distributions.statistics import quantiles
+from jaxem.distributions.support import FINITE, Support
 
 Statistics = PyTree
 Pullback = Callable[[Array], Statistics]
@@ -274,19 +275,27 @@ class Family(Distribution):
     - `statistics(x, weight)`: the sufficient statistics, summed over rows with `weight [..., n]`;
     - `expected_log_prob(statistics)`, `m_step(statistics)`;
     - `expected_statistics()`: the mean statistics of one row drawn from each member;
-    - `sample(key, n)`; `around(row, members)`: members with any valid parameters, from which `start` sets out;
+    - `sample(key, n)`;
+    - unless its parameters are numbers, `initial_members(row, members)`: any valid ones, from which `start` sets out;
     - `scalar = False` if a row is a vector;
-    - `harmless()`: a row that it can produce, if zero is none; `centre()`, its mean row, for `impute`;
-    - if some of the work on x can be done once: `columns(x)`; if not every number is possible:
-      `contains(columns)` and `support`, its name in words.
+    - if not every number is possible: `support`, a `jem.Support`; `centre()`, its mean row, for `impute`;
+    - if some of the work on x can be done once: `columns(x)`, and then `contains(columns)`.
 
     What you get: a place in every `Mixture` and `Product`; `e_step`; `fit`, `fit_many`, restarts, weights, labels,
     priors; missing rows (whole ones; any cell, if the family is an `AnyCell`); starts; checks of
     arguments; saving and loading; the command line; the laws as tests.
     """
 
-    support: ClassVar[str] = "finite numbers"
+    support: ClassVar[Support] = FINITE
     scalar: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """A support that is a name only belongs to a family that writes `contains` itself."""
+        super().__init_subclass__(**options)
+        if isinstance(name := cls.__dict__.get("support"), str):
+            cls.support = dataclasses.replace(FINITE, name=name)
+        if "harmless" in cls.__dict__:
+            raise TypeError(f"{cls.__name__}.harmless: say it as support = jem.Support(name, contains, example)")
 
     def __post_init__(self) -> None:
         convert_parameters(self)
@@ -308,9 +317,8 @@ class Family(Distribution):
         return jnp.swapaxes(x, -1, -2) if self.event_shape else x
 
     def contains(self, columns: Any) -> Array:
-        values = columns if isinstance(columns, jax.Array) else jax.tree.leaves(columns)[0]
-        finite = jnp.isfinite(values)
-        return jnp.all(finite, axis=-2) if self.event_shape else finite
+        holds = self.support.holds(columns if isinstance(columns, jax.Array) else jax.tree.leaves(columns)[0])
+        return jnp.all(holds, axis=-2) if self.event_shape else holds
 
     def log_density(self, columns: Any) -> Array:
         raise NotImplementedError
@@ -330,15 +338,11 @@ class Family(Distribution):
         return _observed(self, replace(x, values=values) if isinstance(x, Incomplete) else values)
 
     def observe_incomplete(self, x: Incomplete) -> Rows:
-        """Rows of which some were not seen at all; something harmless stands in their place."""
+        """Rows of which some were not seen at all; an example of the support stands in their place."""
         unseen = unseen_rows(x)
-        harmless = jnp.broadcast_to(jnp.asarray(self.harmless(), x.values.dtype), self.event_shape)
-        values = jnp.where(unseen.reshape(-1, *(1 for _ in self.event_shape)), harmless[None], x.values)
+        example = jnp.broadcast_to(jnp.asarray(self.support.example, x.values.dtype), self.event_shape)
+        values = jnp.where(unseen.reshape(-1, *(1 for _ in self.event_shape)), example[None], x.values)
         return Rows(self.columns(values), ~unseen)
-
-    def harmless(self) -> Any:
-        """A row that the family can produce (anything that broadcasts against one)."""
-        return 0
 
     def check(self, x: Any, weight: Array, prior: Any) -> None:
         """Raise ValueError for a row of which a part is missing, if the family reads whole rows."""
@@ -376,8 +380,22 @@ class Family(Distribution):
 
     @classmethod
     def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
-        """Members with any valid parameters, not far from `row`."""
-        raise NotImplementedError
+        """Members with any valid parameters, not far from `row`.
+
+        Unless a family says it better: parameters that are numbers are zero in coordinates (0 of the real ones, 1 of
+        those above zero, 1/2 of those between zero and one).
+        """
+        wanted, values = parameters(cls), {}
+        for name, constraint in wanted.items():
+            if constraint.event_ndim or constraint.bijector is None:
+                raise NotImplementedError(
+                    f"{cls.__name__}.initial_members: {name} is a {constraint.name}; write a class method "
+                    "initial_members(row, members) that gives any valid parameters"
+                )
+            half = jnp.full(members, 0.5, row.dtype)  # on the edge of no constraint
+            values[name] = constraint.bijector.values(jnp.zeros_like(half), half)
+        others = {field.name: sizes[field.name] for field in dataclasses.fields(cls) if field.name in sizes}  # type: ignore[arg-type]
+        return cls(**values, **others)
 
     @classmethod
     def told(cls, values: np.ndarray) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any, Self
 
@@ -25,7 +26,9 @@ from jaxem.core.pytree import module, replace, static
 from jaxem.core.special import log_rest, x_minus_log1p
 from jaxem.distributions.base import Family
 from jaxem.distributions.discrete import Counted, _Counts, _largest, times_log, times_log_rest, weighted, whole
+from jaxem.distributions.registry import family
 from jaxem.distributions.statistics.moments import has_weight
+from jaxem.distributions.support import COUNT, YES_NO
 
 
 @module
@@ -74,7 +77,7 @@ class OfTrials(Family):
         return replace(self, probs=jnp.where(some, probs, self.probs))
 
 
-@module
+@family("bernoulli", "Bernoulli (yes or no)")
 class Bernoulli(OfTrials):
     """Yes or no.
 
@@ -91,15 +94,12 @@ class Bernoulli(OfTrials):
     [[-1.3863], [-0.6931]]
     """
 
-    support = "0 or 1"
+    support = YES_NO
     probs: Float[Array, "*batch"] = parameter(unit_interval)
 
     @property
     def _trials(self) -> int:
         return 1
-
-    def contains(self, columns: Array) -> Array:
-        return (columns == 0) | (columns == 1)
 
     def log_density(self, columns: Float[Array, "n"]) -> Float[Array, "*batch n"]:
         probs = self.probs[..., None]
@@ -121,7 +121,7 @@ class Bernoulli(OfTrials):
         return (draws < self.probs[..., None]).astype(self.probs.dtype)
 
 
-@module
+@family("binomial", "binomial counts")
 class Binomial(OfTrials):
     """Successes in a known number of independent trials.
 
@@ -139,7 +139,7 @@ class Binomial(OfTrials):
     [[-2.972], [-1.1754]]
     """
 
-    support = "whole numbers from 0 to the total count"
+    support = dataclasses.replace(COUNT, name="whole numbers from 0 to the total count")
     total_count: int = static()
     probs: Float[Array, "*batch"] = parameter(unit_interval)
 
@@ -244,7 +244,7 @@ def _binomial_jvp(total: int, primals: tuple[Array, ...], tangents: tuple[Array,
     return _binomial(total, *primals), change + tangents[3] + tangents[4]
 
 
-@module
+@family("geometric", "geometric counts")
 class Geometric(_Counts, OfTrials):
     """Failures before the first success.
 

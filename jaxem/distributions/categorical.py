@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Self
 
 import jax
@@ -19,12 +20,14 @@ from jaxem.core.double_double import (
     quotient_words,
     sum_words,
 )
-from jaxem.core.pytree import module, replace, static
+from jaxem.core.pytree import replace, static
 from jaxem.core.special import x_minus_log1p
 from jaxem.core.summation import two_sum
 from jaxem.distributions.base import Family, flat_members
 from jaxem.distributions.discrete import Counted, _largest, times_log, weighted, whole
+from jaxem.distributions.registry import family
 from jaxem.distributions.statistics.moments import shares
+from jaxem.distributions.support import COUNT, FINITE
 
 
 class OfCategories(Family):
@@ -41,7 +44,7 @@ class OfCategories(Family):
         return replace(self, probs=shares(statistics, self.probs))
 
 
-@module
+@family("categorical", "categories", column=FINITE)
 class Categorical(OfCategories):
     """One of C categories, numbered from zero.
 
@@ -58,7 +61,7 @@ class Categorical(OfCategories):
     [-0.6931, -1.3863]
     """
 
-    support = "whole numbers from 0 to the number of categories less one"
+    support = dataclasses.replace(COUNT, name="whole numbers from 0 to the number of categories less one")
     probs: Float[Array, "*batch c"] = parameter(simplex)
 
     @property
@@ -112,7 +115,7 @@ class Categorical(OfCategories):
         return draws.astype(self.probs.dtype)
 
 
-@module
+@family("multinomial", "multinomial counts", reads="all")
 class Multinomial(OfCategories):
     """How many of the trials of a row fell to each of C categories. How many trials a row has is up to the row.
 
@@ -131,7 +134,7 @@ class Multinomial(OfCategories):
     """
 
     scalar = False
-    support = "whole numbers from 0 upward in each column"
+    support = dataclasses.replace(COUNT, name="whole numbers from 0 upward in each column")
     probs: Float[Array, "*batch c"] = parameter(simplex)
     total_count: int = static(default=1)
 

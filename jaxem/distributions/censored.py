@@ -14,8 +14,10 @@ from jaxem.core.pytree import module, replace
 from jaxem.distributions.base import Family, Rows, Statistics
 from jaxem.distributions.gaussian import DiagonalGaussian, Gaussian, SphericalGaussian, TiedGaussian
 from jaxem.distributions.product import sized
+from jaxem.distributions.registry import structure
 from jaxem.distributions.statistics import truncated
 from jaxem.distributions.statistics.moments import Moments
+from jaxem.distributions.support import Support
 
 GAUSSIANS = (Gaussian, DiagonalGaussian, SphericalGaussian, TiedGaussian)
 HOOKS = ("intervals", "log_interval", "interval_statistics")
@@ -41,7 +43,7 @@ class Ends:
     upper: Float[Array, "n"]
 
 
-@module
+@structure
 class Censored(Family):
     """Numbers seen exactly, or known to lie in an interval.
 
@@ -77,8 +79,9 @@ class Censored(Family):
             )
 
     @property
-    def support(self) -> str:  # type: ignore[override]
-        return f"pairs (lower, upper) with lower not above upper, in {self.base.support}"
+    def support(self) -> Support:  # type: ignore[override]
+        name = f"pairs (lower, upper) with lower not above upper, in {self.base.support.name}"
+        return dataclasses.replace(self.base.support, name=name)
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -87,9 +90,6 @@ class Censored(Family):
     @property
     def event_shape(self) -> tuple[int, ...]:
         return (2,)
-
-    def harmless(self) -> Any:
-        return self.base.harmless()
 
     def centre(self) -> Float[Array, "*batch 2"]:
         mean = self.base.centre().reshape(*self.batch_shape, 1)
@@ -106,9 +106,9 @@ class Censored(Family):
         reach = jnp.maximum(lower, getattr(self.base, "infimum", -jnp.inf))
         points = self._points(jnp.where(exact, lower, representatives(reach, upper)))
         inside = jnp.where(exact, self.base.contains(points), reach < upper)
-        harmless, settled = jnp.asarray(self.base.harmless(), x.dtype), exact | ~inside
+        example, settled = jnp.asarray(self.base.support.example, x.dtype), exact | ~inside
         low, high = (
-            jnp.where(inside, jnp.where(exact, own, end), harmless) for own, end in ((lower, reach), (upper, upper))
+            jnp.where(inside, jnp.where(exact, own, end), example) for own, end in ((lower, reach), (upper, upper))
         )
         return Ends(points, self._known.intervals(low, high), settled, inside, reach, upper)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from functools import partial
 from typing import Any, NamedTuple, Self
@@ -21,8 +22,10 @@ from jaxem.core.summation import totals
 from jaxem.distributions.base import Family
 from jaxem.distributions.gaussian import FLOOR
 from jaxem.distributions.members import ScalarParameters
+from jaxem.distributions.registry import family
 from jaxem.distributions.statistics.log_ratios import PositiveColumns
 from jaxem.distributions.statistics.moments import has_weight
+from jaxem.distributions.support import ABOVE_ZERO, BETWEEN, SHARES, Support
 
 STEPS = 100
 """Of Newton's method, at most; it needs about eight."""
@@ -341,7 +344,7 @@ def _above_jvp(c: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> t
     return _above(c, share, each), totals[0] * by_x + totals[1] * x - change[..., c, None]
 
 
-@module
+@family("beta", "beta proportions")
 class Beta(_Proportions, ScalarParameters):
     """A proportion.
 
@@ -361,7 +364,7 @@ class Beta(_Proportions, ScalarParameters):
     [[0.0, -inf], [0.4055, -inf]]
     """
 
-    support = "numbers between 0 and 1"
+    support = BETWEEN
     successes: Float[Array, "*batch"] = parameter(positive)
     failures: Float[Array, "*batch"] = parameter(positive)
 
@@ -376,9 +379,6 @@ class Beta(_Proportions, ScalarParameters):
         """Successes, and failures to all digits."""
         rest = 1 - x
         return Share.words(x, jnp.zeros_like(x)), Share.words(rest, (1 - rest) - x)
-
-    def harmless(self) -> float:
-        return 0.5
 
     def centre(self) -> Array:
         return self.successes / (self.successes + self.failures)
@@ -395,7 +395,7 @@ class Beta(_Proportions, ScalarParameters):
         return jnp.clip(draws, limits.tiny, 1 - limits.epsneg)
 
 
-@module
+@family("dirichlet", "Dirichlet proportions", reads="all", column=ABOVE_ZERO, total=SHARES)
 class Dirichlet(_Proportions):
     """Proportions of C kinds, which sum to one.
 
@@ -417,7 +417,6 @@ class Dirichlet(_Proportions):
     """
 
     scalar = False
-    support = "numbers above 0 that sum to one"
     concentration: Float[Array, "*batch c"] = parameter(positive_vector)
 
     @property
@@ -431,15 +430,17 @@ class Dirichlet(_Proportions):
     def event_shape(self) -> tuple[int, ...]:
         return self.concentration.shape[-1:]
 
+    @property
+    def support(self) -> Support:  # type: ignore[override]
+        even = 1 / self.event_shape[0]
+        return dataclasses.replace(ABOVE_ZERO, name="numbers above 0 that sum to one", example=even)
+
     def columns(self, x: Float[Array, "n c"]) -> tuple[Share, ...]:
         """Each over the sum of the row, to twice the digits: a narrow density tells them apart."""
         total, short = (part[:, None] for part in sum_words(x))
         high, low = quotient_words(x, jnp.where(total > 0, total, 1), short)
         high = jnp.where(jnp.abs(total - 1) <= 1e-5, high, -1)
         return tuple(Share.words(high[:, c], low[:, c]) for c in range(x.shape[-1]))
-
-    def harmless(self) -> float:
-        return 1 / self.event_shape[0]
 
     def centre(self) -> Array:
         return self.concentration / jnp.sum(self.concentration, axis=-1, keepdims=True)

@@ -10,6 +10,7 @@ from jaxem.core import linalg
 from jaxem.core.pytree import module
 from jaxem.core.special import log_rest
 from jaxem.distributions.base import Family
+from jaxem.distributions.support import COUNT
 
 
 def weighted(weight: Float[Array, "*batch n"], values: Float[Array, "n"]) -> Float[Array, "*batch"]:
@@ -68,7 +69,7 @@ class Counted:
 class _Counts(Family):
     """Whole numbers from zero upward."""
 
-    support = "whole numbers from 0 upward"
+    support = COUNT
 
     @classmethod
     def seeding_features(cls, x: Array, weight: Array, **sizes: int) -> Float[Array, "n d"]:

@@ -14,11 +14,13 @@ from jaxem.core.pytree import module, replace
 from jaxem.data.missing import cells
 from jaxem.distributions.base import Family, Pullback, Rows, Statistics, convert_parameters
 from jaxem.distributions.product import Sized, sized
+from jaxem.distributions.registry import structure
+from jaxem.distributions.support import Support
 
 
 @module
 class MaskedRows:
-    """Rows as one part reads them; something harmless stands in the place of those that it cannot produce.
+    """Rows as one part reads them; an example stands in the place of those that it cannot produce.
 
     Attributes:
         rows: as the part reads them.
@@ -29,7 +31,7 @@ class MaskedRows:
     inside: Bool[Array, "n"]
 
 
-@module
+@structure
 class Either(Family):
     """Members of different families: those of the first part, then those of the second, and so on.
 
@@ -75,8 +77,9 @@ class Either(Family):
         return not self.event_shape
 
     @property
-    def support(self) -> str:  # type: ignore[override]
-        return ", or ".join(dict.fromkeys(part.support for part in self.parts))
+    def support(self) -> Support:  # type: ignore[override]
+        names = dict.fromkeys(part.support.name for part in self.parts)
+        return Support(", or ".join(names), self.contains, self.parts[0].support.example)
 
     @property
     def _sizes(self) -> list[int]:
@@ -109,9 +112,6 @@ class Either(Family):
 
     def contains(self, columns: tuple[MaskedRows, ...]) -> Array:
         return jnp.stack([block.inside for block in columns]).any(0)
-
-    def harmless(self) -> Any:
-        return self.parts[0].harmless()
 
     def log_density(self, columns: tuple[MaskedRows, ...]) -> Float[Array, "*batch n"]:
         return self.e_step(Rows(columns))[0]
@@ -188,9 +188,9 @@ class Either(Family):
 def _possible(part: Family, x: Any) -> MaskedRows:
     inside = part.inside(part.observe(x))
     values = cells(x)
-    harmless = jnp.broadcast_to(jnp.asarray(part.harmless(), values.dtype), part.event_shape)
+    example = jnp.broadcast_to(jnp.asarray(part.support.example, values.dtype), part.event_shape)
     kept = inside.reshape(-1, *(1 for _ in part.event_shape))
-    values = jnp.where(kept, values, harmless[None])
+    values = jnp.where(kept, values, example[None])
     return MaskedRows(part.observe(values if cells(x) is x else replace(x, values=values)), inside)
 
 

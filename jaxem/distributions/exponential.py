@@ -10,14 +10,16 @@ from jaxtyping import Array, Float
 
 from jaxem.core import linalg
 from jaxem.core.constraints import parameter, positive
-from jaxem.core.pytree import module, replace
+from jaxem.core.pytree import replace
 from jaxem.distributions.poisson import Arrivals
 from jaxem.distributions.positive import Positive
+from jaxem.distributions.registry import family
 from jaxem.distributions.statistics import truncated
 from jaxem.distributions.statistics.moments import has_weight, resolution
+from jaxem.distributions.support import FROM_ZERO
 
 
-@module
+@family("exponential", "exponential numbers")
 class Exponential(Positive):
     """Waiting times that do not depend on how long one has waited.
 
@@ -34,14 +36,14 @@ class Exponential(Positive):
     [-0.6931, -1.6931]
     """
 
-    support = "numbers from 0 upward"
+    support = FROM_ZERO
     rate: Float[Array, "*batch"] = parameter(positive)
 
     def columns(self, x: Float[Array, "n"]) -> Float[Array, "n"]:
         return x
 
     def contains(self, columns: Array) -> Array:
-        return jnp.isfinite(columns) & (columns >= 0)
+        return self.support.holds(columns)
 
     def log_density(self, columns: Float[Array, "n"]) -> Float[Array, "*batch n"]:
         rate = self.rate[..., None]

@@ -21,6 +21,7 @@ from jaxem.core.linalg import HIGHEST, matmul, transpose
 from jaxem.core.pytree import module, replace
 from jaxem.distributions.base import Rows, add, as_rows, scale
 from jaxem.distributions.gaussian import FLOOR
+from jaxem.distributions.registry import family
 from jaxem.distributions.statistics import mahalanobis, quantiles
 from jaxem.distributions.statistics.incomplete_gaussian import (
     LOG_2_PI,
@@ -347,7 +348,7 @@ def _transform(model: _Factors, rows: Rows) -> Array:
     return transpose(model._factors(rows.columns, model.mean))
 
 
-@module
+@family("factor_analysis", "factor analysis", reads="all", gaps=True, units="each")
 class FactorAnalysis(_Factors):
     """Columns that share a few hidden factors, each with noise of its own.
 
@@ -384,7 +385,7 @@ class FactorAnalysis(_Factors):
         return noise
 
 
-@module
+@family("ppca", "probabilistic principal components", reads="all", gaps=True, units="one")
 class PPCA(_Factors):
     """Probabilistic principal components: factors behind columns that all have the same noise.
 

@@ -12,11 +12,12 @@ from jaxtyping import Array, Float
 from jaxem.core import linalg
 from jaxem.core.constraints import parameter, positive
 from jaxem.core.double_double import quotient_words
-from jaxem.core.pytree import module, replace
+from jaxem.core.pytree import replace
 from jaxem.core.root_finding import root
 from jaxem.core.special import log_minus_digamma, stirling
 from jaxem.core.summation import totals
 from jaxem.distributions.positive import Positive
+from jaxem.distributions.registry import family
 from jaxem.distributions.statistics.log_ratios import InverseRatios, LogRatios, PositiveColumns, Ratios
 from jaxem.distributions.statistics.moments import has_weight, resolution
 
@@ -61,7 +62,7 @@ class _Dispersed(Positive):
         return self.expected_statistics().second < 10 * floor.second
 
 
-@module
+@family("gamma", "gamma numbers")
 class Gamma(_Dispersed):
     """Sums of waiting times; whatever is positive and has a coefficient of variation of its own.
 
@@ -146,7 +147,7 @@ def _log_gamma_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple
     return _log_gamma(row, shape, rate), change - (1 + shape[..., None] * above) * by_row
 
 
-@module
+@family("inverse_gaussian", "inverse Gaussian numbers")
 class InverseGaussian(_Dispersed):
     """The first time at which a drifting Brownian motion reaches a level; also called Wald.
 

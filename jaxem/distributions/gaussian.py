@@ -14,9 +14,10 @@ from jaxtyping import Array, Bool, Float
 
 from jaxem.core import linalg
 from jaxem.core.constraints import is_held, parameter, positive, positive_definite, positive_vector, vector
-from jaxem.core.pytree import module, replace
+from jaxem.core.pytree import replace
 from jaxem.data.missing import Incomplete
 from jaxem.distributions.base import Pullback, Rows
+from jaxem.distributions.registry import family
 from jaxem.distributions.statistics import mahalanobis, quantiles
 from jaxem.distributions.statistics.incomplete_gaussian import LOG_2_PI, AnyCell, Cells, Columns, Gaps, weighted_cells
 from jaxem.distributions.statistics.moments import Moments, has_weight, resolution
@@ -209,7 +210,7 @@ def lifted(
     return jnp.any(held | (pivots < 10 * linalg.diagonal(floor.second)), axis=-1)
 
 
-@module
+@family("gaussian", "Gaussians with full covariance", reads="any", gaps=True, units="each")
 class Gaussian(_Elliptic):
     """Gaussians with a covariance matrix each.
 
@@ -245,7 +246,7 @@ class Gaussian(_Elliptic):
         return replace(self, mean=mean, covariance=jnp.where(some, covariance, self.covariance))
 
 
-@module
+@family("tied", "Gaussians that share one covariance", reads="any", gaps=True, units="each")
 class TiedGaussian(_Elliptic):
     """Gaussians with means of their own and one covariance matrix, shared over the last axis of members.
 
@@ -365,7 +366,7 @@ class _Axial(_Normal):
         return noise * jnp.sqrt(self._variances())[..., None, :]
 
 
-@module
+@family("diagonal", "Gaussians with diagonal covariance", reads="any", gaps=True, units="each")
 class DiagonalGaussian(_Axial):
     """Gaussians with independent columns, each with a variance of its own.
 
@@ -398,7 +399,7 @@ class DiagonalGaussian(_Axial):
         return replace(self, mean=mean, variance=jnp.where(some, variance, self.variance))
 
 
-@module
+@family("spherical", "Gaussians with one variance for all columns", reads="any", gaps=True, units="one")
 class SphericalGaussian(_Axial):
     """Gaussians with one variance for all columns.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Self
 
 import jax
@@ -13,12 +14,13 @@ from jaxem.core import linalg
 from jaxem.core.constraints import parameter, real, vector
 from jaxem.core.double_double import factorial_rest, kept, log_words
 from jaxem.core.linalg import matmul
-from jaxem.core.pytree import module
 from jaxem.core.special import x_minus_log1p
 from jaxem.distributions.gaussian import FLOOR
+from jaxem.distributions.registry import family
 from jaxem.distributions.regression import Regression, Table
 from jaxem.distributions.statistics.glm_bound import GLMBound
 from jaxem.distributions.statistics.moments import has_weight
+from jaxem.distributions.support import COUNT, YES_NO
 
 RUNAWAY = 12.0
 """A change of the log-odds or the log-rate by this much, over one spread of the inputs, has no end: the responses are
@@ -115,7 +117,7 @@ class _Exponential(Regression):
         return cls(jnp.zeros((*members, len(row) - 1), row.dtype), jnp.zeros(members, row.dtype))  # type: ignore
 
 
-@module
+@family("logistic_regression", "logistic regression", reads="response")
 class LogisticRegression(_Exponential):
     """A response of 0 or 1 whose log-odds are a linear function of the inputs.
 
@@ -136,7 +138,7 @@ class LogisticRegression(_Exponential):
     [-0.6931, -0.1269]
     """
 
-    support = "a response of 0 or 1, after finite inputs"
+    support = dataclasses.replace(YES_NO, name="a response of 0 or 1, after finite inputs")
     coefficients: Float[Array, "*batch p"] = parameter(vector)
     intercept: Float[Array, "*batch"] = parameter(real)
 
@@ -158,7 +160,7 @@ class LogisticRegression(_Exponential):
         return (draws < jax.nn.sigmoid(predictor)).astype(predictor.dtype)
 
 
-@module
+@family("poisson_regression", "Poisson regression", reads="response")
 class PoissonRegression(_Exponential):
     """Counts whose log-rate is a linear function of the inputs.
 
@@ -176,7 +178,7 @@ class PoissonRegression(_Exponential):
     [-1.0, -1.4114]
     """
 
-    support = "a response that is a whole number from 0 upward, after finite inputs"
+    support = dataclasses.replace(COUNT, name="a response that is a whole number from 0 upward, after finite inputs")
     coefficients: Float[Array, "*batch p"] = parameter(vector)
     intercept: Float[Array, "*batch"] = parameter(real)
 

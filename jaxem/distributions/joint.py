@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxem.core.pytree import module
 from jaxem.data.missing import some_columns
 from jaxem.data.prepare import as_floats
 from jaxem.distributions.base import Rows
 from jaxem.distributions.product import Product
+from jaxem.distributions.registry import structure
 
 
-@module
+@structure
 class Joint(Product):
     """Inputs and a response that depends on them: two families, of which the second reads all columns.
 

@@ -13,6 +13,7 @@ from jaxem.core.constraints import parameter, positive, real
 from jaxem.core.pytree import module, replace
 from jaxem.core.summation import totals
 from jaxem.distributions.base import Family
+from jaxem.distributions.registry import family
 from jaxem.distributions.statistics import quantiles
 from jaxem.distributions.statistics.moments import has_weight, resolution
 
@@ -81,7 +82,7 @@ class Deviations:
         )
 
 
-@module
+@family("laplace", "Laplace numbers", units="each")
 class Laplace(Family):
     """Two exponentials, back to back: its fit is the median, and the mean absolute deviation from it.
 

@@ -10,16 +10,17 @@ from jaxtyping import Array, Float
 
 from jaxem.core import linalg
 from jaxem.core.constraints import parameter, positive, real
-from jaxem.core.pytree import module, replace
+from jaxem.core.pytree import replace
 from jaxem.distributions.base import Rows
 from jaxem.distributions.gaussian import DiagonalGaussian
 from jaxem.distributions.positive import Positive
+from jaxem.distributions.registry import family
 from jaxem.distributions.statistics import truncated
 from jaxem.distributions.statistics.log_ratios import PositiveColumns
 from jaxem.distributions.statistics.moments import Moments, has_weight, resolution
 
 
-@module
+@family("lognormal", "log-normal numbers")
 class LogNormal(Positive):
     """A Gaussian of log x.
 

@@ -9,11 +9,12 @@ from jaxtyping import Array, Float
 
 from jaxem.core import linalg
 from jaxem.core.constraints import held, parameter
-from jaxem.core.pytree import module
 from jaxem.distributions.base import Family
+from jaxem.distributions.registry import structure
+from jaxem.distributions.support import Support
 
 
-@module
+@structure
 class PointMass(Family):
     """One value and no other. Fits never move it: with `Either` it makes inflated zeros, or a known outlier.
 
@@ -30,7 +31,6 @@ class PointMass(Family):
     [[0.0, -inf, -inf], [-inf, -inf, 0.0]]
     """
 
-    support = "the locations"
     location: Float[Array, "*batch"] = parameter(held)
 
     def _equal(self, columns: Float[Array, "n"]) -> Array:
@@ -42,8 +42,9 @@ class PointMass(Family):
     def log_density(self, columns: Float[Array, "n"]) -> Float[Array, "*batch n"]:
         return jnp.where(self._equal(columns), 0, -jnp.inf).astype(columns.dtype)
 
-    def harmless(self) -> Any:
-        return self.location.reshape(-1)[0]
+    @property
+    def support(self) -> Support:  # type: ignore[override]
+        return Support("the locations", self.contains, self.location.reshape(-1)[0])
 
     def statistics(self, x: Any, weight: Array) -> Float[Array, "*batch"]:
         """The weighted number of rows."""

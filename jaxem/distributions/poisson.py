@@ -26,7 +26,9 @@ from jaxem.core.summation import totals
 from jaxem.distributions.base import Family
 from jaxem.distributions.discrete import Counted, _Counts, times_log, weighted, whole
 from jaxem.distributions.members import ScalarParameters
+from jaxem.distributions.registry import family
 from jaxem.distributions.statistics.moments import has_weight
+from jaxem.distributions.support import COUNT
 
 
 @module
@@ -37,7 +39,7 @@ class Arrivals:
     exposure: Array
 
 
-@module
+@family("poisson", "Poisson counts")
 class Poisson(Family):
     """Counts without an upper limit.
 
@@ -54,7 +56,7 @@ class Poisson(Family):
     [-2.0, -1.712]
     """
 
-    support = "whole numbers from 0 upward"
+    support = COUNT
     rate: Float[Array, "*batch"] = parameter(non_negative)
 
     def columns(self, x: Array) -> Counted:
@@ -208,7 +210,7 @@ class Tables:
         return replace(jax.tree.map(lambda each: each * factor, self), log_shape=self.log_shape)
 
 
-@module
+@family("negative_binomial", "negative binomial counts")
 class NegativeBinomial(_Counts, ScalarParameters):
     """Counts with more spread than a Poisson's: the variance is mean + mean^2 / shape.
 

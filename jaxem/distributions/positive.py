@@ -9,12 +9,13 @@ from jaxtyping import Array, Float
 
 from jaxem.distributions.base import Family
 from jaxem.distributions.statistics.log_ratios import PositiveColumns
+from jaxem.distributions.support import ABOVE_ZERO
 
 
 class Positive(Family):
     """Numbers above zero, of which the logarithm is taken once."""
 
-    support = "numbers above 0"
+    support = ABOVE_ZERO
     infimum: ClassVar[float] = 0.0
 
     def columns(self, x: Float[Array, "n"]) -> Any:
@@ -22,9 +23,6 @@ class Positive(Family):
 
     def contains(self, columns: Any) -> Array:
         return columns.inside
-
-    def harmless(self) -> float:
-        return 1.0
 
     @classmethod
     def seeding_features(cls, x: Array, weight: Array, **sizes: int) -> Float[Array, "n 1"]:

@@ -11,9 +11,11 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from jaxem.core.pytree import module, replace
+from jaxem.core.pytree import replace
 from jaxem.data.missing import some_columns
 from jaxem.distributions.base import Family, Pullback, Rows, Statistics, convert_parameters
+from jaxem.distributions.registry import structure
+from jaxem.distributions.support import Support
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +100,7 @@ def sized(family: Any, columns: int = 1, **sizes: int) -> Sized:
     return Sized(family, columns, tuple(sorted(sizes.items())))
 
 
-@module
+@structure
 class Product(Family):
     """Independent blocks of columns, each with a family of its own.
 
@@ -270,7 +272,7 @@ class ProductFamily:
         ]
 
 
-@module
+@structure
 class Independent(Family):
     """Columns of one kind, independent: the last member axis of `base` becomes the columns of a row.
 
@@ -306,7 +308,7 @@ class Independent(Family):
         return self.base.batch_shape[-1:]
 
     @property
-    def support(self) -> str:  # type: ignore[override]
+    def support(self) -> Support:  # type: ignore[override]
         return self.base.support
 
     @property

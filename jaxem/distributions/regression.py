@@ -21,6 +21,7 @@ from jaxem.core.linalg import matmul
 from jaxem.core.pytree import module, replace
 from jaxem.data.missing import Incomplete, cells
 from jaxem.distributions.base import Family, Rows, Statistics
+from jaxem.distributions.registry import family
 from jaxem.distributions.statistics import quantiles
 from jaxem.distributions.statistics.design_matrix import Design, design, shared
 from jaxem.distributions.statistics.moments import has_weight, resolution
@@ -239,7 +240,7 @@ class Residuals:
         return replace(self, spread_rows=self.spread_rows * factor, gram=self.gram * factor)
 
 
-@module
+@family("linear_regression", "linear regression", reads="response", units="each")
 class LinearRegression(Regression):
     """A response that is Gaussian about a linear function of the inputs.
 

@@ -10,16 +10,17 @@ from jaxtyping import Array, Bool, Float
 
 from jaxem.core import linalg
 from jaxem.core.constraints import parameter, vector
-from jaxem.core.pytree import module, replace
+from jaxem.core.pytree import replace
 from jaxem.distributions.base import Family, Rows
 from jaxem.distributions.gaussian import FLOOR
+from jaxem.distributions.registry import structure
 from jaxem.distributions.statistics import quantiles
 from jaxem.distributions.statistics.design_matrix import Design, design, shared
 from jaxem.distributions.statistics.glm_bound import GLMBound
 from jaxem.distributions.statistics.moments import has_weight
 
 
-@module
+@structure
 class SoftmaxGate(Family):
     """The probability of each of K classes, given inputs: its members are the classes, and a row is the inputs.
 

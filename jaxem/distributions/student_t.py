@@ -17,6 +17,7 @@ from jaxem.core.special import log_minus_digamma, stirling, x_minus_log1p
 from jaxem.core.summation import totals
 from jaxem.distributions.base import Pullback, Rows
 from jaxem.distributions.gaussian import Gaussian, lifted
+from jaxem.distributions.registry import family
 from jaxem.distributions.statistics import mahalanobis
 from jaxem.distributions.statistics.incomplete_gaussian import LOG_2_PI, AnyCell, Columns, Gaps
 from jaxem.distributions.statistics.moments import Moments, has_weight, resolution
@@ -41,7 +42,7 @@ class RobustMoments:
     spread: Array
 
 
-@module
+@family("student_t", "Student's t", reads="any", gaps=True, units="each")
 class StudentT(AnyCell):
     """Student's t: a Gaussian whose rows have precisions of their own, u ~ Gamma(dof / 2, rate dof / 2).
 

@@ -18,7 +18,9 @@ from jaxem.core.summation import totals
 from jaxem.distributions.base import flat_members
 from jaxem.distributions.gaussian import FLOOR
 from jaxem.distributions.members import ScalarParameters
+from jaxem.distributions.registry import family
 from jaxem.distributions.statistics.moments import has_weight
+from jaxem.distributions.support import ANGLE
 
 LARGE = {4: 20.0, 8: 200.0}
 """Concentrations, by bytes of a float, from which seven terms of the series of I1 / I0 are better than the quotient."""
@@ -79,7 +81,7 @@ def _between(a: Array, b: Array) -> tuple[Array, Array]:
     return -2 * jnp.sin(middle) * half, 2 * jnp.cos(middle) * half
 
 
-@module
+@family("von_mises", "von Mises angles", column=ANGLE)
 class VonMises(ScalarParameters):
     """Angles about a mean direction.
 

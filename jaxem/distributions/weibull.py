@@ -37,6 +37,7 @@ from jaxem.core.semirings import log_sum, responsibilities
 from jaxem.core.summation import totals
 from jaxem.distributions.lognormal import LogNormal
 from jaxem.distributions.positive import Positive
+from jaxem.distributions.registry import family
 from jaxem.distributions.statistics import truncated
 from jaxem.distributions.statistics.log_ratios import PositiveColumns
 from jaxem.distributions.statistics.moments import has_weight, resolution
@@ -218,7 +219,7 @@ class Between(NamedTuple):
     quotient: Array
 
 
-@module
+@family("weibull", "Weibull numbers")
 class Weibull(Positive):
     """Lifetimes that end sooner (shape above one) or later (below one) the longer they have lasted.
 

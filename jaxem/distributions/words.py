@@ -7,62 +7,30 @@ from typing import Any
 
 from jaxem.core.arguments import said_of
 from jaxem.distributions.base import Distribution, Family
-from jaxem.distributions.bernoulli import Bernoulli, Binomial, Geometric
+from jaxem.distributions.bernoulli import Binomial
 from jaxem.distributions.categorical import Categorical, Multinomial
 from jaxem.distributions.censored import Censored
-from jaxem.distributions.dirichlet import Beta, Dirichlet
 from jaxem.distributions.either import Either
 from jaxem.distributions.exponential import Exponential
 from jaxem.distributions.factor_analysis import PPCA, FactorAnalysis
-from jaxem.distributions.gamma import Gamma, InverseGaussian
-from jaxem.distributions.gaussian import DiagonalGaussian, Gaussian, SphericalGaussian, TiedGaussian
-from jaxem.distributions.glm import LogisticRegression, PoissonRegression
+from jaxem.distributions.gamma import Gamma
+from jaxem.distributions.gaussian import Gaussian
 from jaxem.distributions.joint import Joint, JointFamily
-from jaxem.distributions.laplace import Laplace
-from jaxem.distributions.lognormal import LogNormal
 from jaxem.distributions.point_mass import PointMass
 from jaxem.distributions.poisson import NegativeBinomial, Poisson
 from jaxem.distributions.product import Independent, Product, sized
-from jaxem.distributions.regression import LinearRegression
-from jaxem.distributions.student_t import StudentT
-from jaxem.distributions.von_mises import VonMises
+from jaxem.distributions.registry import FAMILIES, name
+from jaxem.distributions.support import COUNT, END, FROM_ZERO, POSITIVE_END
 from jaxem.distributions.weibull import Weibull
 
-FAMILIES: dict[str, Any] = {
-    "gaussian": Gaussian,
-    "diagonal": DiagonalGaussian,
-    "spherical": SphericalGaussian,
-    "tied": TiedGaussian,
-    "bernoulli": Bernoulli,
-    "binomial": Binomial,
-    "categorical": Categorical,
-    "poisson": Poisson,
-    "geometric": Geometric,
-    "negative_binomial": NegativeBinomial,
-    "zero_inflated_poisson": Either.of(PointMass, Poisson),
-    "zero_inflated_negative_binomial": Either.of(PointMass, NegativeBinomial),
-    "zero_inflated_gamma": Either.of(PointMass, Gamma),
-    "exponential": Exponential,
-    "gamma": Gamma,
-    "beta": Beta,
-    "lognormal": LogNormal,
-    "inverse_gaussian": InverseGaussian,
-    "weibull": Weibull,
-    "von_mises": VonMises,
-    "laplace": Laplace,
-    "student_t": StudentT,
-    "factor_analysis": FactorAnalysis,
-    "ppca": PPCA,
-    "multinomial": Multinomial,
-    "dirichlet": Dirichlet,
-    "censored_exponential": Censored.of(Exponential),
-    "censored_weibull": Censored.of(Weibull),
-    "censored_gaussian": Censored.of(Gaussian),
-    "linear_regression": LinearRegression,
-    "logistic_regression": LogisticRegression,
-    "poisson_regression": PoissonRegression,
-}
-"""What each word stands for, as `Mixture.start` takes it."""
+name("zero_inflated_poisson", Either.of(PointMass, Poisson), "zeros and Poisson counts", reads="alone", column=COUNT)
+name("zero_inflated_negative_binomial", Either.of(PointMass, NegativeBinomial), "zeros and negative binomial counts",
+     reads="alone", column=COUNT)  # fmt: skip
+name("zero_inflated_gamma", Either.of(PointMass, Gamma), "zeros and gamma numbers", reads="alone", column=FROM_ZERO)
+name("censored_exponential", Censored.of(Exponential), "exponential numbers, censored", reads="ends",
+     column=POSITIVE_END)  # fmt: skip
+name("censored_weibull", Censored.of(Weibull), "Weibull numbers, censored", reads="ends", column=POSITIVE_END)
+name("censored_gaussian", Censored.of(Gaussian), "Gaussian numbers, censored", reads="ends", column=END)
 
 OF_PARTS = {Product: "jem.Product.of(...)", Independent: "jem.Independent.of(...)", Either: "jem.Either.of(...)",
             Censored: "jem.Censored.of(...)"}  # fmt: skip
@@ -80,8 +48,11 @@ def _plain(word: str) -> str:
     return "".join(letter for letter in word.lower() if letter.isalnum())
 
 
-_BY_NAME = {_plain(family.__name__): family for family in FAMILIES.values() if isinstance(family, type)}
-_BY_NAME |= {_plain(word): family for word, family in FAMILIES.items()}
+def _by_name() -> dict[str, Any]:
+    """Families by the names of their classes, and by their words."""
+    families = {word: spec.family for word, spec in FAMILIES.items()}
+    names = {_plain(one.__name__): one for one in families.values() if isinstance(one, type)}
+    return names | {_plain(word): one for word, one in families.items()}
 
 
 def as_family(family: Any) -> Any:
@@ -117,7 +88,7 @@ def as_family(family: Any) -> Any:
 
 
 def _named(word: str) -> Any:
-    if (found := _BY_NAME.get(_plain(word))) is not None:
+    if (found := _by_name().get(_plain(word))) is not None:
         return found
     near = difflib.get_close_matches(word.strip().lower(), FAMILIES, 1)
     meant = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(FAMILIES)}"

@@ -12,82 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem.core import restriction
 from jaxem.core.pytree import unchecked
-from jaxem.distributions import (
-    bernoulli,
-    categorical,
-    censored,
-    dirichlet,
-    either,
-    exponential,
-    factor_analysis,
-    gamma,
-    gaussian,
-    glm,
-    joint,
-    laplace,
-    lognormal,
-    point_mass,
-    poisson,
-    product,
-    regression,
-    softmax,
-    student_t,
-    von_mises,
-    weibull,
-)
+from jaxem.core.restriction import Restriction
+from jaxem.distributions.base import Distribution
+from jaxem.distributions.registry import CLASSES
 from jaxem.io.atomic import write
-from jaxem.latent import bayesnet, hmm, mixture, mixture_of_experts, rbf_network, state_space
 
 FORMAT = "jaxem 1"
-
-
-CLASSES = {
-    cls.__name__: cls
-    for cls in (
-        gaussian.Gaussian,
-        gaussian.TiedGaussian,
-        gaussian.DiagonalGaussian,
-        gaussian.SphericalGaussian,
-        student_t.StudentT,
-        laplace.Laplace,
-        factor_analysis.FactorAnalysis,
-        factor_analysis.PPCA,
-        bernoulli.Bernoulli,
-        bernoulli.Binomial,
-        categorical.Categorical,
-        poisson.Poisson,
-        bernoulli.Geometric,
-        poisson.NegativeBinomial,
-        categorical.Multinomial,
-        point_mass.PointMass,
-        dirichlet.Beta,
-        dirichlet.Dirichlet,
-        von_mises.VonMises,
-        either.Either,
-        exponential.Exponential,
-        gamma.Gamma,
-        lognormal.LogNormal,
-        gamma.InverseGaussian,
-        weibull.Weibull,
-        censored.Censored,
-        regression.LinearRegression,
-        glm.LogisticRegression,
-        glm.PoissonRegression,
-        joint.Joint,
-        product.Product,
-        product.Independent,
-        bayesnet.BayesNet,
-        mixture.Mixture,
-        softmax.SoftmaxGate,
-        mixture_of_experts.MixtureOfExperts,
-        rbf_network.RBFNetwork,
-        hmm.HMM,
-        state_space.LinearGaussianSSM,
-        restriction.Restriction,
-    )
-}
+HOW = "@jem.family(word, about) above the class of a family, @jem.structure above that of a latent structure"
 
 
 def save(path: str | os.PathLike[str], model: Any) -> None:
@@ -96,7 +28,7 @@ def save(path: str | os.PathLike[str], model: Any) -> None:
     The file appears whole or not at all.
 
     Raises:
-        TypeError: something in the model is not one of jaxem's own models.
+        TypeError: something in the model is of a class that is not registered (`jem.family`, `jem.structure`).
 
     >>> import tempfile, os, jaxem as jem
     >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
@@ -172,8 +104,10 @@ def _describe(node: Any, name: str, tensors: dict[str, np.ndarray]) -> Any:
         return {"entries": {key: _describe(part, f"{name}.{key}", tensors) for key, part in node.items()}}
     if node is None or isinstance(node, (int, str)):
         return {"value": node}
-    if type(node).__name__ not in CLASSES or not dataclasses.is_dataclass(node):
-        raise TypeError(f"{name} is a {type(node).__name__}; only jaxem's own models can be saved")
+    if _class(type(node).__name__) is not type(node):
+        kind, own = type(node).__name__, isinstance(node, Distribution)
+        remedy = f"register it: {HOW}" if own else "only jaxem's own models and registered classes can be saved"
+        raise TypeError(f"{name} is a {kind}; {remedy}")
     given = {field.name: getattr(node, field.name) for field in dataclasses.fields(node)}
     if given.get("restriction", ...) is None:
         del given["restriction"]
@@ -195,9 +129,13 @@ def _build(structure: Any, name: str, tensors: dict[str, np.ndarray], path: Any,
     if "shape" in structure:
         tensor = _tensor(structure, name, tensors, path)
         return jnp.asarray(tensor) if checked else tensor
-    cls = CLASSES.get(structure.get("class", ""))
-    fields = structure.get("fields")
-    if cls is None or not isinstance(fields, dict) or not _fits(set(fields), cls):
+    cls, fields = _class(structure.get("class", "")), structure.get("fields")
+    if cls is None:
+        raise ValueError(
+            f"{path}: {name} is a {structure.get('class')!r}, which is not registered; import the module that "
+            f"defines it, with {HOW}"
+        )
+    if not isinstance(fields, dict) or not _fits(set(fields), cls):
         raise ValueError(f"{path}: {name} is a {structure.get('class')!r} with other fields than jaxem's")
     values = {field: _build(part, f"{name}.{field}", tensors, path, checked) for field, part in fields.items()}
     if not checked:
@@ -206,6 +144,11 @@ def _build(structure: Any, name: str, tensors: dict[str, np.ndarray], path: Any,
         return cls(**values)
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: {name}: {error}") from None
+
+
+def _class(name: str) -> type | None:
+    """The class of that name: a registered model, or what a model says of its parameters."""
+    return Restriction if name == Restriction.__name__ else CLASSES.get(name)
 
 
 def _fits(given: set[str], cls: Any) -> bool:

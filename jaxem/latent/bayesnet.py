@@ -24,6 +24,7 @@ from jaxem.data import missing
 from jaxem.data.prepare import as_floats, check_weight
 from jaxem.distributions.base import Labelled, Pullback
 from jaxem.distributions.categorical import Categorical
+from jaxem.distributions.registry import structure
 from jaxem.latent import elimination
 from jaxem.latent.base import Hidden, log_potential
 from jaxem.latent.elimination import Factor
@@ -97,7 +98,7 @@ class Seen:
     hidden: tuple[int, ...] = static()
 
 
-@module
+@structure
 class BayesNet(Hidden):
     """A discrete Bayesian network: each variable is categorical given its parents; any cell of a row may be hidden.
 

@@ -19,11 +19,12 @@ from jaxem.core import semirings
 from jaxem.core.arguments import as_key, whole
 from jaxem.core.constraints import parameter, simplex
 from jaxem.core.linalg import HIGHEST, lead, matmul
-from jaxem.core.pytree import module, replace
+from jaxem.core.pytree import replace
 from jaxem.data.missing import hot_deck
 from jaxem.data.prepare import prepare
 from jaxem.data.sequences import as_sequences
 from jaxem.distributions.base import Distribution, Labelled
+from jaxem.distributions.registry import structure
 from jaxem.distributions.statistics.moments import shares
 from jaxem.latent.base import chosen, log_potential, same_members
 from jaxem.latent.mixture import Mixture
@@ -40,7 +41,7 @@ def _over_paths(add: Any) -> Any:
     return SUMS.get(add, partial(plain, add=add))
 
 
-@module
+@structure
 class HMM(SequenceModel):
     """A hidden Markov model whose states are the members of `emission`, its last member axis.
 

@@ -11,18 +11,19 @@ from jaxtyping import Array, Float
 
 from jaxem.core.arguments import as_key, optional, whole
 from jaxem.core.constraints import parameter, simplex
-from jaxem.core.pytree import module, replace
+from jaxem.core.pytree import replace
 from jaxem.data.missing import Incomplete, hot_deck
 from jaxem.data.prepare import as_table, prepare
 from jaxem.distributions.base import Distribution
 from jaxem.distributions.product import told
+from jaxem.distributions.registry import structure
 from jaxem.distributions.statistics.moments import shares
 from jaxem.distributions.words import as_family
 from jaxem.latent import seeding
 from jaxem.latent.base import Latent, LatentStatistics, chosen, log_potential, same_members
 
 
-@module
+@structure
 class Mixture(Latent):
     """A mixture of the members of `components`, its last member axis.
 

@@ -12,16 +12,17 @@ from jaxtyping import Array, Float
 from jaxem.core import linalg
 from jaxem.core.arguments import whole
 from jaxem.core.linalg import matmul
-from jaxem.core.pytree import module, replace
+from jaxem.core.pytree import replace
 from jaxem.distributions.base import Rows
 from jaxem.distributions.joint import Joint
+from jaxem.distributions.registry import structure
 from jaxem.distributions.softmax import SoftmaxGate
 from jaxem.latent.base import Latent, chosen, same_members
 from jaxem.latent.mixture import Mixture
 from jaxem.latent.prediction import Prediction, as_inputs, predictive
 
 
-@module
+@structure
 class MixtureOfExperts(Latent):
     """Regressions, each responsible for a part of the inputs, which a softmax gate marks off.
 

@@ -8,18 +8,18 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxem.core.arguments import whole
-from jaxem.core.pytree import module
 from jaxem.data.prepare import as_floats
 from jaxem.distributions.gaussian import SphericalGaussian, TiedGaussian
 from jaxem.distributions.joint import JointFamily
 from jaxem.distributions.product import Product, sized
+from jaxem.distributions.registry import structure
 from jaxem.distributions.regression import LinearRegression
 from jaxem.distributions.words import as_family
 from jaxem.latent.mixture import Mixture
 from jaxem.latent.prediction import Prediction, as_inputs, predict
 
 
-@module
+@structure
 class RBFNetwork(Mixture):
     """A network of normalised Gaussian units: a mixture over inputs and response, read as a regression.
 

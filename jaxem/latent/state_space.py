@@ -31,6 +31,7 @@ from jaxem.data.prepare import prepare
 from jaxem.data.sequences import Sequences, as_sequences
 from jaxem.distributions.base import Distribution, Labelled, Pullback, convert_parameters, type_of
 from jaxem.distributions.gaussian import FLOOR, Gaussian
+from jaxem.distributions.registry import structure
 from jaxem.distributions.statistics import quantiles
 from jaxem.distributions.statistics.moments import has_weight
 
@@ -113,7 +114,7 @@ class StateSpaceStatistics:
     emission: Regression
 
 
-@module
+@structure
 class LinearGaussianSSM(Distribution):
     """Linear Gaussian state-space models: the hidden Markov model whose state is a vector of H numbers.
 

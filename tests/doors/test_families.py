@@ -61,7 +61,7 @@ def columns(word: str) -> list[str]:
         return ["positive", "angle", "yes" if word == "logistic_regression" else "count"]
     if entry.reads in (ColumnUse.one, ColumnUse.alone):
         special = {"bernoulli": "yes", "beta": "share", "von_mises": "angle", "laplace": "angle"}
-        return [special.get(word, "count" if entry.support.wrong.startswith("is not a count") else "positive")]
+        return [special.get(word, "count" if entry.support.outside.startswith("is not a count") else "positive")]
     return ["count", "yes", "positive"] if word == "multinomial" else ["share", "b", "c"]
 
 

@@ -15,7 +15,7 @@ for path in sorted(Path(__file__).parent.glob("test_*.py")):
     if path != Path(__file__):
         importlib.import_module(path.stem)
 
-INTERFACES = {jem.Distribution, jem.Family, jem.Hidden, jem.Latent}
+INTERFACES = {jem.Distribution, jem.Family, jem.ScalarFamily, jem.Hidden, jem.Latent}
 MODELS = {value for value in vars(jem).values() if isinstance(value, type) and issubclass(value, jem.Distribution)}
 
 

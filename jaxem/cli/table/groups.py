@@ -12,9 +12,10 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
-from jaxem.cli.columns import ColumnModel, ColumnUse, Support
+from jaxem.cli.columns import ColumnModel, ColumnUse
 from jaxem.cli.errors import InputError, RowError
 from jaxem.cli.table import dialect, steps
+from jaxem.distributions.support import Support
 
 MOST_CATEGORIES = 256
 
@@ -294,10 +295,10 @@ def counting(x: np.ndarray, whole: bool) -> np.ndarray:
 def _check_total(support: Support, table: np.ndarray) -> None:
     """Raise InputError unless the complete rows sum to what they may."""
     total = table.sum(axis=1)
-    wrong = ~np.isnan(total) & ~support.holds(total)
+    wrong = ~np.isnan(total) & ~support.contains(total)
     if wrong.any():
         row = int(np.argmax(wrong))
-        raise RowError("", row + 1, f": its sum of {total[row]:g} {support.wrong}; {support.advice}")
+        raise RowError("", row + 1, f": its sum of {total[row]:g} {support.outside}; {support.advice}")
 
 
 def _ends(frame: pl.DataFrame, kind: ColumnModel, table: np.ndarray) -> np.ndarray:
@@ -348,7 +349,7 @@ def _column(column: pl.Series, kind: ColumnModel, i: int) -> tuple[np.ndarray, l
     if not all(support.infinite for support in supports):
         _refuse(column, numbers.is_infinite(), "is infinite", "mend or remove that row")
     for support in supports:
-        _refuse(column, ~support.holds(numbers), support.wrong, support.advice)
+        _refuse(column, ~support.contains(numbers), support.outside, support.advice)
     return numbers.fill_null(float("nan")).to_numpy().copy(), []
 
 
