@@ -272,6 +272,20 @@ def test_many_problems_some_with_gaps(rng: np.random.Generator) -> None:
         assert fits.status_name[i] == alone.status_name
 
 
+def test_gaps_are_no_error_where_nan_is(rng: np.random.Generator) -> None:
+    """Problems of one array and of several lengths, under `jax_debug_nans`; what is computed is checked."""
+    xs = [gappy(rng, n, 2) for n in (20, 24, 24)]
+    start = jem.Mixture([0.5, 0.5], jem.Gaussian([[-1.0, 0.0], [1.0, 0.0]], [np.eye(2)] * 2))
+    for data in (xs, np.stack(xs[1:])):
+        starts = jax.tree.map(lambda leaf, same=data: jnp.stack([leaf] * len(same)), start)
+        expected = jem.fit_many(starts, data, max_steps=10)
+        with jax.debug_nans(True):
+            fits = jem.fit_many(starts, data, max_steps=10)
+        np.testing.assert_array_equal(fits.log_likelihood, expected.log_likelihood)
+    with jax.debug_nans(True), pytest.raises(FloatingPointError):
+        jnp.log(-jnp.ones(1))
+
+
 def test_means_fill_gaps_given_the_rest_of_the_row(rng: np.random.Generator) -> None:
     components, covariance = normals(rng, 2, 3)["full"]
     model = jem.Mixture([0.3, 0.7], components)

@@ -169,11 +169,29 @@ def test_an_offset_moves_the_intercept_and_nothing_else(family: Any) -> None:
     x = (np.round(table(family, 2) * 64) / 64).astype(np.float32)
     offset = np.array([1e4, -1e4, 1e4 if family is jem.LinearRegression else 0], np.float32)
     model = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), one(family, 2))
-    here, there = (jem.fit(model, rows) for rows in (x, x + offset))
+    here, there = (jem.fit(model, rows, tol=1e-9) for rows in (x, x + offset))
     np.testing.assert_allclose(there.model.coefficients, here.model.coefficients, rtol=1e-3)
     np.testing.assert_allclose(there.log_likelihood, here.log_likelihood, rtol=1e-4)
     level = here.model.intercept + offset[2] - here.model.coefficients @ offset[:2]
     np.testing.assert_allclose(there.model.intercept, level, atol=0.02 + 1e-4 * abs(level))
+
+
+@pytest.mark.parametrize("family", FAMILIES[::2])
+def test_a_line_far_from_zero_is_rounded_once(family: Any) -> None:
+    """Where the rows are, it is as high as in float64 but for the rounding of its intercept, step after step."""
+    x = (np.round(table(family, 2) * 64) / 64 + [1e4, -1e4, 0]).astype(np.float32)
+    single = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), one(family, 2))
+    for _ in range(6):
+        double = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), single)
+        single, double = (
+            model.m_step(model.e_step(rows)[1](jnp.ones(len(x), rows.dtype)))
+            for model, rows in ((single, jnp.asarray(x)), (double, jnp.asarray(x, jnp.float64)))
+        )
+        centre = x[:, :2].astype(float).mean(axis=0)
+        high, right = (
+            np.float64(model.intercept) + centre @ np.asarray(model.coefficients, float) for model in (single, double)
+        )
+        assert abs(high - right) <= 0.6 * np.spacing(np.float32(abs(single.intercept)))
 
 
 def test_float32_keeps_a_small_residual() -> None:

@@ -210,3 +210,19 @@ def test_five_of_1588_ended(seed: int) -> None:
         fit = jem.fit(jem.Censored(jem.Weibull(1.0, 300.0)), x, solver, weight=weight)
         assert fit.status_name == "converged"
         np.testing.assert_allclose([fit.model.base.shape, fit.model.base.scale], [shape, scale], rtol=1e-2)
+
+
+@pytest.mark.slow
+def test_what_grows_off_an_edge_has_not_arrived() -> None:
+    """A category of 1e-200 that each step multiplies by e^27: its second step gains 1e-180, further ones 62 nats."""
+    x = np.array([[3, 0]] * 5 + [[3, 1]] * 2 + [[50, 0], [50, 1]] * 3, float)
+
+    def start(rare: float) -> Any:
+        members = jem.Product((jem.Poisson([3.0, 50.0]), jem.Categorical([[1 - rare, rare], [0.5, 0.5]])))
+        return jem.Mixture([0.5, 0.5], members)
+
+    expected = jem.fit(start(0.3), x, tol=1e-10).log_likelihood
+    for solver in (jem.EM(), jem.SQUAREM(jem.EM()), jem.Anderson(jem.EM())):
+        fit = jem.fit(start(1e-200), x, solver)
+        assert fit.status_name == "converged"
+        np.testing.assert_allclose(fit.log_likelihood, expected, atol=2e-5)

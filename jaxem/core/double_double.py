@@ -29,6 +29,9 @@ MOST = {4: 2048, 8: 1 << 23}
 HALF = {4: 11, 8: 25}
 """By bytes of a float: of so many digits after the first, two numbers have a product without rounding."""
 
+_FEW = 4
+"""Sums over so many inputs are written out."""
+
 _PLACES = 64
 """Logarithms are taken from the nearest of so many parts of one."""
 
@@ -234,6 +237,20 @@ def sum_words(values: Float[Array, "*batch c"]) -> tuple[Float[Array, "*batch"],
 def _sum_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
     high, low = sum_words(*primals)
     return (high, low), (jnp.sum(tangents[0], axis=-1), jnp.zeros_like(low))
+
+
+@jax.custom_jvp
+def line(level: Array, slopes: Float[Array, "*batch p"], change: Float[Array, "... p"]) -> Array:
+    """level + slopes . change, rounded once: a line's height far from where it is known."""
+    inputs = range(slopes.shape[-1])
+    terms = [level, *(term[..., p] for term in products(slopes, change) for p in inputs)]
+    return whole_sum(*terms) if len(inputs) <= _FEW else sum_words(jnp.stack(jnp.broadcast_arrays(*terms), axis=-1))[0]
+
+
+@line.defjvp
+def _line_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    (_, slopes, change), (level, *two) = primals, tangents
+    return line(*primals), level + jnp.sum(two[0] * change + slopes * two[1], axis=-1)
 
 
 @jax.custom_batching.custom_vmap

@@ -53,7 +53,7 @@ class _Exponential(Regression):
 
     def expected_log_prob(self, statistics: GLMBound) -> Float[Array, "*batch"]:
         """A lower bound that touches at the parameters of the E-step: slope, curvature and its growth (`tangent`)."""
-        level = self.intercept + jnp.sum(self.coefficients * statistics.centre, axis=-1)
+        level = self._level(statistics.centre)
         return statistics.value(level[..., None], self.coefficients[..., None, :])
 
     def m_step(self, statistics: GLMBound) -> Self:

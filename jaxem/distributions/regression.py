@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxem.core import linalg
 from jaxem.core.constraints import parameter, positive, real, vector
+from jaxem.core.double_double import line
 from jaxem.core.linalg import matmul
 from jaxem.core.pytree import module, replace
 from jaxem.data.missing import Incomplete, cells
@@ -85,14 +86,14 @@ class Regression(Family):
 
     def _level(self, centre: Array) -> Float[Array, "*batch"]:
         """The linear predictor at a centre of the inputs."""
-        return self.intercept + jnp.sum(self.coefficients * linalg.lead(centre, self.coefficients.ndim), axis=-1)
+        return line(self.intercept, self.coefficients, linalg.lead(centre, self.coefficients.ndim))
 
     def _with_line(self, level: Array, slopes: Array, centre: Array, some: Array) -> Self:
         """The members with this line; those that have no rows keep theirs."""
         return replace(
             self,
             coefficients=jnp.where(some[..., None], slopes, self.coefficients),
-            intercept=jnp.where(some, level - jnp.sum(slopes * centre, axis=-1), self.intercept),
+            intercept=jnp.where(some, line(level, slopes, -centre), self.intercept),
         )
 
     def _predictor(self, table: Table) -> Float[Array, "*batch n"]:
@@ -297,7 +298,7 @@ class LinearRegression(Regression):
 
     def expected_log_prob(self, statistics: Residuals) -> Float[Array, "*batch"]:
         """-1/2 [rows log(2 pi variance) + sum of squared residuals / variance]."""
-        level = self.intercept + jnp.sum(self.coefficients * statistics.centre, axis=-1)
+        level = self._level(statistics.centre)
         squares = statistics.about(level, self.coefficients, statistics.centre).gram[..., -1, -1]
         log_volume = math.log(2 * math.pi) + jnp.log(self.variance)
         return -0.5 * (statistics.spread_rows * log_volume + squares / self.variance)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxem.core import linalg
 from jaxem.core.constraints import parameter, vector
+from jaxem.core.double_double import line
 from jaxem.core.pytree import replace
 from jaxem.distributions.base import Family, Rows
 from jaxem.distributions.gaussian import FLOOR
@@ -72,7 +73,7 @@ class SoftmaxGate(Family):
         return replace(x, columns=x.columns.expand())
 
     def _level(self, centre: Array) -> Float[Array, "*batch k"]:
-        return self.intercept + jnp.sum(self.coefficients * centre, axis=-1)
+        return line(self.intercept, self.coefficients, centre)
 
     def log_density(self, columns: Design) -> Float[Array, "*batch k n"]:
         level = self._level(linalg.lead(columns.centre, self.coefficients.ndim))
@@ -106,7 +107,7 @@ class SoftmaxGate(Family):
     def m_step(self, statistics: GLMBound) -> Self:
         """Newton's step, shortened so that it never lowers the log-likelihood; without rows the gate stays."""
         level, slopes = statistics.step()
-        intercept = level - jnp.sum(slopes * statistics.centre[..., None, :], axis=-1)
+        intercept = line(level, slopes, -statistics.centre[..., None, :])
         some = has_weight(statistics.rows)[..., None]
         return replace(
             self,

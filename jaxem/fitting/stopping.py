@@ -100,7 +100,9 @@ class Trend:
         # A gain that rises has not arrived, however small; and one of rounding's own rounding moves nothing any more.
         still = float(jnp.finfo(new.value.dtype).eps) * look.rounding
         least = jnp.maximum(NEGLIGIBLE * look.tolerance, still)
-        little = ((new.remaining() <= look.tolerance) | (new.value <= least)) & (~new.rising | (new.value <= still))
+        # The first step comes from anywhere, so the second tells no rate.
+        predicted = (new.remaining() <= look.tolerance) & (look.since > 1)
+        little = (predicted | (new.value <= least)) & (~new.rising | (new.value <= still))
         rounding = (new.since >= PATIENCE) & (new.turns >= PATIENCE // 8)
         fell = look.objective - look.before < -256 * look.rounding
         return new, Answer(looks & fell, looks & little, looks & rounding)

@@ -19,6 +19,7 @@ from jaxem.data.missing import ByRow, Incomplete
 from jaxem.distributions.base import Labelled, Statistics, add, scale
 from jaxem.latent.base import Hidden, Latent
 from jaxem.solvers.base import Solver
+from jaxem.solvers.edges import lift
 
 CHUNK = 8_192
 """Rows in one pass of the E-step: more than this and the responsibilities are made, used and dropped chunk by chunk."""
@@ -179,12 +180,13 @@ class StochasticEM(Solver):
 def em_step(model: Any, x: Any, weight: Array, prior: Statistics, over: Any = log_sum) -> tuple[Any, Array, Array]:
     """The model after an E- and an M-step, the log-likelihood of the one before, and what the step gains.
 
-    `over` is as in `expectation`.
+    To that counts what shares next to zero, of which the step itself gains nothing, would gain as they grow. `over` is
+    as in `expectation`.
     """
     log_likelihood, statistics = expectation(model, x, weight, over)
     counted = add(statistics, prior)
     new = model.m_step(counted)
-    return new, log_likelihood, gain(model, new, counted)
+    return new, log_likelihood, gain(model, new, counted) + lift(model, new, counted)
 
 
 def gain(model: Any, new: Any, counted: Statistics) -> Array:

@@ -19,12 +19,8 @@ from jaxem.core.constraints import Leaf, simplex, unit_interval, walk
 from jaxem.core.coordinates import Coordinates, flat, from_coordinates, to_coordinates
 from jaxem.core.semirings import log_sum
 from jaxem.distributions.base import Statistics, add
+from jaxem.solvers.edges import NEAR, NOTABLE, growth
 from jaxem.solvers.em import expectation
-
-NEAR = 1e-3
-"""Probabilities closer than this to zero or one are next to the edge."""
-NOTABLE = 0.1
-"""What grows by less than this share in an EM step is left to grow so."""
 
 
 def value_and_gradient(
@@ -88,12 +84,10 @@ def _lifted(leaf: Leaf, new: Array, slope: Array) -> tuple[Array, Array]:
 
 
 def _grown(shares: Array, new: Array, slope: Array) -> tuple[Array, Array]:
-    inside = shares > 0
-    slope = jnp.where(inside, slope, 0)
+    slope = jnp.where(shares > 0, slope, 0)
     steep = slope - jnp.sum(shares * slope, axis=-1, keepdims=True)
-    grows = inside & (shares < NEAR) & (new > shares) & (steep > 0)
-    more = jnp.where(grows, new / jnp.where(grows, shares, 1), 1) - 1
-    worth = jnp.sum(jnp.where(grows, steep * jnp.minimum(more, 1) / 2, 0))
+    more = jnp.where(steep > 0, growth(shares, new), 0)
+    worth = jnp.sum(jnp.where(more > 0, steep * jnp.minimum(more, 1) / 2, 0))
     # Halfway in logarithms: a few steps from anywhere.
     lifted = jnp.where(more > NOTABLE, jnp.maximum(new, jnp.minimum(jnp.sqrt(new), NEAR)), new)
     return jnp.where(jnp.any(more > NOTABLE, axis=-1, keepdims=True), simplex.exact(lifted), new), worth

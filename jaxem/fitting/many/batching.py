@@ -85,15 +85,17 @@ def _padded(
 
 
 def some(batch: Batch, which: Any) -> Batch:
-    """Some of the problems."""
-    return jax.tree.map(lambda leaf: leaf[which], batch)
+    """Some of the problems; cells that were not seen are no error under `jax_debug_nans`."""
+    with jax.debug_nans(False):
+        return jax.tree.map(lambda leaf: leaf[which], batch)
 
 
 def _made_ready(batch: Batch, dtype: Any) -> Batch:
     values = as_floats(getattr(batch.x, "values", batch.x), dtype, "xs")
     x = replace(batch.x, values=values) if isinstance(batch.x, (Sequences, Incomplete)) else values
     weight = np.asarray(batch.weight, dtype)
-    return Batch(batch.index, *_ready(x, weight, batch.labels))
+    with jax.debug_nans(False):  # as in `some`
+        return Batch(batch.index, *_ready(x, weight, batch.labels))
 
 
 @jax.jit

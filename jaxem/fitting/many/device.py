@@ -29,7 +29,8 @@ from jaxem.fitting.status import Status
 
 def member(models: Any, index: Any) -> Any:
     """One model (or problem) of many."""
-    return jax.tree.map(lambda leaf: leaf[index], models)
+    with jax.debug_nans(False):  # cells that were not seen are no error
+        return jax.tree.map(lambda leaf: leaf[index], models)
 
 
 @module
