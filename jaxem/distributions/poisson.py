@@ -26,6 +26,7 @@ from jaxem.core.summation import totals
 from jaxem.distributions.base import Family
 from jaxem.distributions.discrete import Counted, _Counts, times_log, weighted, whole
 from jaxem.distributions.members import ScalarParameters
+from jaxem.distributions.statistics.base import Referenced
 from jaxem.distributions.statistics.moments import has_weight
 
 
@@ -140,7 +141,7 @@ def _poisson_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tup
 
 
 @module
-class Tables:
+class Tables(Referenced):
     """What a negative binomial counts, and a bound on its shape.
 
     A row x is worth log(shape + k) for each k < x. As a function of s = log shape that is convex, and its third
@@ -160,6 +161,8 @@ class Tables:
         log_shape: `[...]`, s0.
     """
 
+    sums = ("rows", "total", "tabled", "untabled", "curvature")
+
     rows: Array
     total: Array
     tabled: Array
@@ -167,7 +170,7 @@ class Tables:
     curvature: Array
     log_shape: Array
 
-    def about(self, log_shape: Float[Array, "*batch"]) -> Tables:
+    def about(self, log_shape: Float[Array, "*batch"]) -> Self:
         """The same rows, bounded at another shape: that bound lies below this one."""
         change = log_shape - self.log_shape
         near = jnp.exp(-jnp.abs(change))
@@ -191,21 +194,6 @@ class Tables:
     def _curved(self, log_shape: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         distance = jnp.abs(log_shape - self.log_shape)
         return self.curvature * (jnp.expm1(-distance) + distance)
-
-    def __add__(self, other: Tables) -> Tables:
-        other = other.about(self.log_shape)
-        return Tables(
-            self.rows + other.rows,
-            self.total + other.total,
-            self.tabled + other.tabled,
-            self.untabled + other.untabled,
-            self.curvature + other.curvature,
-            self.log_shape,
-        )
-
-    def __mul__(self, factor: Array | float) -> Tables:
-        """`factor` (a number) times as many of the same rows."""
-        return replace(jax.tree.map(lambda each: each * factor, self), log_shape=self.log_shape)
 
 
 @module
