@@ -37,12 +37,12 @@ class _Exponential(Regression):
         level = self._level(table.design.centre)
         at = jnp.concatenate([level[..., None], self.coefficients], axis=-1)
         linear = table.design.sums(weight * (seen - mean)) + matmul(curvature, at[..., None])[..., 0]
-        rows = jnp.sum(weight, axis=-1)
+        reach = table.design.reach(weight)
         return GLMBound(
-            rows=rows,
+            rows=jnp.sum(weight, axis=-1),
             curvature=curvature[..., None, :, None, :],
             linear=linear[..., None, :],
-            reach=jnp.where(rows[..., None, None] > 0, table.design.reach(weight), -jnp.inf),
+            reach=jnp.broadcast_to(reach, (*self.batch_shape, *reach.shape)),
             level=level[..., None],
             slopes=self.coefficients[..., None, :],
             centre=jnp.broadcast_to(table.design.centre, self.coefficients.shape),

@@ -89,9 +89,8 @@ class SoftmaxGate(Family):
         centre = jnp.broadcast_to(columns.centre, (*self.intercept.shape[:-1], columns.centre.size))
         here = GLMBound.quadratic(curvature, self._level(centre[..., None, :]), self.coefficients, centre)
         slope = columns.sums(weight[..., :-1, :] - rows[..., None, :] * share)
-        total = jnp.sum(rows, axis=-1)
-        reach = jnp.where(total[..., None, None] > 0, columns.reach(rows), -jnp.inf)
-        return replace(here, rows=total, linear=here.linear + slope, reach=reach)
+        reach = jnp.broadcast_to(columns.reach(rows), here.reach.shape)
+        return replace(here, rows=jnp.sum(rows, axis=-1), linear=here.linear + slope, reach=reach)
 
     def expected_statistics(self) -> GLMBound:
         """With standard normal inputs, and as curved as where all classes are equally probable (Bohning 1992)."""

@@ -48,7 +48,7 @@ class GLMBound(Referenced):
         curvature: `[..., M, P + 1, M, P + 1]`, sum of w (minus the second derivative).
         linear: `[..., M, P + 1]`, sum of w (the first derivative), plus the curvature times the parameters: of a
             quadratic it is the linear term.
-        reach: `[..., 2, P]`, how far the inputs reach below the centre, and above it; -inf without rows.
+        reach: `[..., 2, P]`, how far the inputs of any member reach below the centre, and above it; -inf without.
         level: `[..., M]`, the predictors at the centre.
         slopes: `[..., M, P]`.
         centre: `[..., P]`.
