@@ -30,7 +30,7 @@ class Referenced:
         """The same rows, about another reference."""
         raise NotImplementedError
 
-    def aligned(self, other: Self) -> tuple[Self, Self]:
+    def aligned(self, other: Any) -> tuple[Self, Self]:
         """Both about one reference: that of the first."""
         declared = {*self.sums, *self.extremes}
         names = [field.name for field in dataclasses.fields(self) if field.name not in declared]  # type: ignore[arg-type]

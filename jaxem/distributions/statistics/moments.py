@@ -6,6 +6,8 @@ near the data (a member's current mean), the type knows it, and moving it is exa
 
 from __future__ import annotations
 
+from typing import Self
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
