@@ -71,7 +71,7 @@ def mixed_columns() -> Call:
     labels, weight = np.where(np.arange(300) < 20, second, -1), (np.arange(300) < 299).astype(float)
     family = jem.Product.of(jem.Gaussian, jem.Poisson)
     start = jem.Mixture.start(KEY(4), family, x, 2, weight=weight, labels=labels, restarts=8)
-    prior = jem.priors.OfMixture(weights=jem.priors.Dirichlet(2.0))
+    prior = jem.priors.Structured({"weights": jem.priors.Dirichlet(2.0)})
     return lambda: jem.fit(start, x, weight=weight, labels=labels, prior=prior)
 
 

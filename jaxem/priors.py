@@ -7,6 +7,8 @@ here has one verb, `statistics(model, x, weight)`; `fit` and `fit_many` call it,
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from typing import Any
 
 import jax
@@ -15,12 +17,16 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
-from jaxem.core.pytree import module
-from jaxem.distributions.base import Statistics, add, scale
+from jaxem.core.arguments import said_of
+from jaxem.core.constraints import parameters, simplex
+from jaxem.core.pytree import module, replace
+from jaxem.distributions.base import Statistics, add, is_model, scale
 from jaxem.distributions.bernoulli import Trials
 from jaxem.distributions.poisson import Arrivals
 from jaxem.distributions.statistics.moments import Moments
-from jaxem.latent.base import LatentStatistics
+from jaxem.latent.base import Latent, LatentStatistics
+from jaxem.latent.bayesnet import BayesNet
+from jaxem.latent.state_space import LinearGaussianSSM, StateSpaceStatistics
 
 
 def _above(name: str, least: float, **values: Any) -> None:
@@ -229,85 +235,170 @@ class PseudoRows:
 
 
 @module
-class OfMixture:
-    """Of a mixture: one prior for its weights, one for its components; either may be left out.
+class Structured:
+    """Of a model that is made of parts: a prior for each of its fields, by the field's own name.
+
+    | model | fields |
+    |---|---|
+    | `Mixture`, `RBFNetwork` | `weights` (a `Dirichlet`), `components` |
+    | `HMM` | `initial`, `transition` (a `Dirichlet` each), `emission` |
+    | `MixtureOfExperts` | `gate` and `experts` (a `Ridge` or another prior of either) |
+    | `BayesNet` | `tables` (a `Dirichlet` of all, or `{variable: Dirichlet}`) |
+    | `LinearGaussianSSM` | `transition`, `emission` (a `Ridge` each, in units of the noise) |
+    | `Product`, `Joint`, `Either` | `parts` (one for each, in a list) |
+    | `Independent`, `Censored` | `base` |
+
+    A Dirichlet of a transition may have a concentration of shape `[K, K]`: larger on its diagonal, it makes states
+    sticky; one of a table of a network may have shape `[*categories of the parents, C]`. Nothing is counted where a
+    probability is zero for good. What is left out, or None, has no prior.
 
     Args:
-        weights: a `Dirichlet`, or None.
-        components: a prior of the components' family, or None.
+        priors: by name of the field. A field that is made of parts itself takes a `Structured` in turn.
 
-    >>> import jaxem as jem
-    >>> model = jem.Mixture([0.5, 0.5], jem.Poisson([1.0, 2.0]))
-    >>> prior = jem.priors.OfMixture(weights=jem.priors.Dirichlet(2.0), components=jem.priors.Gamma(2.0, 1.0))
-    >>> prior.statistics(model, jax.numpy.zeros(1), jax.numpy.ones(1)).counts.tolist()
-    [1.0, 1.0]
-    """
-
-    weights: Any = None
-    components: Any = None
-
-    def statistics(self, model: Any, x: Any, weight: Any) -> LatentStatistics:
-        """Pseudo-counts of the weights (none where a weight is zero for good), and the components' statistics."""
-        counts = _pseudo_counts(self.weights, model.weights)
-        return LatentStatistics(counts, _of_child(self.components, model, x, weight))
-
-
-@module
-class OfHMM:
-    """Of a hidden Markov model: one prior for each of its parts; each may be left out.
-
-    Args:
-        initial: a `Dirichlet`, or None.
-        transition: a `Dirichlet` of each row, or None. A concentration of shape `[K, K]` tells the states apart, and
-            one that is larger on its diagonal makes them sticky: `1 + stay * jnp.eye(K)`.
-        emission: a prior of the emission's family, or None.
+    Raises:
+        TypeError: priors is no dictionary.
+        ValueError: (in a fit) the model has no such field, or a prior of another number of parts.
 
     >>> import jaxem as jem, jax.numpy as jnp
+    >>> model = jem.Mixture([0.5, 0.5], jem.Poisson([1.0, 2.0]))
+    >>> prior = jem.priors.Structured({"weights": jem.priors.Dirichlet(2.0), "components": jem.priors.Gamma(2.0, 1.0)})
+    >>> prior.statistics(model, jnp.zeros(1), jnp.ones(1)).counts.tolist()
+    [1.0, 1.0]
     >>> model = jem.HMM([0.5, 0.5], [[0.9, 0.1], [0.1, 0.9]], jem.Poisson([1.0, 2.0]))
-    >>> sticky = jem.priors.OfHMM(transition=jem.priors.Dirichlet(1 + 5 * jnp.eye(2)))
+    >>> sticky = jem.priors.Structured({"transition": jem.priors.Dirichlet(1 + 5 * jnp.eye(2))})
     >>> sticky.statistics(model, jnp.zeros(3), jnp.ones(1)).counts[1].tolist()
     [[5.0, 0.0], [0.0, 5.0]]
     """
 
-    initial: Any = None
-    transition: Any = None
-    emission: Any = None
+    priors: Any
 
-    def statistics(self, model: Any, x: Any, weight: Any) -> LatentStatistics:
-        """Pseudo-counts (none where a probability is zero for good), and the emission's statistics."""
-        own = (self.initial, model.initial), (self.transition, model.transition)
-        counts = tuple(_pseudo_counts(prior, probability) for prior, probability in own)
-        return LatentStatistics(counts, _of_child(self.emission, model, x, weight))
+    def __post_init__(self) -> None:
+        if not isinstance(self.priors, dict):
+            raise TypeError(
+                f"Structured: priors is {said_of(self.priors)}; it must be a dictionary of priors by the names of the "
+                "model's fields"
+            )
+
+    def statistics(self, model: Any, x: Any, weight: Any) -> Statistics:
+        """The pseudo-statistics of every field."""
+        names = _fields(model)
+        for name in self.priors:
+            if name not in names:
+                known = f"it has {', '.join(names)}" if names else "it has no parts, so pass the prior by itself"
+                raise ValueError(f"prior: a Structured is no prior of a {kind(model)} where it names {name!r}; {known}")
+        given = {name: self.priors.get(name) for name in names}
+        if isinstance(model, Latent):
+            return _of_latent(given, model, x, weight)
+        if isinstance(model, BayesNet):
+            return _of_tables(given["tables"], model)
+        if isinstance(model, LinearGaussianSSM):
+            return _of_state_space(given, model)
+        if "base" in names:
+            # What a prior says in rows of data of its own is not known of the base: it reads other rows.
+            return _of_part(given["base"], model.base, None, weight, model.floor(x, weight))
+        return _of_parts(given["parts"], model, x, weight)
 
 
-@module
-class OfBayesNet:
-    """Of the tables of a Bayesian network: one prior for all, or one for each that has any.
+def _renamed(old: str, priors: dict[str, Any]) -> Structured:
+    keys = ", ".join(f'"{name}": ...' for name in priors)
+    warnings.warn(f"priors.{old}(...) is now priors.Structured({{{keys}}})", DeprecationWarning, stacklevel=3)
+    return Structured(priors)
 
-    Args:
-        tables: a `Dirichlet` of every row of every table, or `{variable: Dirichlet}`; of tied tables the variable that
-            has it is named. A concentration of shape `[*categories of the parents, C]` tells the entries apart.
 
-    Raises:
-        ValueError: (in a fit) a name that has no table of its own.
+def OfMixture(weights: Any = None, components: Any = None) -> Structured:
+    """Former name of a `Structured` prior of a mixture."""
+    return _renamed("OfMixture", {"weights": weights, "components": components})
 
-    >>> import jaxem as jem
-    >>> model = jem.BayesNet({"a": [], "b": ["a"]}, {"a": [0.5, 0.5], "b": [[0.5, 0.5], [1.0, 0.0]]})
-    >>> prior = jem.priors.OfBayesNet({"b": jem.priors.Dirichlet(2.0)})
-    >>> [counts.tolist() for counts in prior.statistics(model, None, None)]
-    [[0.0, 0.0], [[1.0, 1.0], [1.0, 0.0]]]
-    """
 
-    tables: Any
+def OfHMM(initial: Any = None, transition: Any = None, emission: Any = None) -> Structured:
+    """Former name of a `Structured` prior of a hidden Markov model."""
+    return _renamed("OfHMM", {"initial": initial, "transition": transition, "emission": emission})
 
-    def statistics(self, model: Any, x: Any, weight: Any) -> tuple[Array, ...]:
-        """Pseudo-counts of every table, none where a probability is zero for good."""
-        named = self.tables if isinstance(self.tables, dict) else dict.fromkeys(model.owners, self.tables)
-        for name in named:
-            if name not in model.owners:
-                raise ValueError(f"OfBayesNet: {name!r} has no table of its own; {', '.join(model.owners)} have")
-        owned = zip(model.owners, model.tables, strict=True)
-        return tuple(_pseudo_counts(named.get(name), table.probs) for name, table in owned)
+
+def OfBayesNet(tables: Any) -> Structured:
+    """Former name of a `Structured` prior of a Bayesian network."""
+    return _renamed("OfBayesNet", {"tables": tables})
+
+
+def kind(model: Any) -> str:
+    """What a model is, in words."""
+    name = type(model).__name__
+    return f"{name} of {kind(model.child)}" if hasattr(model, "child") else name
+
+
+def _fields(model: Any) -> list[str]:
+    """The names of the fields that a prior can be of."""
+    if isinstance(model, Latent):
+        return [*_simplices(model), *_children(model)]
+    if isinstance(model, LinearGaussianSSM):
+        return ["transition", "emission"]
+    return [name for name in ("tables", "parts", "base") if hasattr(model, name)]
+
+
+def _simplices(model: Latent) -> list[str]:
+    """The own parameters that are counted, in the order of the potentials."""
+    return [name for name, constraint in parameters(model).items() if constraint is simplex]
+
+
+def _children(model: Latent) -> list[str]:
+    """The fields that hold models."""
+    return [field.name for field in dataclasses.fields(model) if is_model(getattr(model, field.name))]  # type: ignore[arg-type]
+
+
+def _of_latent(given: dict[str, Any], model: Latent, x: Any, weight: Array) -> LatentStatistics:
+    """Pseudo-counts of own parameters, and the statistics of the child."""
+    counts = jax.tree.map(jnp.zeros_like, model.potentials())
+    if own := _simplices(model):
+        values = [_pseudo_counts(given[name], getattr(model, name)) for name in own]
+        counts = jax.tree.structure(counts).unflatten(values)
+    x = model.observe(x)
+    data, weight = model.child_data(x), model.child_weight(x, weight)
+    priors = [given[name] for name in _children(model)]
+    if len(priors) == 1:
+        child = _of_part(priors[0], model.child, data, weight, model.child.floor(data, weight))
+    else:
+        child = _of_parts(priors, model.child, data, weight)
+    return LatentStatistics(counts, child)
+
+
+def _of_parts(priors: Any, model: Any, x: Any, weight: Array) -> tuple[Statistics, ...]:
+    """The statistics of each part of a product, or of what is one thing or another."""
+    priors = [None] * len(model.parts) if priors is None else priors
+    if not isinstance(priors, (list, tuple)) or len(priors) != len(model.parts):
+        raise ValueError(
+            f"prior: the parts of a {kind(model)} are {len(model.parts)}; give a list of as many priors, None for none"
+        )
+    x = model.observe(x)
+    rows = [getattr(block, "rows", block) for block in x.columns]  # those of an Either are masked
+    each = zip(priors, model.parts, rows, model.floor(x, weight), strict=True)
+    return tuple(_of_part(prior, part, block, weight, floor) for prior, part, block, floor in each)
+
+
+def _of_part(prior: Any, part: Any, x: Any, weight: Array, floor: Statistics) -> Statistics:
+    return scale(floor, 0) if prior is None else prior.statistics(part, x, weight)
+
+
+def _of_tables(given: Any, model: BayesNet) -> tuple[Array, ...]:
+    """Pseudo-counts of every table; of tied tables the variable that has it is named."""
+    named = given if isinstance(given, dict) else dict.fromkeys(model.owners, given)
+    for name in named:
+        if name not in model.owners:
+            raise ValueError(f"prior: {name!r} has no table of its own; {', '.join(model.owners)} have")
+    return tuple(_pseudo_counts(named.get(n), t.probs) for n, t in zip(model.owners, model.tables, strict=True))
+
+
+def _of_state_space(given: dict[str, Any], model: LinearGaussianSSM) -> StateSpaceStatistics:
+    """-1/2 trace(noise^-1 A strength A^T) of the coefficients A of either regression; a bias is left free."""
+    nothing = jax.tree.map(jnp.zeros_like, model.expected_statistics())
+    strengths = {}
+    for name, size in (("transition", model.transition.shape[-1]), ("emission", model.emission.shape[-1])):
+        regression = getattr(nothing, name)
+        strength = 0 if given[name] is None else given[name].strength
+        strength = jnp.broadcast_to(jnp.asarray(strength, regression.features.dtype), (size,))
+        features = jnp.diag(jnp.pad(strength, (0, regression.features.shape[-1] - size)))
+        features = jnp.broadcast_to(features, regression.features.shape)
+        strengths[name] = replace(regression, features=features)
+    return replace(nothing, **strengths)
 
 
 def _pseudo_counts(prior: Any, probability: Array) -> Array:
@@ -315,14 +406,6 @@ def _pseudo_counts(prior: Any, probability: Array) -> Array:
     if prior is None:
         return jnp.zeros_like(probability)
     return jnp.where(probability > 0, _like(prior.concentration, probability) - 1, 0)
-
-
-def _of_child(prior: Any, model: Any, x: Any, weight: Any) -> Statistics:
-    x = model.observe(x)
-    data, weight = model.child_data(x), model.child_weight(x, weight)
-    if prior is None:
-        return jax.tree.map(jnp.zeros_like, model.child.floor(data, weight))
-    return prior.statistics(model.child, data, weight)
 
 
 @module

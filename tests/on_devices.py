@@ -202,7 +202,7 @@ def one_long_sequence_over_time() -> Iterator[Any]:
     starts = jax.tree.map(lambda *leaves: jnp.stack(leaves), hmm(), hmm(zeros=True))
     given = {
         "labels": [np.where(rng.uniform(size=steps) < 0.1, 1, -1)],
-        "prior": jem.priors.OfHMM(transition=jem.priors.Dirichlet(1.1)),
+        "prior": jem.priors.Structured({"transition": jem.priors.Dirichlet(1.1)}),
     }
     yield jem.fit(starts, x, **given, devices=jax.devices()), jem.fit(starts, x, **given), 1e-12
     found = collectives(lambda: jem.fit(starts, x, **given, devices=jax.devices()))

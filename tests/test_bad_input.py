@@ -98,7 +98,10 @@ CASES = [
     ("solvers has em twice", lambda: jem.compare(MODEL, X, ["em", "em"])),
     ("a Dirichlet is no prior of a Mixture of SphericalGaussian", lambda: jem.fit(
         MODEL, X, prior=jem.priors.Dirichlet(2.0))),
-    ("a OfHMM is no prior of a Mixture of SphericalGaussian", lambda: jem.fit(MODEL, X, prior=jem.priors.OfHMM())),
+    ("a Structured is no prior of a Mixture of SphericalGaussian where it names 'emission'; it has weights, components",
+        lambda: jem.fit(MODEL, X, prior=jem.priors.Structured({"emission": None}))),
+    ("a Structured is no prior of a Poisson where it names 'rate'; it has no parts",
+        lambda: jem.fit(jem.Poisson(1.0), [1.0], prior=jem.priors.Structured({"rate": None}))),
     ("xs is empty", lambda: as_problems([], None, None)),
     ("labels holds 1 problems and models 2", lambda: jem.fit_many(MODELS, [X, X], labels=[[0, 1, 0]])),
     (r"labels\[1\] has shape \(2,\)", lambda: jem.fit_many(MODELS, [X, X], labels=[None, [0, 1]])),

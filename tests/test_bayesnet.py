@@ -155,7 +155,7 @@ def test_em_climbs_with_and_without_a_prior() -> None:
     x, start = drawn(), small()
     plain = jem.fit(start, x, max_steps=40, tol=0.0)
     climbs(plain)
-    prior = jem.priors.OfBayesNet(jem.priors.Dirichlet(3.0))
+    prior = jem.priors.Structured({"tables": jem.priors.Dirichlet(3.0)})
     pulled = jem.fit(start, x, prior=prior)
     climbs(pulled)
     assert pulled.converged
@@ -163,7 +163,7 @@ def test_em_climbs_with_and_without_a_prior() -> None:
     _, counts = e_step(pulled.model, start.read(x), jnp.ones(len(x)))
     for table, count in zip(pulled.model.tables, counts, strict=True):
         np.testing.assert_allclose(table.probs, (count + 2) / (count + 2).sum(-1, keepdims=True), atol=2e-3)
-    only = jem.priors.OfBayesNet({"a": jem.priors.Dirichlet(2.0)}).statistics(start, None, None)
+    only = jem.priors.Structured({"tables": {"a": jem.priors.Dirichlet(2.0)}}).statistics(start, None, None)
     assert [float(each.sum()) for each in only] == [0, 6, 0]
 
 
@@ -198,7 +198,7 @@ def test_naive_bayes_is_a_mixture_of_independent_categories() -> None:
 
 def test_every_solver_climbs_to_the_same_place() -> None:
     x, start = drawn(), small()
-    prior = jem.priors.OfBayesNet(jem.priors.Dirichlet(2.0))
+    prior = jem.priors.Structured({"tables": jem.priors.Dirichlet(2.0)})
     solvers = jem.EM(), jem.SQUAREM(jem.EM()), jem.LBFGS(), jem.Newton()
     fits = [jem.fit(start, x, solver, prior=prior, tol=1e-10) for solver in solvers]
     assert all(fit.converged for fit in fits)

@@ -14,7 +14,7 @@ import jaxem as jem
 pytestmark = pytest.mark.slow
 
 ROWS = 120
-PRIOR = jem.priors.OfBayesNet(jem.priors.Dirichlet(2.0))
+PRIOR = jem.priors.Structured({"tables": jem.priors.Dirichlet(2.0)})
 """Without it there can be a ridge of equal tops, where no two solvers meet."""
 
 

@@ -86,6 +86,6 @@ def test_it_takes_its_place_everywhere(waiting: ModuleType) -> None:
         starts = jem.start_many(jax.random.key(0), family, [rows, rows[:40]], 2, restarts=2)
         fits = jem.fit_many(starts, [rows, rows[:40]])
         assert np.isfinite(fits.log_likelihood).all()
-    prior = jem.priors.OfMixture(components=jem.priors.Gamma(2.0, 1.0))
+    prior = jem.priors.Structured({"components": jem.priors.Gamma(2.0, 1.0)})
     start = jem.Mixture.start(jax.random.key(0), waiting.Exponential, x[:, 1], 2)
     assert jem.fit(start, x[:, 1], prior=prior, weight=np.arange(60.0)).steps > 0

@@ -61,7 +61,7 @@ def test_pseudo_rows_are_rows(rng: np.random.Generator) -> None:
 
 def test_pseudo_rows_broadcast_over_members() -> None:
     model = jem.Mixture([0.5, 0.5], jem.Categorical([[0.5, 0.5], [0.1, 0.9]]))
-    prior = priors.OfMixture(components=priors.PseudoRows(4.0, jem.Categorical([0.25, 0.75])))
+    prior = priors.Structured({"components": priors.PseudoRows(4.0, jem.Categorical([0.25, 0.75]))})
     made = prior.statistics(model, jnp.zeros(3), jnp.ones(3))
     np.testing.assert_allclose(made.child, [[1.0, 3.0], [1.0, 3.0]])
     np.testing.assert_allclose(made.counts, 0)

@@ -305,7 +305,7 @@ def test_a_fit_tells_of_them_too_unless_there_is_a_prior() -> None:
     for model in (mixture, chain):
         with pytest.raises(ValueError, match=r"^LinearRegression: the inputs are linearly dependent .*Ridge"):
             jem.fit(model, x)
-    held = jem.fit(mixture, x, prior=jem.priors.OfMixture(components=jem.priors.Ridge(1.0)), max_steps=5)
+    held = jem.fit(mixture, x, prior=jem.priors.Structured({"components": jem.priors.Ridge(1.0)}), max_steps=5)
     assert np.isfinite(held.log_likelihood)
 
 

@@ -16,3 +16,10 @@ def test_former_names_warn_and_give_the_same() -> None:
         assert fit.reason == fit.status_message
     with pytest.warns(DeprecationWarning, match="max_linesearch_steps"):
         assert jem.LBFGS(most=7).max_linesearch_steps == 7
+    flat = jem.priors.Dirichlet(2.0)
+    with pytest.warns(DeprecationWarning, match=r'Structured\({"weights": ..., "components": ...}\)'):
+        assert jem.priors.OfMixture(weights=flat).priors == {"weights": flat, "components": None}
+    with pytest.warns(DeprecationWarning, match="OfHMM"):
+        assert jem.priors.OfHMM(transition=flat).priors["transition"] is flat
+    with pytest.warns(DeprecationWarning, match="OfBayesNet"):
+        assert jem.priors.OfBayesNet(flat).priors == {"tables": flat}

@@ -22,9 +22,10 @@ from jaxem.data.missing import Incomplete, cells, incomplete, unseen_rows
 from jaxem.data.prepare import as_floats
 from jaxem.distributions.constrained_m_step import constrained
 from jaxem.distributions.statistics import quantiles
+from jaxem.distributions.statistics.base import Statistics, add, scale
+from jaxem.distributions.statistics.base import over_parts as over_parts
 from jaxem.distributions.support import FINITE, Support
 
-Statistics = PyTree
 Pullback = Callable[[Array], Statistics]
 
 
@@ -550,45 +551,6 @@ def as_rows(x: Any, event_shape: tuple[int, ...], dtype: Any) -> Array:
             hint = ": join the rows of several problems into one table, or fit each problem with fit_many"
         raise ValueError(f"x has shape {x.shape}; this model reads rows of shape {wanted}{hint}")
     return jnp.asarray(x, dtype)
-
-
-def add(a: Statistics, b: Statistics) -> Statistics:
-    """The sum of two statistics of one model: over rows, chunks, devices, and of data and prior.
-
-    Statistics that are more than sums (moments about a reference) say themselves how they add.
-    """
-    return jax.tree.map(lambda s, t: s + t, a, b, is_leaf=lambda node: hasattr(type(node), "about"))
-
-
-def scale(statistics: Statistics, factor: Any) -> Statistics:
-    """`factor` times as many of the same rows."""
-    return jax.tree.map(lambda s: s * factor, statistics, is_leaf=lambda node: hasattr(type(node), "about"))
-
-
-def over_parts(
-    together: Callable[[list[Array], list[Array]], tuple[list[Array], list[Array]]], statistics: Statistics
-) -> Statistics:
-    """The statistics of all parts of some data, from those of each part, all about one reference.
-
-    Args:
-        together: `(sums, extremes) -> (sums, extremes)` of all parts, from those of one.
-        statistics: of one part. Whose class says what they hold besides sums, by `extremes` and `reaching`, may have
-            arrays of which the largest counts.
-    """
-    leaves, structure = jax.tree.flatten(statistics)
-    # What scaling passes on untouched, the very same array, is no sum.
-    is_sum = [new is not old for new, old in zip(jax.tree.leaves(scale(statistics, 1)), leaves, strict=True)]
-    nodes, nested = jax.tree.flatten(statistics, is_leaf=_has_extremes)
-    extremes = [node.extremes for node in nodes if _has_extremes(node)]
-    sums, extremes = together([leaf for leaf, summed in zip(leaves, is_sum, strict=True) if summed], extremes)
-    new = iter(sums)
-    statistics = structure.unflatten(next(new) if summed else leaf for leaf, summed in zip(leaves, is_sum, strict=True))
-    new, nodes = iter(extremes), jax.tree.leaves(statistics, is_leaf=_has_extremes)
-    return nested.unflatten(node.reaching(next(new)) if _has_extremes(node) else node for node in nodes)
-
-
-def _has_extremes(node: Any) -> bool:
-    return hasattr(type(node), "extremes")
 
 
 def flat_members(weight: Float[Array, "*batch n"], *values: Array) -> tuple[Array, ...]:

@@ -23,6 +23,7 @@ from jaxem.distributions.base import Family
 from jaxem.distributions.gaussian import FLOOR
 from jaxem.distributions.members import ScalarParameters
 from jaxem.distributions.registry import family
+from jaxem.distributions.statistics.base import Referenced
 from jaxem.distributions.statistics.log_ratios import PositiveColumns
 from jaxem.distributions.statistics.moments import has_weight
 from jaxem.distributions.support import ABOVE_ZERO, BETWEEN, SHARES, Support
@@ -35,7 +36,7 @@ NEAR = 1 / 16
 
 
 @module
-class Shares:
+class Shares(Referenced):
     """Sums over weighted rows on a simplex, about a point m of it.
 
     How concentrated rows are is how far the mean of log x lies from the log of the mean: a difference that loses all
@@ -48,29 +49,22 @@ class Shares:
         log_reference: `[..., C]`, log m.
     """
 
+    sums = ("rows", "logs", "divergence")
+
     rows: Array
     logs: Array
     divergence: Array
     log_reference: Array
 
-    def about(self, log_reference: Float[Array, "*batch c"]) -> Shares:
+    def about(self, log_reference: Float[Array, "*batch c"]) -> Self:
         """The same rows, about another point."""
         shift = self.log_reference - log_reference
         old, new = jnp.exp(self.log_reference), jnp.exp(log_reference)
         moved = jnp.sum(new * (jnp.expm1(shift) - shift), axis=-1)  # KL(new | old)
         crossed = jnp.sum((new - old) * self.logs, axis=-1)
         logs = self.logs + self.rows[..., None] * shift
-        return Shares(self.rows, logs, self.divergence + self.rows * moved - crossed, log_reference)
-
-    def __add__(self, other: Shares) -> Shares:
-        other = other.about(self.log_reference)
-        return Shares(
-            self.rows + other.rows, self.logs + other.logs, self.divergence + other.divergence, self.log_reference
-        )
-
-    def __mul__(self, factor: Array | float) -> Shares:
-        """`factor` (a number) times as many of the same rows."""
-        return Shares(self.rows * factor, self.logs * factor, self.divergence * factor, self.log_reference)
+        divergence = self.divergence + self.rows * moved - crossed
+        return replace(self, logs=logs, divergence=divergence, log_reference=log_reference)
 
 
 @module

@@ -23,6 +23,7 @@ from jaxem.distributions.base import Rows, add, as_rows, scale
 from jaxem.distributions.gaussian import FLOOR
 from jaxem.distributions.registry import family
 from jaxem.distributions.statistics import mahalanobis, quantiles
+from jaxem.distributions.statistics.base import Referenced
 from jaxem.distributions.statistics.incomplete_gaussian import (
     LOG_2_PI,
     AnyCell,
@@ -38,7 +39,7 @@ WARM = 5
 
 
 @module
-class Regressions:
+class Regressions(Referenced):
     """Sums for the regression of every column on g = (factors, 1), about the coefficients `reference`.
 
     With the residuals e = x - reference g; expected, as the factors are hidden.
@@ -52,34 +53,20 @@ class Regressions:
         reference: `[..., D, F + 1]`, loadings and mean.
     """
 
+    sums = ("rows", "gram", "cross", "second")
+
     rows: Array
     gram: Array
     cross: Array
     second: Array
     reference: Array
 
-    def about(self, reference: Float[Array, "*batch d g"]) -> Regressions:
+    def about(self, reference: Float[Array, "*batch d g"]) -> Self:
         """The same rows, about other coefficients."""
         shift = reference - self.reference
         moved = matmul(shift, self.gram)
         second = self.second - jnp.sum(shift * (2 * self.cross - moved), axis=-1)
         return replace(self, cross=self.cross - moved, second=second, reference=reference)
-
-    def __add__(self, other: Regressions) -> Regressions:
-        other = other.about(self.reference)
-        return Regressions(
-            self.rows + other.rows,
-            self.gram + other.gram,
-            self.cross + other.cross,
-            self.second + other.second,
-            self.reference,
-        )
-
-    def __mul__(self, factor: Array | float) -> Regressions:
-        """`factor` (a number) times as many of the same rows."""
-        return Regressions(
-            self.rows * factor, self.gram * factor, self.cross * factor, self.second * factor, self.reference
-        )
 
     def best(self, otherwise: Float[Array, "*batch d g"]) -> tuple[Array, Array]:
         """The coefficients of least squares (`otherwise` without rows), and what they leave of each column."""

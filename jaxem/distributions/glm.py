@@ -36,16 +36,15 @@ class _Exponential(Regression):
         seen = linalg.lead(jnp.where(self.contains(table), table.response, 0), self.coefficients.ndim)
         mean, variance = self._moments(self._predictor(table))
         curvature = table.design.gram(weight * variance)
-        low, high = (jnp.broadcast_to(limit, self.coefficients.shape) for limit in table.design.limits(weight))
         level = self._level(table.design.centre)
         at = jnp.concatenate([level[..., None], self.coefficients], axis=-1)
         linear = table.design.sums(weight * (seen - mean)) + matmul(curvature, at[..., None])[..., 0]
+        reach = table.design.reach(weight)
         return GLMBound(
             rows=jnp.sum(weight, axis=-1),
             curvature=curvature[..., None, :, None, :],
             linear=linear[..., None, :],
-            low=low,
-            high=high,
+            reach=jnp.broadcast_to(reach, (*self.batch_shape, *reach.shape)),
             level=level[..., None],
             slopes=self.coefficients[..., None, :],
             centre=jnp.broadcast_to(table.design.centre, self.coefficients.shape),

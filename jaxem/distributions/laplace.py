@@ -15,11 +15,12 @@ from jaxem.core.summation import totals
 from jaxem.distributions.base import Family
 from jaxem.distributions.registry import family
 from jaxem.distributions.statistics import quantiles
+from jaxem.distributions.statistics.base import Referenced
 from jaxem.distributions.statistics.moments import has_weight, resolution
 
 
 @module
-class Deviations:
+class Deviations(Referenced):
     """Absolute deviations of weighted rows from a place, each as the parabola that touches it at `reference`.
 
     With `at = location - reference`, their sum is at most
@@ -34,6 +35,8 @@ class Deviations:
         reference: `[...]`.
     """
 
+    sums = ("rows", "absolute", "pull", "stiffness", "resting")
+
     rows: Array
     absolute: Array
     pull: Array
@@ -45,7 +48,7 @@ class Deviations:
         """The sum of absolute deviations, at most, from a place that is `at` away from the reference."""
         return self.absolute - self.pull * at + 0.5 * self.stiffness * at**2 + self.resting * jnp.abs(at)
 
-    def about(self, reference: Float[Array, "*batch"]) -> Deviations:
+    def about(self, reference: Float[Array, "*batch"]) -> Self:
         """About another reference; the rows that rest at this one become parabolas as well."""
         at = reference - self.reference
         moved = at != 0
@@ -57,28 +60,6 @@ class Deviations:
             stiffness=self.stiffness + jnp.where(moved, self.resting / distance, 0),
             resting=jnp.where(moved, 0, self.resting),
             reference=reference,
-        )
-
-    def __add__(self, other: Deviations) -> Deviations:
-        other = other.about(self.reference)
-        return Deviations(
-            self.rows + other.rows,
-            self.absolute + other.absolute,
-            self.pull + other.pull,
-            self.stiffness + other.stiffness,
-            self.resting + other.resting,
-            self.reference,
-        )
-
-    def __mul__(self, factor: Array | float) -> Deviations:
-        """`factor` (a number) times as many of the same rows."""
-        return Deviations(
-            self.rows * factor,
-            self.absolute * factor,
-            self.pull * factor,
-            self.stiffness * factor,
-            self.resting * factor,
-            self.reference,
         )
 
 

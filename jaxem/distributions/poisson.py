@@ -27,6 +27,7 @@ from jaxem.distributions.base import Family
 from jaxem.distributions.discrete import Counted, _Counts, times_log, weighted, whole
 from jaxem.distributions.members import ScalarParameters
 from jaxem.distributions.registry import family
+from jaxem.distributions.statistics.base import Referenced
 from jaxem.distributions.statistics.moments import has_weight
 from jaxem.distributions.support import COUNT
 
@@ -142,7 +143,7 @@ def _poisson_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tup
 
 
 @module
-class Tables:
+class Tables(Referenced):
     """What a negative binomial counts, and a bound on its shape.
 
     A row x is worth log(shape + k) for each k < x. As a function of s = log shape that is convex, and its third
@@ -162,6 +163,8 @@ class Tables:
         log_shape: `[...]`, s0.
     """
 
+    sums = ("rows", "total", "tabled", "untabled", "curvature")
+
     rows: Array
     total: Array
     tabled: Array
@@ -169,7 +172,7 @@ class Tables:
     curvature: Array
     log_shape: Array
 
-    def about(self, log_shape: Float[Array, "*batch"]) -> Tables:
+    def about(self, log_shape: Float[Array, "*batch"]) -> Self:
         """The same rows, bounded at another shape: that bound lies below this one."""
         change = log_shape - self.log_shape
         near = jnp.exp(-jnp.abs(change))
@@ -193,21 +196,6 @@ class Tables:
     def _curved(self, log_shape: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         distance = jnp.abs(log_shape - self.log_shape)
         return self.curvature * (jnp.expm1(-distance) + distance)
-
-    def __add__(self, other: Tables) -> Tables:
-        other = other.about(self.log_shape)
-        return Tables(
-            self.rows + other.rows,
-            self.total + other.total,
-            self.tabled + other.tabled,
-            self.untabled + other.untabled,
-            self.curvature + other.curvature,
-            self.log_shape,
-        )
-
-    def __mul__(self, factor: Array | float) -> Tables:
-        """`factor` (a number) times as many of the same rows."""
-        return replace(jax.tree.map(lambda each: each * factor, self), log_shape=self.log_shape)
 
 
 @family("negative_binomial", "negative binomial counts")

@@ -24,6 +24,7 @@ from jaxem.data.missing import Incomplete, cells
 from jaxem.distributions.base import Family, Rows, Statistics
 from jaxem.distributions.registry import family
 from jaxem.distributions.statistics import quantiles
+from jaxem.distributions.statistics.base import Referenced
 from jaxem.distributions.statistics.design_matrix import Design, design, shared
 from jaxem.distributions.statistics.moments import has_weight, resolution
 
@@ -195,7 +196,7 @@ def check(name: str, x: Any, weight: Any = None) -> None:
 
 
 @module
-class Residuals:
+class Residuals(Referenced):
     """Weighted sums of products of (1, inputs, residual): what a linear regression needs to know of its rows.
 
     About a line, because a residual keeps the digits that a response far away, or nearly on the line, would lose.
@@ -208,13 +209,15 @@ class Residuals:
         centre: `[..., P]`.
     """
 
+    sums = ("spread_rows", "gram")
+
     spread_rows: Array
     gram: Array
     level: Array
     slopes: Array
     centre: Array
 
-    def about(self, level: Array, slopes: Array, centre: Array) -> Residuals:
+    def about(self, level: Array, slopes: Array, centre: Array) -> Self:
         """The same rows, about another line and centre."""
         shift, size = self.centre - centre, self.slopes.shape[-1]
         eye = jnp.broadcast_to(jnp.eye(size + 2, dtype=shift.dtype), self.gram.shape)
@@ -222,7 +225,7 @@ class Residuals:
         move = move.at[..., -1, 0].set(self.level - level - jnp.sum(slopes * shift, axis=-1))
         move = move.at[..., -1, 1:-1].set(self.slopes - slopes)
         gram = matmul(matmul(move, self.gram), linalg.transpose(move))
-        return Residuals(self.spread_rows, gram, level, slopes, centre)
+        return replace(self, gram=gram, level=level, slopes=slopes, centre=centre)
 
     def size(self, level: Array, slopes: Array) -> Float[Array, "*batch"]:
         """The root mean square of what a line predicts for the rows: `level` at the centre, and its slopes."""
@@ -231,14 +234,6 @@ class Residuals:
         rows = self.gram[..., 0, 0]
         some = has_weight(rows)
         return jnp.sqrt(jnp.where(some, jnp.maximum(square, 0) / jnp.where(some, rows, 1), 0))
-
-    def __add__(self, other: Residuals) -> Residuals:
-        other = other.about(self.level, self.slopes, self.centre)
-        return replace(self, spread_rows=self.spread_rows + other.spread_rows, gram=self.gram + other.gram)
-
-    def __mul__(self, factor: Array | float) -> Residuals:
-        """`factor` (a number) times as many of the same rows."""
-        return replace(self, spread_rows=self.spread_rows * factor, gram=self.gram * factor)
 
 
 @family("linear_regression", "linear regression", reads="response", units="each")

@@ -90,9 +90,9 @@ class SoftmaxGate(Family):
         curvature = jnp.swapaxes(columns.gram(pairs), -3, -2)
         centre = jnp.broadcast_to(columns.centre, (*self.intercept.shape[:-1], columns.centre.size))
         here = GLMBound.quadratic(curvature, self._level(centre[..., None, :]), self.coefficients, centre)
-        low, high = (jnp.broadcast_to(limit, centre.shape) for limit in columns.limits(rows))
         slope = columns.sums(weight[..., :-1, :] - rows[..., None, :] * share)
-        return replace(here, rows=jnp.sum(rows, axis=-1), linear=here.linear + slope, low=low, high=high)
+        reach = jnp.broadcast_to(columns.reach(rows), here.reach.shape)
+        return replace(here, rows=jnp.sum(rows, axis=-1), linear=here.linear + slope, reach=reach)
 
     def expected_statistics(self) -> GLMBound:
         """With standard normal inputs, and as curved as where all classes are equally probable (Bohning 1992)."""

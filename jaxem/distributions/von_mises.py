@@ -19,6 +19,7 @@ from jaxem.distributions.base import flat_members
 from jaxem.distributions.gaussian import FLOOR
 from jaxem.distributions.members import ScalarParameters
 from jaxem.distributions.registry import family
+from jaxem.distributions.statistics.base import Referenced
 from jaxem.distributions.statistics.moments import has_weight
 from jaxem.distributions.support import ANGLE
 
@@ -27,7 +28,7 @@ LARGE = {4: 20.0, 8: 200.0}
 
 
 @module
-class Directions:
+class Directions(Referenced):
     """Sums over weighted points u of the unit circle, about the point r in the direction `reference`.
 
     Attributes:
@@ -37,19 +38,20 @@ class Directions:
         reference: `[...]`, radians.
     """
 
+    sums = ("rows", "cosines", "sines", "chord")
+
     rows: Array
     cosines: Array
     sines: Array
     chord: Array
     reference: Array
 
-    def about(self, reference: Float[Array, "*batch"]) -> Directions:
+    def about(self, reference: Float[Array, "*batch"]) -> Self:
         """The same rows, about another direction."""
         across, along = _between(reference, self.reference)  # r' - r
         chord = self.chord - self.cosines * across - self.sines * along + self.rows * (across**2 + along**2) / 2
-        return Directions(
-            self.rows, self.cosines - self.rows * across, self.sines - self.rows * along, chord, reference
-        )
+        cosines, sines = self.cosines - self.rows * across, self.sines - self.rows * along
+        return replace(self, cosines=cosines, sines=sines, chord=chord, reference=reference)
 
     def direction(self) -> Float[Array, "*batch"]:
         """The mean direction, in (-pi, pi]."""
@@ -58,21 +60,6 @@ class Directions:
         nowhere = (x == 0) & (y == 0)
         angle = jnp.arctan2(jnp.where(nowhere, 0, y), jnp.where(nowhere, 1, x))
         return jnp.where(angle <= -math.pi, -angle, angle)
-
-    def __add__(self, other: Directions) -> Directions:
-        other = other.about(self.reference)
-        return Directions(
-            self.rows + other.rows,
-            self.cosines + other.cosines,
-            self.sines + other.sines,
-            self.chord + other.chord,
-            self.reference,
-        )
-
-    def __mul__(self, factor: Array | float) -> Directions:
-        """`factor` (a number) times as many of the same rows."""
-        sums = (self.rows * factor, self.cosines * factor, self.sines * factor, self.chord * factor)
-        return Directions(*sums, self.reference)
 
 
 def _between(a: Array, b: Array) -> tuple[Array, Array]:

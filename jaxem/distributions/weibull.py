@@ -39,6 +39,7 @@ from jaxem.distributions.lognormal import LogNormal
 from jaxem.distributions.positive import Positive
 from jaxem.distributions.registry import family
 from jaxem.distributions.statistics import truncated
+from jaxem.distributions.statistics.base import Referenced
 from jaxem.distributions.statistics.log_ratios import PositiveColumns
 from jaxem.distributions.statistics.moments import has_weight, resolution
 
@@ -53,7 +54,7 @@ APART = 1e6
 
 
 @module
-class WeibullStatistics:
+class WeibullStatistics(Referenced):
     """Sums over weighted rows under the parameters `shape` and `scale`, with s = shape log(x / scale); each `[...]`.
 
     A row that ended at x is an event; one that lasted at least until x has a hazard only.
@@ -69,6 +70,8 @@ class WeibullStatistics:
         pseudo_rows: rows as a prior sees them, drawn from the Weibull with these parameters:
         pseudo_shape, pseudo_scale.
     """
+
+    sums = ("events", "log_times", "hazard", "slope", "above", "below", "stiffness", "pseudo_rows")
 
     events: Array
     log_times: Array
@@ -132,7 +135,7 @@ class WeibullStatistics:
         curved = jnp.where(change > 0, self.above, self.below) * change
         return (self.slope + curved) * change / hazard, (self.slope + 2 * curved) / hazard
 
-    def about(self, shape: Float[Array, "*batch"], scale: Float[Array, "*batch"]) -> WeibullStatistics:
+    def about(self, shape: Float[Array, "*batch"], scale: Float[Array, "*batch"]) -> Self:
         """The same rows under other parameters: exact in the scale; in the shape as far as that parabola is."""
         here = self.anchored(shape, scale)
         change = jnp.clip(shape / here.shape - 1, -TRUST, TRUST)
@@ -151,28 +154,17 @@ class WeibullStatistics:
             scale=scale,
         )
 
-    def __add__(self, other: WeibullStatistics) -> WeibullStatistics:
+    def aligned(self, other: Self) -> tuple[Self, Self]:
+        """Both under the parameters of the first that has rows, and pseudo-rows of both under their mean parameters."""
         shape, scale = jnp.where(self.seen, self.shape, other.shape), jnp.where(self.seen, self.scale, other.scale)
-        a, b = self.about(shape, scale), other.about(shape, scale)
         rows = self.pseudo_rows + other.pseudo_rows
         share = jnp.where(rows > 0, other.pseudo_rows / jnp.where(rows > 0, rows, 1), 0)
-        return replace(
-            jax.tree.map(jnp.add, a, b),
-            shape=shape,
-            scale=scale,
+        a = replace(
+            self.about(shape, scale),
             pseudo_shape=(1 - share) * self.pseudo_shape + share * other.pseudo_shape,
             pseudo_scale=(1 - share) * self.pseudo_scale + share * other.pseudo_scale,
         )
-
-    def __mul__(self, factor: Array | float) -> WeibullStatistics:
-        """`factor` (a number) times as many of the same rows."""
-        return replace(
-            jax.tree.map(lambda leaf: leaf * factor, self),
-            shape=self.shape,
-            scale=self.scale,
-            pseudo_shape=self.pseudo_shape,
-            pseudo_scale=self.pseudo_scale,
-        )
+        return a, other.about(shape, scale)
 
 
 def _finite_hazard(row: PositiveColumns, shape: Array, scale: Array) -> tuple[Array, Array, Array]:

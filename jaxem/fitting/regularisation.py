@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from jaxem.distributions.base import Labelled, Statistics, add
 from jaxem.fitting.sources.sharded import ShardedRows
+from jaxem.priors import kind
 
 SCALE_ROWS = 65_536
 """At most this many rows, evenly spaced, say how wide the data are (see `spacing`)."""
@@ -25,7 +26,7 @@ def regulariser(floor: Statistics, prior: Any, model: Any, x: Any, weight: Array
     if prior is None:
         return floor
     x = x.x if isinstance(x, Labelled) else x  # a prior scales itself to the rows, whatever their labels
-    said = f"a {type(prior).__name__} is no prior of a {_kind(model)}; pass one that is made for it (see jaxem.priors)"
+    said = f"a {type(prior).__name__} is no prior of a {kind(model)}; pass one that is made for it (see jaxem.priors)"
     try:
         made = prior.statistics(model, x, weight) if hasattr(prior, "statistics") else prior
     except AttributeError as error:
@@ -37,12 +38,6 @@ def regulariser(floor: Statistics, prior: Any, model: Any, x: Any, weight: Array
         if np.broadcast_shapes(np.shape(mine), its.shape) != its.shape:
             raise ValueError(f"prior has pseudo-statistics of shape {np.shape(mine)}, and the model's are {its.shape}")
     return add(floor, jax.tree.map(lambda mine, its: jnp.asarray(mine, its.dtype), made, floor))
-
-
-def _kind(model: Any) -> str:
-    """What a model is, in words."""
-    name = type(model).__name__
-    return f"{name} of {_kind(model.child)}" if hasattr(model, "child") else name
 
 
 class Blank(NamedTuple):

@@ -108,7 +108,7 @@ def _describe(node: Any, name: str, tensors: dict[str, np.ndarray]) -> Any:
         kind, own = type(node).__name__, isinstance(node, Distribution)
         remedy = f"register it: {HOW}" if own else "only jaxem's own models and registered classes can be saved"
         raise TypeError(f"{name} is a {kind}; {remedy}")
-    given = {field.name: getattr(node, field.name) for field in dataclasses.fields(node)}
+    given = {field.name: getattr(node, field.name) for field in dataclasses.fields(node)}  # type: ignore[arg-type]
     if given.get("restriction", ...) is None:
         del given["restriction"]
     fields = {field: _describe(value, f"{name}.{field}", tensors) for field, value in given.items()}

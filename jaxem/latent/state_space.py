@@ -33,11 +33,12 @@ from jaxem.distributions.base import Distribution, Labelled, Pullback, convert_p
 from jaxem.distributions.gaussian import FLOOR, Gaussian
 from jaxem.distributions.registry import structure
 from jaxem.distributions.statistics import quantiles
+from jaxem.distributions.statistics.base import Referenced
 from jaxem.distributions.statistics.moments import has_weight
 
 
 @module
-class Regression:
+class Regression(Referenced):
     """Sums of a linear regression y = coefficients f + noise, about the coefficients of the model that made them.
 
     Residuals, and not products of y: a noise that is small beside what is regressed keeps its digits.
@@ -50,13 +51,15 @@ class Regression:
         coefficients: `[..., D, F]`.
     """
 
+    sums = ("rows", "residual", "cross", "features")
+
     rows: Array
     residual: Array
     cross: Array
     features: Array
     coefficients: Array
 
-    def about(self, coefficients: Float[Array, "*batch d f"]) -> Regression:
+    def about(self, coefficients: Float[Array, "*batch d f"]) -> Self:
         """The same rows, about other coefficients."""
         change = coefficients - self.coefficients
         crossed = matmul(self.cross, transpose(change))
@@ -66,13 +69,6 @@ class Regression:
 
     def _explained(self, change: Float[Array, "*batch d f"]) -> Float[Array, "*batch d d"]:
         return matmul(matmul(change, self.features), transpose(change))
-
-    def __add__(self, other: Regression) -> Regression:
-        return replace(jax.tree.map(jnp.add, self, other.about(self.coefficients)), coefficients=self.coefficients)
-
-    def __mul__(self, factor: Array | float) -> Regression:
-        """`factor` (a number) times as many of the same rows."""
-        return replace(jax.tree.map(lambda total: total * factor, self), coefficients=self.coefficients)
 
     def expected_log_prob(self, coefficients: Array, noise: Array) -> Float[Array, "*batch"]:
         """-1/2 [rows log det noise + trace(noise^-1 residual)]."""

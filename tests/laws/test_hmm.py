@@ -146,8 +146,12 @@ def test_known_states_are_kept() -> None:
 def test_zeros_stay_zero() -> None:
     """Left to right, under EM with a prior that would fill them."""
     model = jem.HMM([1.0, 0.0, 0.0], [[0.5, 0.5, 0], [0, 0.5, 0.5], [0, 0, 1.0]], POISSON.members(3))
-    prior = jem.priors.OfHMM(
-        initial=jem.priors.Dirichlet(2.0), transition=jem.priors.Dirichlet(2.0), emission=jem.priors.Gamma(2.0, 0.5)
+    prior = jem.priors.Structured(
+        {
+            "initial": jem.priors.Dirichlet(2.0),
+            "transition": jem.priors.Dirichlet(2.0),
+            "emission": jem.priors.Gamma(2.0, 0.5),
+        }
     )
     fit = jem.fit(model, pieces(POISSON, (12, 8)), prior=prior, max_steps=10, tol=0.0)
     np.testing.assert_array_equal(np.asarray(fit.model.transition) == 0, np.asarray(model.transition) == 0)
@@ -168,7 +172,7 @@ def test_impossible_data_is_not_converged() -> None:
 def test_a_sticky_prior_stays() -> None:
     parts = pieces(POISSON, (30, 20))
     plain = jem.fit(hmm(POISSON, 2), parts, max_steps=20)
-    prior = jem.priors.OfHMM(transition=jem.priors.Dirichlet(1 + 200 * jnp.eye(2)))
+    prior = jem.priors.Structured({"transition": jem.priors.Dirichlet(1 + 200 * jnp.eye(2))})
     sticky = jem.fit(hmm(POISSON, 2), parts, prior=prior, max_steps=20)
     assert jnp.diagonal(sticky.model.transition).min() > max(0.9, float(jnp.diagonal(plain.model.transition).min()))
 

@@ -29,14 +29,16 @@ CLOSE = {"solver": jem.SQUAREM(jem.EM()), "tol": 1e-15, "max_steps": 2000}
 
 
 def mixture(x: Any, weight: Any, strength: Any, **how: Any) -> jem.Fit:
-    prior = jem.priors.OfMixture(weights=jem.priors.Dirichlet(1 + strength))
+    prior = jem.priors.Structured({"weights": jem.priors.Dirichlet(1 + strength)})
     return jem.fit(TRUTH if x.shape[1] == 2 else SIMPLE, x, weight=weight, prior=prior, **how)
 
 
 def chain(x: Any, weight: Any, strength: Any, **how: Any) -> jem.Fit:
     ones = jem.priors.Dirichlet(1 + strength)
     sequences = jem.Sequences(x, np.full(len(x), x.shape[1]))
-    return jem.fit(CHAIN, sequences, weight=weight, prior=jem.priors.OfHMM(ones, ones), **how)
+    return jem.fit(
+        CHAIN, sequences, weight=weight, prior=jem.priors.Structured({"initial": ones, "transition": ones}), **how
+    )
 
 
 def number(fit: jem.Fit) -> Any:
@@ -186,7 +188,7 @@ def test_rows_in_chunks_have_the_derivative_of_rows_at_once() -> None:
     top = jem.fit(SIMPLE, given[0], weight=given[1], **CLOSE).model
 
     def of(x: Any, weight: Any, strength: Any) -> Any:
-        prior = jem.priors.OfMixture(weights=jem.priors.Dirichlet(strength))
+        prior = jem.priors.Structured({"weights": jem.priors.Dirichlet(strength)})
         return number(jem.fit(top, x, weight=weight, prior=prior, max_steps=0))
 
     def slopes() -> Any:

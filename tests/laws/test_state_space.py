@@ -283,7 +283,7 @@ def test_a_mixture_of_them_is_a_model() -> None:
     mixture, weight = jem.Mixture([0.2, 0.3, 0.5], components), jnp.ones(3)
     each = [jax.tree.map(lambda leaf, k=k: leaf[k], components).log_prob(x) for k in range(3)]
     expected = np.log(np.einsum("k,ks->s", np.asarray(mixture.weights), np.exp(np.stack(each))))
-    prior = jem.priors.OfMixture(components=jem.priors.PseudoRows(0.1, components)).statistics(mixture, x, weight)
+    prior = jem.priors.Structured({"components": jem.priors.PseudoRows(0.1, components)}).statistics(mixture, x, weight)
     last = -np.inf
     for _ in range(3):
         log_prob, statistics = e_step(mixture, x, weight)

@@ -75,12 +75,10 @@ class Design:
         sums = self.sums(weight)
         return self.centre + sums[1:] / jnp.where(has_weight(sums[0]), sums[0], 1)
 
-    def limits(self, weight: Float[Array, "*batch n"]) -> tuple[Float[Array, "p"], Float[Array, "p"]]:
-        """The least and the largest input among the rows with a weight for any member."""
-        there = jnp.any(weight.reshape(-1, weight.shape[-1]) > 0, axis=0)[None]
-        low = jnp.min(jnp.where(there, self.inputs, jnp.inf), axis=1)
-        high = jnp.max(jnp.where(there, self.inputs, -jnp.inf), axis=1)
-        return jnp.where(jnp.isfinite(low), low, 0), jnp.where(jnp.isfinite(high), high, 0)
+    def reach(self, weight: Float[Array, "*batch n"]) -> Float[Array, "2 p"]:
+        """How far the inputs of rows with a weight for any member reach below the centre, and above it."""
+        there = jnp.any(weight.reshape(-1, weight.shape[-1]) > 0, axis=0)
+        return jnp.max(jnp.where(there, jnp.stack([-self.inputs, self.inputs]), -jnp.inf), axis=-1)
 
     def _with_one(self) -> Float[Array, "q n"]:
         return jnp.concatenate([jnp.ones_like(self.inputs[:1]), self.inputs])

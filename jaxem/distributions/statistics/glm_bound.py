@@ -21,7 +21,7 @@ Near the maximum r goes to zero and a step leaves 1 - 1 / p of the distance, a h
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +30,7 @@ from jaxtyping import Array, Float
 from jaxem.core import linalg
 from jaxem.core.linalg import HIGHEST, matmul
 from jaxem.core.pytree import module, replace
+from jaxem.distributions.statistics.base import Referenced
 from jaxem.distributions.statistics.moments import has_weight
 
 ALONG = 1.1
@@ -37,7 +38,7 @@ ALONG = 1.1
 
 
 @module
-class GLMBound:
+class GLMBound(Referenced):
     """Sums over weighted rows, at the parameters that they were made with; quadratic priors are of the same kind.
 
     M predictors of P inputs; a row is (1, z - centre).
@@ -47,22 +48,24 @@ class GLMBound:
         curvature: `[..., M, P + 1, M, P + 1]`, sum of w (minus the second derivative).
         linear: `[..., M, P + 1]`, sum of w (the first derivative), plus the curvature times the parameters: of a
             quadratic it is the linear term.
-        low, high: `[..., P]`, the least and the largest input, less the centre.
+        reach: `[..., 2, P]`, how far the inputs of any member reach below the centre, and above it; -inf without.
         level: `[..., M]`, the predictors at the centre.
         slopes: `[..., M, P]`.
         centre: `[..., P]`.
     """
 
+    sums = ("rows", "curvature", "linear")
+    extremes = ("reach",)
+
     rows: Array
     curvature: Array
     linear: Array
-    low: Array
-    high: Array
+    reach: Array
     level: Array
     slopes: Array
     centre: Array
 
-    def about(self, centre: Float[Array, "*batch p"]) -> GLMBound:
+    def about(self, centre: Float[Array, "*batch p"]) -> Self:
         """The same rows, about another centre."""
         shift = self.centre - centre
         eye = jnp.broadcast_to(jnp.eye(shift.shape[-1], dtype=shift.dtype), (*shift.shape, shift.shape[-1]))
@@ -74,55 +77,25 @@ class GLMBound:
             self,
             curvature=jnp.einsum("...manc,...dc->...mand", moved, move, precision=HIGHEST),
             linear=jnp.einsum("...ab,...mb->...ma", move, self.linear, precision=HIGHEST),
-            low=self.low + shift,
-            high=self.high + shift,
+            reach=self.reach + jnp.stack([-shift, shift], axis=-2),
             level=self.level - jnp.sum(self.slopes * shift[..., None, :], axis=-1),
             centre=centre,
         )
 
-    def __add__(self, other: GLMBound) -> GLMBound:
-        other = other.about(self.centre)
-        # A prior has no rows: it reaches nothing, and was not made at any parameters.
-        mine, its = self.rows > 0, other.rows > 0
-        both = (mine & its)[..., None]
-
-        def known(a: Array, b: Array) -> Array:
-            chosen = mine | ~its
-            return jnp.where(chosen.reshape(*chosen.shape, *(1,) * (a.ndim - chosen.ndim)), a, b)
-
-        return GLMBound(
-            rows=self.rows + other.rows,
-            curvature=self.curvature + other.curvature,
-            linear=self.linear + other.linear,
-            low=jnp.where(both, jnp.minimum(self.low, other.low), known(self.low, other.low)),
-            high=jnp.where(both, jnp.maximum(self.high, other.high), known(self.high, other.high)),
-            level=known(self.level, other.level),
-            slopes=known(self.slopes, other.slopes),
-            centre=self.centre,
-        )
-
-    @property
-    def extremes(self) -> Float[Array, "2 *batch p"]:
-        """How far the inputs reach to either side."""
-        reach = jnp.stack([-self.low, self.high])
-        return jnp.where((self.rows > 0)[None, ..., None], reach, -jnp.inf)
-
-    def reaching(self, extremes: Float[Array, "2 *batch p"]) -> GLMBound:
-        """The same, with other extremes."""
-        some = (self.rows > 0)[..., None]
-        low, high = jnp.where(some, -extremes[0], self.low), jnp.where(some, extremes[1], self.high)
-        return replace(self, low=low, high=high)
-
-    def __mul__(self, factor: Array | float) -> GLMBound:
-        """`factor` (a number) times as many of the same rows."""
-        return replace(self, rows=self.rows * factor, curvature=self.curvature * factor, linear=self.linear * factor)
+    def aligned(self, other: Self) -> tuple[Self, Self]:
+        """Both about the centre of the first, at the parameters of the first that has rows: a prior has none."""
+        other, mine = other.about(self.centre), self.rows > 0
+        level = jnp.where(mine[..., None], self.level, other.level)
+        slopes = jnp.where(mine[..., None, None], self.slopes, other.slopes)
+        return replace(self, level=level, slopes=slopes), other
 
     @classmethod
     def quadratic(cls, curvature: Array, level: Array, slopes: Array, centre: Array) -> GLMBound:
         """What a Gaussian prior says: its precision and its mean; no rows."""
         at = jnp.concatenate([level[..., None], slopes], axis=-1)
         none = jnp.zeros_like(centre)
-        return cls(none.sum(-1), curvature, _applied(curvature, at), none, none, level, slopes, centre)
+        reach = jnp.full((*centre.shape[:-1], 2, centre.shape[-1]), -jnp.inf, centre.dtype)
+        return cls(none.sum(-1), curvature, _applied(curvature, at), reach, level, slopes, centre)
 
     def value(self, level: Float[Array, "*batch m"], slopes: Float[Array, "*batch m p"]) -> Float[Array, "*batch"]:
         """Q for other parameters, `level` at this centre: the lower bound above."""
@@ -169,6 +142,11 @@ class GLMBound:
         newton = matmul(linalg.transpose(white), half).reshape(slope.shape)
         return slope, newton, jnp.sum(half**2, axis=(-1, -2))
 
+    @property
+    def _reach(self) -> Float[Array, "*batch 2 p"]:
+        """Zero where there are no rows."""
+        return jnp.where(self.rows[..., None, None] > 0, self.reach, 0)
+
     def _pairs(self, of: Any) -> list[Array]:
         """`of(k, i)` of any two predictors; `of(k, None)` of one and that of the class of reference, which is zero."""
         predictors = range(self.level.shape[-1])
@@ -176,10 +154,11 @@ class GLMBound:
 
     def _farthest(self, change: Float[Array, "*batch m q"]) -> Float[Array, "*batch"]:
         """r: by how much a change of the parameters changes a predictor, or the difference of two, at most."""
+        low, high = -self._reach[..., 0, :], self._reach[..., 1, :]
 
         def most(k: int, i: int | None) -> Array:
             both = change[..., k, :] if i is None else change[..., k, :] - change[..., i, :]
-            at_low, at_high = both[..., 1:] * self.low, both[..., 1:] * self.high
+            at_low, at_high = both[..., 1:] * low, both[..., 1:] * high
             highest = both[..., 0] + jnp.sum(jnp.maximum(at_low, at_high), axis=-1)
             lowest = both[..., 0] + jnp.sum(jnp.minimum(at_low, at_high), axis=-1)
             return jnp.maximum(jnp.abs(highest), jnp.abs(lowest))
@@ -190,7 +169,7 @@ class GLMBound:
         """R: no row's change of a predictor, or difference of two, squares to more of e^T H e."""
         m, size = self.linear.shape[-2:]
         inverse = matmul(linalg.transpose(white), white).reshape(*self.rows.shape, m, size, m, size)
-        limit = jnp.maximum(jnp.abs(self.low), jnp.abs(self.high))
+        limit = jnp.max(jnp.abs(self._reach), axis=-2)
         reach = jnp.concatenate([jnp.ones_like(limit[..., :1]), limit], axis=-1)
 
         def most(k: int, i: int | None) -> Array:

@@ -16,6 +16,7 @@ from jaxem.core import linalg
 from jaxem.core.double_double import log_pair
 from jaxem.core.pytree import module, replace
 from jaxem.core.special import log_and_gap, x_minus_log1p
+from jaxem.distributions.statistics.base import Referenced
 from jaxem.distributions.statistics.moments import has_weight, resolution
 
 
@@ -58,7 +59,7 @@ class PositiveColumns:
 
 
 @module
-class Ratios:
+class Ratios(Referenced):
     """Sums over weighted rows, about `reference`.
 
     Attributes:
@@ -67,6 +68,8 @@ class Ratios:
         second: `[...]` sum of w divergence(x / reference), which a subclass names.
         reference: `[...]`, in units of x.
     """
+
+    sums = ("rows", "first", "second")
 
     rows: Array
     first: Array
@@ -85,14 +88,10 @@ class Ratios:
         first = self.first * ratio + self.rows * change
         return replace(self, first=first, second=self._second(change, ratio), reference=reference)
 
-    def __add__(self, other: Self) -> Self:
+    def aligned(self, other: Self) -> tuple[Self, Self]:
+        """Both about one reference: that of the first which has any."""
         reference = jnp.where(self.reference > 0, self.reference, other.reference)
-        a, b = self.about(reference), other.about(reference)
-        return replace(a, rows=a.rows + b.rows, first=a.first + b.first, second=a.second + b.second)
-
-    def __mul__(self, factor: Array | float) -> Self:
-        """`factor` (a number) times as many of the same rows."""
-        return replace(self, rows=self.rows * factor, first=self.first * factor, second=self.second * factor)
+        return self.about(reference), other.about(reference)
 
     def mean(self, otherwise: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         """The mean of the rows; `otherwise` for a member that has none."""

@@ -6,15 +6,18 @@ near the data (a member's current mean), the type knows it, and moving it is exa
 
 from __future__ import annotations
 
+from typing import Self
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxem.core import linalg
 from jaxem.core.pytree import module, replace
+from jaxem.distributions.statistics.base import Referenced
 
 
 @module
-class Moments:
+class Moments(Referenced):
     """Sums over weighted rows, about `reference`.
 
     Attributes:
@@ -26,6 +29,8 @@ class Moments:
         reference: `[..., D]`.
     """
 
+    sums = ("rows", "spread_rows", "first", "second")
+
     rows: Array
     spread_rows: Array
     first: Array
@@ -35,7 +40,7 @@ class Moments:
     def _square(self, a: Array, b: Array) -> Array:
         return a * b if self.second.ndim == self.first.ndim else linalg.outer(a, b)
 
-    def about(self, reference: Float[Array, "*batch d"]) -> Moments:
+    def about(self, reference: Float[Array, "*batch d"]) -> Self:
         """The same rows, about another reference."""
         shift = self.reference - reference
         rows = self.rows[..., None]
@@ -43,26 +48,6 @@ class Moments:
         crossed = cross + (cross if cross.ndim == self.first.ndim else linalg.transpose(cross))
         second = self.second + crossed + self._square(rows * shift, shift)
         return replace(self, first=self.first + rows * shift, second=second, reference=reference)
-
-    def __add__(self, other: Moments) -> Moments:
-        other = other.about(self.reference)
-        return Moments(
-            self.rows + other.rows,
-            self.spread_rows + other.spread_rows,
-            self.first + other.first,
-            self.second + other.second,
-            self.reference,
-        )
-
-    def __mul__(self, factor: Array | float) -> Moments:
-        """`factor` (a number) times as many of the same rows."""
-        return Moments(
-            self.rows * factor,
-            self.spread_rows * factor,
-            self.first * factor,
-            self.second * factor,
-            self.reference,
-        )
 
     def mean(self, otherwise: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
         """The mean of the rows; `otherwise` for a member that has none."""
