@@ -1,8 +1,8 @@
 """Forward-backward in two levels: blocks of steps side by side, then from block to block.
 
-What a block does to the state is a matrix: run it once from each state, all blocks at once; go from block to block with
-these matrices; then every block is run again, from what is known of its first step. It takes K + 1 times the work in
-far fewer turns, so it is for few sequences on wide machines.
+The effect of a block on the state is a matrix: run it once from each state, all blocks at once; go from block to block
+with these matrices; then run every block again, from the now known states at its first step. It takes K + 1 times the
+work in far fewer turns, so it is for few sequences on wide machines.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jaxem.core.summation import two_sum
 
 
 class Filtered(NamedTuple):
-    """The chain in pieces, their filtered states, those at the chain's last step, and the log-normaliser in parts."""
+    """The chain in blocks, their filtered states, those at the chain's last step, and the log-normaliser in parts."""
 
     pieces: Chain
     inside: Any
@@ -32,7 +32,7 @@ class Filtered(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Blocked:
-    """A way (`dense` or `exact`) through each of so many blocks."""
+    """Forward-backward of so many blocks, each by one method (`scan_scaled` or `scan_exact`)."""
 
     way: Any
     blocks: int
@@ -60,11 +60,11 @@ class Blocked:
         return Filtered(pieces, inside, last, (high, low))
 
     def log_mass(self, filtered: Filtered, less: Any = 0) -> Float[Array, "s"]:
-        """The log-normaliser, in nats; `less` so much of the scale."""
+        """The log-normaliser, in nats; `less` is subtracted from the scale."""
         return (filtered.scale[0] - less) + filtered.scale[1]
 
     def log_probabilities(self, states: Any) -> Float[Array, "k s"]:
-        """The logarithms of the probabilities of states."""
+        """Log-probabilities of the states."""
         return self.way.log_probabilities(states)
 
     def smoothed(self, chain: Chain, filtered: Filtered) -> tuple[Array, Array]:
@@ -85,12 +85,12 @@ class Blocked:
         return marginals, jnp.sum(self._each(pairs), axis=0)
 
     def filtered(self, chain: Chain, filtered: Filtered) -> Float[Array, "t k s"]:
-        """The probabilities of the filtered states."""
+        """Probabilities of the filtered states."""
         before = jax.vmap(self.way.probabilities)(filtered.inside.before)
         return self._joined(before, self.way.probabilities(filtered.last))[: chain.steps]
 
     def _pieces(self, chain: Chain) -> Chain:
-        """The blocks as sequences: each holds the last step of the one before as its first."""
+        """The blocks as sequences: each begins with the last step of the one before."""
         steps, blocks = chain.steps, self.blocks
         long = -(-(steps - 1) // blocks)
         begins = long * jnp.arange(blocks, dtype=jnp.int32)
@@ -118,30 +118,30 @@ class Blocked:
         )
 
     def _corners(self, pieces: Chain) -> Float[Array, "k k bs"]:
-        """In a certain state, for each state and all blocks."""
+        """One-hot log-probabilities for each state and all blocks."""
         _, k, s = pieces.log_likelihood.shape
         return jnp.broadcast_to(jnp.eye(k, dtype=pieces.log_likelihood.dtype)[..., None], (k, k, s))
 
     def _each(self, leaf: Array) -> Array:
-        """`[..., B x S]` as `[B, ..., S]`."""
+        """Reshape `[..., B x S]` to `[B, ..., S]`."""
         return jnp.moveaxis(leaf.reshape(*leaf.shape[:-1], self.blocks, -1), -2, 0)
 
     def _side_by_side(self, leaf: Array) -> Array:
-        """`[B, ..., S]` as `[..., B x S]`."""
+        """Reshape `[B, ..., S]` to `[..., B x S]`."""
         leaf = jnp.moveaxis(leaf, 0, -2)
         return leaf.reshape(*leaf.shape[:-2], -1)
 
     def _joined(self, leaf: Array, end: Array | None = None) -> Array:
-        """`[L, ..., B x S]` as `[B x L, ..., S]`, and what comes at the end."""
+        """Reshape `[L, ..., B x S]` to `[B x L, ..., S]`, with `end` appended."""
         joined = self._each(leaf)
         joined = joined.reshape(-1, *joined.shape[2:])
         return joined if end is None else jnp.concatenate([joined, end[None]])
 
 
 def from_corners(way: Any, through: Any) -> Float[Array, "k k s"]:
-    """What some steps do to the state, as log-potentials up to a common one, from a forward pass from each state.
+    """Log-potentials, up to a constant, of the move through some steps, from a forward pass from each state.
 
-    Only how much more they make of one state than of another counts; the scale of a long sequence would cost it digits.
+    Only their differences matter; with the scale of a long sequence they would lose digits.
     """
     common = finite_or_zero(jnp.max(through.scale[0], axis=0))
     masses = jax.vmap(way.log_mass, (0, None))(through, common)

@@ -1,9 +1,8 @@
-"""A chain whose steps are spread over the devices of a mesh, in order; for inside `jax.shard_map`.
+"""A chain whose steps are sharded over the devices of a mesh, in order; for use inside `jax.shard_map`.
 
-What the steps of a device do to the state is a matrix. One sum over the devices (each fills its own place in an array
-of zeros) tells all of these matrices to all of them. So each knows what its first step comes from, and what those after
-its last will say of that: the one is an initial potential, the other evidence, and with them its own steps are a chain
-like any other.
+The effect of a device's steps on the state is a matrix. One sum over the devices (each fills its own place in an array
+of zeros) gives all of them all these matrices. From them each computes the state before its first step, an initial
+potential, and the evidence after its last step; with both its own steps are a chain like any other.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ from jaxem.core.summation import placed
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def log_normalizer(axis: Any, chain: Chain) -> Float[Array, "s"]:
-    """The share of this device in the log-normaliser: those of all devices add up to it.
+    """This device's share of the log-normaliser: the shares of all devices add up to it.
 
     Args:
         axis: of the mesh.
-        chain: the steps of this device, with one transition for all of them; `length` may be zero.
+        chain: the steps of this device, with a constant transition; `length` may be zero.
     """
     met = _meet(axis, chain)
     return met.share(normalizer.log_normalizer(met.closed))
@@ -43,21 +42,21 @@ def _log_normalizer_jvp(axis: Any, primals: tuple[Chain], tangents: tuple[Chain]
     met = _meet(axis, chain)
     value, used = normalizer.expectations(met.closed)
     initial, transition, marginals = (jnp.where(met.there, part, 0) for part in used)
-    # Into the first step the state comes from another device, or from nowhere.
+    # The first step's state comes from another device, or from the initial potentials.
     before = responsibilities(met.before[:, None] + chain.log_transition, 0) * marginals[0][None]
     initial, before = jnp.where(met.begins, initial, 0), jnp.where(met.begins, 0, before)
     return met.share(value), Expected(initial, transition + before, marginals).along(tangents[0])
 
 
 class _Met(NamedTuple):
-    """What a device knows once it has heard of the others.
+    """A device's part of the chain, and its boundary conditions from the other devices.
 
     Attributes:
-        begins: is it the first?
-        there: `[S]` bool: which sequences have steps here?
+        begins: whether it is the first device.
+        there: `[S]` bool: sequences with steps on this device.
         before: `[K, S]` log-probabilities of the state before the first step.
-        closed: the steps as a chain of their own.
-        log_rest: `[S]` what those after the last step add to the log-normaliser of that.
+        closed: its steps as a chain of their own.
+        log_rest: `[S]` contribution of later steps to the log-normaliser of `closed`.
     """
 
     begins: Array
@@ -67,7 +66,7 @@ class _Met(NamedTuple):
     log_rest: Array
 
     def share(self, log_mass: Float[Array, "s"]) -> Float[Array, "s"]:
-        """Of the log-normaliser, from that of the closed chain; -inf if no path is possible."""
+        """This device's share of the log-normaliser, from that of `closed`; -inf if no path is possible."""
         own = jnp.where(self.log_rest == -jnp.inf, -jnp.inf, log_mass - finite_or_zero(self.log_rest))
         return jnp.where(self.there, own, 0)
 
@@ -84,7 +83,7 @@ def _meet(axis: Any, chain: Chain) -> _Met:
     def backwards(after: Array, move: Array) -> tuple[Array, Array]:
         return _led(log_sum(move + after[None], 1)), after
 
-    # The first device makes the same of every state: there a sequence begins.
+    # On the first device a sequence begins: its result does not depend on the state before.
     anything = jnp.zeros_like(move[0])
     before = jax.lax.scan(forwards, _led(anything), moves)[1][here]
     after = jax.lax.scan(backwards, anything, moves, reverse=True)[1][here]
@@ -101,8 +100,8 @@ def _meet(axis: Any, chain: Chain) -> _Met:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _through(axis: Any, chain: Chain) -> Float[Array, "k k s"]:
-    """What the steps of this device do to the state before them, as log-potentials up to a common one."""
-    if methods.choose(chain) == "associative":  # which has no forward pass from a state
+    """Log-potentials, up to a constant, of the move through this device's steps."""
+    if methods.choose(chain) == "associative":  # has no forward pass from a given state
         chain = replace(chain, method="blocked")
 
     def by(way: Any, chain: Chain) -> Array:
@@ -114,7 +113,7 @@ def _through(axis: Any, chain: Chain) -> Float[Array, "k k s"]:
 
 @_through.defjvp
 def _through_jvp(axis: Any, primals: tuple[Chain], tangents: tuple[Chain]) -> tuple[Array, Array]:
-    # Second derivatives are rare: in log space, as those of one device.
+    # Second derivatives are rare: in log space, as on one device.
     def plain(chain: Chain) -> Array:
         from_each = jax.vmap(lambda first: normalizer.states(replace(chain, log_initial=first), log_sum))
         return _relative(chain, from_each(_firsts(axis, chain)))
@@ -123,13 +122,13 @@ def _through_jvp(axis: Any, primals: tuple[Chain], tangents: tuple[Chain]) -> tu
 
 
 def _firsts(axis: Any, chain: Chain) -> Float[Array, "k k s"]:
-    """Potentials of the first state, from each state before it."""
+    """Log-potentials of the first state, from each state before it."""
     moves = jnp.broadcast_to(chain.log_transition, (chain.states, *chain.initial.shape))
     return jnp.where(jax.lax.axis_index(axis) == 0, chain.initial[None], moves)
 
 
 def _relative(chain: Chain, move: Float[Array, "k k s"]) -> Float[Array, "k k s"]:
-    """A move up to a common potential; where there are no steps it stays where it is."""
+    """A move up to a constant; the identity where there are no steps."""
     stay = jnp.where(jnp.eye(len(move), dtype=bool), 0, -jnp.inf).astype(move.dtype)
     top = finite_or_zero(jnp.max(move, axis=(0, 1), keepdims=True))
     nothing = None if chain.length is None else chain.length == 0
