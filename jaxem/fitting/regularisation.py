@@ -1,4 +1,4 @@
-"""What a fit adds to the statistics of the rows: the floor and the prior."""
+"""Pseudo-statistics that a fit adds to those of the rows: the floor and the prior."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from jaxem.distributions.base import Labelled, Statistics, add
 from jaxem.fitting.sources.sharded import ShardedRows
 
 SCALE_ROWS = 65_536
-"""At most this many rows, evenly spaced, say how wide the data are (see `spacing`)."""
+"""Number of evenly spaced rows, at most, that determine the scale of the data (see `spacing`)."""
 
 
 def regulariser(floor: Statistics, prior: Any, model: Any, x: Any, weight: Array) -> Statistics:
-    """The pseudo-statistics of every M-step: the floor, and what the prior adds to it.
+    """Pseudo-statistics of every M-step: the floor plus the prior.
 
     Raises:
         ValueError: a prior that was made for another kind of model.
@@ -40,17 +40,17 @@ def regulariser(floor: Statistics, prior: Any, model: Any, x: Any, weight: Array
 
 
 def _kind(model: Any) -> str:
-    """What a model is, in words."""
+    """Kind of a model, in words."""
     name = type(model).__name__
     return f"{name} of {_kind(model.child)}" if hasattr(model, "child") else name
 
 
 class Blank(NamedTuple):
-    """What a trace is before the first step.
+    """Layout of a trace before the first step.
 
     Attributes:
-        length: one more than the steps.
-        refused: is NaN an error, whoever it comes from (`jax_debug_nans`)? Then -inf stands for what was not reached.
+        length: number of steps plus one.
+        refused: whether `jax_debug_nans` is on. Then -inf stands for steps not reached.
     """
 
     length: int
@@ -65,7 +65,7 @@ class Blank(NamedTuple):
 
 
 def regularisers(model: Any, x: Any, weight: Array, prior: Any) -> tuple[Statistics, Statistics]:
-    """The floor, and the floor with the prior: they need the scale of the data, not every row of it."""
+    """The floor, and the floor plus the prior: they need the scale of the data only, not every row."""
     every = spacing(weight.shape[0])
     some = (
         x.sample(weight, every) if isinstance(x, ShardedRows) else jax.tree.map(lambda leaf: leaf[::every], (x, weight))
@@ -75,9 +75,9 @@ def regularisers(model: Any, x: Any, weight: Array, prior: Any) -> tuple[Statist
 
 
 def spacing(n: Any) -> int:
-    """Every how many of n rows one is taken, to have `SCALE_ROWS` at most.
+    """Stride at which n rows are subsampled to at most `SCALE_ROWS`.
 
-    A power of two: so who reads rows one after the other, and does not know n, ends with the same ones. All of them
+    A power of two, so that a streaming reader that halves its sample as it grows keeps exactly the same rows. 1
     where n is a symbol (in `jax.export`).
 
     >>> [spacing(n) for n in (1, 65_536, 65_537, 200_000)]

@@ -1,8 +1,8 @@
-"""One model, rows on several processes: each reads batches of its own, and all of them add up what they found.
+"""One model, rows on several processes: each reads its own batches, and statistics are summed over all.
 
-Every process makes the same calls in the same order, as JAX's multi-controller runtime asks for. What travels after a
-pass is one buffer of the size of the statistics from each process; they are added everywhere in the order of the
-processes, so that all go on with the same bits.
+Every process makes the same calls in the same order, as JAX's multi-controller runtime requires. After a pass each
+sends one buffer of the size of the statistics; they are added everywhere in the order of the
+processes, so that all continue with the same bits.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from jaxem.fitting.sources.summary import DatasetSummary
 
 
 def joined(part: Any, join: Callable[[Any, Any], Any]) -> Any:
-    """The parts of all processes, put together by `join`."""
+    """The parts of all processes, combined by `join`."""
     return _joined(_gathered(_packed(part)), part, join)
 
 
 def _gathered(local: Any) -> Any:
-    """From each process an array (or pytree of arrays) of one shape; here with a leading axis of processes."""
+    """The array (or pytree of arrays) of each process, stacked along a leading axis of processes."""
     from jax.experimental import multihost_utils
 
     return multihost_utils.process_allgather(local)
@@ -45,7 +45,7 @@ def _joined(buffers: Array, like: Any, join: Callable[[Any, Any], Any]) -> Any:
 
 
 def surveyed(found: DatasetSummary) -> None:
-    """Make what one process found out what all have found.
+    """Combine the summaries of all processes, on each of them.
 
     Raises:
         ValueError: on every process, if one of them has no rows that count, or rows unlike those of the others.
@@ -72,7 +72,7 @@ def surveyed(found: DatasetSummary) -> None:
 
 
 def _share_sample(found: DatasetSummary) -> None:
-    """The samples of all processes, one after the other."""
+    """Concatenate the samples of all processes."""
     held = _numbers([found.sample.held])[:, 0].astype(int)
     mine = jax.tree.map(
         lambda leaf: np.concatenate([leaf, np.repeat(leaf[-1:], held.max() - len(leaf), axis=0)]), found.pooled()
@@ -88,6 +88,6 @@ def _share_sample(found: DatasetSummary) -> None:
 
 
 def _numbers(local: list[Any]) -> np.ndarray:
-    """`[processes, ...]` numbers, to the last bit: they travel as bytes, whatever floats JAX may use."""
+    """`[processes, ...]` numbers, bit by bit: they are sent as bytes, whatever floats JAX may use."""
     gathered = _gathered(np.array(local, np.float64).view(np.uint8))
     return np.ascontiguousarray(gathered).view(np.float64)
