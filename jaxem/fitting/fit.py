@@ -54,7 +54,7 @@ def fit(
 
     Args:
         model: the initial parameters. With one leading axis of R starts, all are fitted and the best is returned: the
-            highest objective among those that ended soundly; a degenerate fit (`covariance_collapsed`, `component_vanished`,
+            highest objective among sound ones; a degenerate fit (`covariance_collapsed`, `component_vanished`,
             `log_likelihood_decreased`) only if there is no sound one, and one that failed only if all did.
         x: rows, `[n]` or `[n, D]`, or `Sequences`: an array, a masked array, a list, a frame of pandas, polars or
             Arrow, of numbers of any type. They are read as floats of the model's type, with a warning where that costs
