@@ -38,8 +38,8 @@ def as_key(key: Any, name: str = "key") -> Array:
             return jax.random.key(key)
         except OverflowError:
             raise ValueError(f"{name} is {key}; as a seed it must lie between -2^63 and 2^63 - 1") from None
-    said = f"an array of shape {shape} and type {dtype}" if hasattr(key, "dtype") else said_of(key)
-    raise TypeError(f"{name} is {said}; {advice}")
+    shown = f"an array of shape {shape} and type {dtype}" if hasattr(key, "dtype") else said_of(key)
+    raise TypeError(f"{name} is {shown}; {advice}")
 
 
 def whole(value: Any, name: str, least: int = 1) -> int:

@@ -87,7 +87,7 @@ def log_words(x: Float[Array, ...]) -> tuple[Float[Array, ...], Float[Array, ...
     # log(mantissa / near) = 2 artanh z, and |z| is less than 1/128.
     w = z * z
     tail = z * w * (2 / 3 + w * (2 / 5 + w * (2 / 7 + w * (2 / 9))))
-    coarse, fine, of_two = _logs(x.dtype)
+    coarse, fine, of_two = _log_table(x.dtype)
     index = place.astype(jnp.int32) - _PLACES // 2
     power = exponent.astype(x.dtype)
     start = power * of_two[0] + coarse[index]  # exact
@@ -111,7 +111,7 @@ def _log_pair_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, A
     return (log, rest), (tangents[0] / primals[0], jnp.zeros_like(rest))
 
 
-def _logs(dtype: Any) -> tuple[Array, Array, np.ndarray]:
+def _log_table(dtype: Any) -> tuple[Array, Array, np.ndarray]:
     """Table of logarithms of the parts of [1, 2), and log 2: multiples of a power of two, and remainders."""
     digits = {4: 16, 8: 42}[jnp.dtype(dtype).itemsize]
     context = Context(prec=50)

@@ -97,38 +97,38 @@ def lifted(matrix: Float[Array, "*batch d d"], least: Float[Array, "*batch d"]) 
     [[4.0, 2.0], [2.0, 1.5]]
     """
     size, entry = matrix.shape[-1], diagonal(matrix)
-    lack = _lack_unrolled(matrix, least) if size <= UNROLLED else _lack(matrix, least)
-    sound = jnp.all(lack <= 4 * size * (entry + least), axis=-1)[..., None, None]
-    return jnp.where(sound, matrix + diagonal_matrix(lack), diagonal_matrix(jnp.maximum(entry, least)))
+    deficit = _pivot_deficit_unrolled(matrix, least) if size <= UNROLLED else _pivot_deficit(matrix, least)
+    sound = jnp.all(deficit <= 4 * size * (entry + least), axis=-1)[..., None, None]
+    return jnp.where(sound, matrix + diagonal_matrix(deficit), diagonal_matrix(jnp.maximum(entry, least)))
 
 
-def _lowest(least: Array, explained: Array, size: int) -> Array:
+def _smallest_pivot(least: Array, explained: Array, size: int) -> Array:
     """Smallest pivot that is more than rounding, in a column whose part `explained` earlier columns account for."""
     return least + 0.75 * ROUNDING * size * float(jnp.finfo(least.dtype).eps) * explained
 
 
-def _lack(matrix: Array, least: Array) -> Float[Array, "*batch d"]:
+def _pivot_deficit(matrix: Array, least: Array) -> Float[Array, "*batch d"]:
     """What has to be added to the diagonal, by panels."""
     # Moving second moments from a very distant reference may leave a negative diagonal.
     entry = jnp.maximum(diagonal(matrix), least)
     factor = cholesky(matrix + diagonal_matrix(entry - diagonal(matrix)))
     explained = jnp.sum(factor**2, axis=-1) - diagonal(factor) ** 2
-    return jnp.maximum(_lowest(least, explained, matrix.shape[-1]) - (diagonal(matrix) - explained), 0)
+    return jnp.maximum(_smallest_pivot(least, explained, matrix.shape[-1]) - (diagonal(matrix) - explained), 0)
 
 
-def _lack_unrolled(matrix: Array, least: Array) -> Float[Array, "*batch d"]:
+def _pivot_deficit_unrolled(matrix: Array, least: Array) -> Float[Array, "*batch d"]:
     size = matrix.shape[-1]
     rest = [[matrix[..., i, j] for j in range(i + 1)] for i in range(size)]
-    lack = []
+    deficit = []
     for j in range(size):
-        lowest = _lowest(least[..., j], matrix[..., j, j] - rest[j][j], size)
+        lowest = _smallest_pivot(least[..., j], matrix[..., j, j] - rest[j][j], size)
         pivot = jnp.maximum(rest[j][j], lowest)
-        lack.append(pivot - rest[j][j])
+        deficit.append(pivot - rest[j][j])
         for i in range(j + 1, size):
             slope = rest[i][j] / pivot
             for k in range(j + 1, i + 1):
                 rest[i][k] = rest[i][k] - slope * rest[k][j]
-    return jnp.stack(lack, axis=-1)
+    return jnp.stack(deficit, axis=-1)
 
 
 def _safe_pivot(pivot: Array, entry: Array, size: int) -> tuple[Array, Array]:
@@ -164,7 +164,7 @@ def _panel(array: Array, at: Array, axis: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(array, at, PANEL, axis=axis)
 
 
-def _put(array: Array, panel: Array, at: Array, axis: int) -> Array:
+def _with_panel(array: Array, panel: Array, at: Array, axis: int) -> Array:
     return jax.lax.dynamic_update_slice_in_dim(array, panel, at, axis=axis)
 
 
@@ -188,7 +188,7 @@ def _cholesky_by_panels(matrix: Array) -> Array:
             known = sum(columns[k] * corner[..., j, k, None] for k in range(j))
             columns.append((rest[..., j] - known) * inverse[..., j, None])
         below = jnp.where(lead(index >= at + PANEL, matrix.ndim), jnp.stack(columns, axis=-1), 0)
-        return _put(factor, _put(below, corner, at, -2), at, -1)
+        return _with_panel(factor, _with_panel(below, corner, at, -2), at, -1)
 
     return jax.lax.fori_loop(0, len(index) // PANEL, panel, jnp.zeros_like(whole))[..., :size, :size]
 
@@ -205,7 +205,7 @@ def triangular_inverse(factor: Float[Array, "*batch d d"]) -> Float[Array, "*bat
         at = i * PANEL
         rows = _panel(whole, at, -2)
         rest = _panel(identity, at, -2) - matmul(rows, inverse)
-        return _put(inverse, matmul(_inverse_unrolled(_panel(rows, at, -1)), rest), at, -2)
+        return _with_panel(inverse, matmul(_inverse_unrolled(_panel(rows, at, -1)), rest), at, -2)
 
     panels = whole.shape[-1] // PANEL
     return jax.lax.fori_loop(0, panels, panel, jnp.zeros_like(whole))[..., :size, :size]
@@ -316,24 +316,24 @@ def triangular_root(
         # In a loop: unrolled, XLA may recompute the remainder of a row at each use, each time rounded differently.
         # A spanned row has nothing but rounding left, and its direction and length must be consistent.
         i, spanned = now
-        along, rest = _without(rest, jax.lax.dynamic_index_in_dim(rest, i, keepdims=False), spanned)
+        along, rest = _project_out(rest, jax.lax.dynamic_index_in_dim(rest, i, keepdims=False), spanned)
         return rest, jnp.where(index >= i, along, 0)
 
     return jnp.swapaxes(jax.lax.scan(column, matrix, (jnp.arange(pivots, dtype=jnp.int32), spanned))[1], 0, 1)
 
 
-def _without(
+def _project_out(
     rows: Float[Array, "d e *s"], row: Float[Array, "e *s"], spanned: Float[Array, "*s1"]
 ) -> tuple[Array, Array]:
     """Component of each row along `row` (zero if |row|^2 <= `spanned`), and the remainder of each row."""
-    squared = _added(row * row)
+    squared = _sum_first_axis(row * row)
     some = squared > spanned
     unit = row * jnp.where(some, 1 / jnp.sqrt(jnp.where(some, squared, 1)), 0)[None]
-    along = _added(jnp.moveaxis(rows * unit[None], 1, 0))
+    along = _sum_first_axis(jnp.moveaxis(rows * unit[None], 1, 0))
     return along, rows - along[:, None] * unit[None]
 
 
-def _added(terms: Array) -> Array:
+def _sum_first_axis(terms: Array) -> Array:
     """Sum over the first axis; unrolled if it is short, so that XLA fuses it with what comes before."""
     if len(terms) > 3 * WRITTEN_OUT:
         return jnp.sum(terms, axis=0)
@@ -381,16 +381,16 @@ def _mirror(row: Float[Array, "n *s"], i: Any) -> Float[Array, "n *s"]:
     index = jnp.arange(len(row), dtype=jnp.int32).reshape(-1, *(1,) * (row.ndim - 1))
     pivot = jnp.where(index == i, row, 0)
     ahead = jnp.where(index >= i, row, 0)
-    squared = _added(ahead * ahead)
+    squared = _sum_first_axis(ahead * ahead)
     some = squared > 0
     length = jnp.sqrt(jnp.where(some, squared, 1))
     mirror = ahead + jnp.where(index == i, jnp.where(pivot < 0, -length[None], length[None]), 0)
-    half = jnp.sqrt(length) * jnp.sqrt(length + _added(jnp.abs(pivot)))
+    half = jnp.sqrt(length) * jnp.sqrt(length + _sum_first_axis(jnp.abs(pivot)))
     return jnp.where(some[None], mirror / half[None], 0)
 
 
 def _reflected(rows: Float[Array, "d n *s"], mirror: Float[Array, "n *s1"]) -> Float[Array, "d n *s"]:
-    return rows - _added(jnp.moveaxis(rows * mirror[None], 1, 0))[:, None] * mirror[None]
+    return rows - _sum_first_axis(jnp.moveaxis(rows * mirror[None], 1, 0))[:, None] * mirror[None]
 
 
 def root_inverse(factor: Float[Array, "d d *s"]) -> Float[Array, "d d *s"]:

@@ -74,20 +74,20 @@ def x_minus_log1p(t: Float[Array, ...], more: Float[Array, ...] | None = None) -
     >>> bool(abs(x_minus_log1p(jnp.asarray(1e-9)) / 0.5e-18 - 1) < 1e-6)
     True
     """
-    return _gap(t, 1 + t if more is None else more)
+    return _x_minus_log1p(t, 1 + t if more is None else more)
 
 
 @jax.custom_jvp
-def _gap(t: Array, more: Array) -> Array:
+def _x_minus_log1p(t: Array, more: Array) -> Array:
     near, small, far = _near(t)
     z, rest = _artanh(small)
     return jnp.where(near, z * (small - 2 * z * z * rest), far - jnp.log(jnp.where(near, 2, more)))
 
 
-@_gap.defjvp
-def _gap_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+@_x_minus_log1p.defjvp
+def _x_minus_log1p_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     t, more = primals
-    return _gap(t, more), t / more * tangents[0]
+    return _x_minus_log1p(t, more), t / more * tangents[0]
 
 
 def log_and_gap(t: Float[Array, ...], log: Float[Array, ...]) -> tuple[Float[Array, ...], Float[Array, ...]]:
@@ -185,11 +185,11 @@ def log_minus_digamma(z: Float[Array, ...]) -> Float[Array, ...]:
     >>> log_minus_digamma(jnp.array([1.0, 1e30])).round(4).tolist()
     [0.5772, 0.0]
     """
-    half, rest = _behind_parts(z)
+    half, rest = _log_minus_digamma_parts(z)
     return half + rest
 
 
-def _behind_parts(z: Array) -> tuple[Array, Array]:
+def _log_minus_digamma_parts(z: Array) -> tuple[Array, Array]:
     """1 / (2 z), and the remainder of `log_minus_digamma`."""
     far, near, v = _shifted(z)
     slope = _series(v, *((power + 1) * each for power, each in enumerate(BINET[z.dtype.itemsize])))
@@ -205,10 +205,10 @@ def log_minus_digamma_difference(z: Float[Array, ...], x: Float[Array, ...]) -> 
     >>> (log_minus_digamma_difference(jnp.array([1.0, 1e9]), 1.0) * jnp.array([1.0, 1e18])).round(4).tolist()
     [0.3069, 0.5]
     """
-    return 0.5 * x / z / (z + x) + (_behind_parts(z)[1] - _behind_parts(z + x)[1])
+    return 0.5 * x / z / (z + x) + (_log_minus_digamma_parts(z)[1] - _log_minus_digamma_parts(z + x)[1])
 
 
-def _behind_rest(v: Array) -> Array:
+def _log_minus_digamma_rest(v: Array) -> Array:
     square = v * v
     return square * _series(square, 1 / 12, -1 / 120, 1 / 252, -1 / 240, 1 / 132, -691 / 32760)
 
@@ -226,7 +226,7 @@ def tables(r: Float[Array, ...], x: Float[Array, ...]) -> tuple[Float[Array, ...
     big = jnp.where(large, r, LARGE)
     u = x * v
     # In units of u, to avoid underflow.
-    rest = _behind_rest(v) - _behind_rest(1 / (big + x))
+    rest = _log_minus_digamma_rest(v) - _log_minus_digamma_rest(1 / (big + x))
     half = u / (2 * (1 + u))
     series = jnp.where(x == 0, 0, u * (x_minus_log1p_over_square(u) * x) - half) - big * rest
     direct = small * (digamma(small + x) - digamma(small))
