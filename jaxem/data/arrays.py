@@ -50,7 +50,7 @@ def numbers(x: Any, name: str = "x") -> Any:
         return _side_by_side(columns, len(x), name)
     array = np.asarray(x) if isinstance(x, np.ndarray) else _array(x, name)
     if array.dtype.kind == "O":
-        array = _of_objects(array, name)
+        array = _from_objects(array, name)
     return array.astype(_readable(array, name), copy=False) if isinstance(array, np.ndarray) else array
 
 
@@ -78,13 +78,13 @@ def _readable(x: np.ndarray, name: str) -> np.dtype:
     """Nearest type that JAX can read: of this machine's byte order, 4 or 8 bytes."""
     dtype = x.dtype
     if not _is_real(dtype):
-        raise TypeError(f"{name} holds values of type {_told(x)}")
+        raise TypeError(f"{name} holds values of type {_describe_type(x)}")
     if jnp.issubdtype(dtype, jnp.floating):
         return np.dtype(np.float32 if dtype.itemsize < 8 else np.float64)
     return np.dtype(np.int32) if dtype.kind == "V" else dtype.newbyteorder("=")
 
 
-def _told(x: np.ndarray) -> str:
+def _describe_type(x: np.ndarray) -> str:
     """Error message for values that are no numbers: which type, where, and what to do."""
     kind = x.dtype.kind
     if kind == "c":
@@ -155,7 +155,7 @@ def _side_by_side(columns: list[tuple[Any, Any]], rows: int, name: str) -> np.nd
 def _array(x: Any, name: str) -> Any:
     """`x`, neither an array yet nor a frame, as an array."""
     if isinstance(x, (list, tuple)):
-        return _of_list(x, name)
+        return _from_list(x, name)
     if hasattr(x, "to_numpy"):
         # A column of pandas or polars; of Arrow, which would rather fail than copy.
         x = x.dictionary_decode() if hasattr(x, "dictionary_decode") else x
@@ -177,7 +177,7 @@ def _array(x: Any, name: str) -> Any:
     return array
 
 
-def _of_list(x: Any, name: str) -> Any:
+def _from_list(x: Any, name: str) -> Any:
     """A list of numbers, or of rows, as an array."""
     # Masked arrays and columns of frames in a list are read one by one: NumPy would lose their masks.
     if any(hasattr(kind, "to_numpy") or issubclass(kind, np.ma.MaskedArray) for kind in set(map(type, x))):
@@ -204,7 +204,7 @@ def _as_array(x: Any, name: str) -> Any:
         raise TypeError(f"{name} is a {type(x).__name__} that is no array of numbers: {error}") from error
 
 
-def _of_objects(x: np.ndarray, name: str) -> np.ndarray:
+def _from_objects(x: np.ndarray, name: str) -> np.ndarray:
     """Python's own numbers, possibly with missing values among them, as floats."""
     values = x.ravel().tolist()
     kinds = set(map(type, values))
@@ -213,7 +213,7 @@ def _of_objects(x: np.ndarray, name: str) -> np.ndarray:
     if wrong:
         first = next(i for i, value in enumerate(values) if type(value) in wrong)
         at, value = tuple(int(i) for i in np.unravel_index(first, x.shape)), values[first]
-        told = "an array" if np.ndim(value) else repr(value)
-        raise TypeError(f"{name} holds values of type {type(value).__name__}, {told} in {place(at)}; {OTHERWISE}")
+        shown = "an array" if np.ndim(value) else repr(value)
+        raise TypeError(f"{name} holds values of type {type(value).__name__}, {shown} in {place(at)}; {OTHERWISE}")
     floats = [np.nan if type(value) in gaps else float(value) for value in values]
     return np.array(floats, float).reshape(x.shape)

@@ -60,7 +60,7 @@ def batches(source: Any, columns: Sequence[str] | None = None, *, weight: Any = 
     paths = _paths(source)
     if paths and all(path.suffix in PARQUET + ARROW for path in paths):
         names = _columns(paths[0], columns, weight)
-        return Batches(lambda: _of_tables(paths, names, weight, rows))
+        return Batches(lambda: _table_batches(paths, names, weight, rows))
     if not all(path.suffix == ".npy" for path in paths):
         known = ", ".join([*PARQUET, *ARROW, ".npy"])
         raise ValueError(f"source {', '.join(map(str, paths))}: files must all be of one kind, of {known}")
@@ -76,7 +76,7 @@ def batches(source: Any, columns: Sequence[str] | None = None, *, weight: Any = 
     n, weight = sum(len(array) for array in arrays), None if weight is None else numbers(weight, "weight")
     if weight is not None and np.shape(weight) != (n,):
         raise ValueError(f"weight has shape {np.shape(weight)}; with {n} rows it must be ({n},)")
-    return Batches(lambda: _of_arrays(arrays, weight, rows))
+    return Batches(lambda: _array_batches(arrays, weight, rows))
 
 
 def _paths(source: Any) -> list[Path]:
@@ -86,7 +86,7 @@ def _paths(source: Any) -> list[Path]:
     return [Path(path) for path in some] if named else []
 
 
-def _of_arrays(arrays: Sequence[Any], weight: Any, rows: int) -> Iterator[Any]:
+def _array_batches(arrays: Sequence[Any], weight: Any, rows: int) -> Iterator[Any]:
     at = 0
     for array in arrays:
         for start in range(0, len(array), rows):
@@ -104,7 +104,7 @@ def _columns(path: Path, columns: Sequence[str] | None, weight: str | None) -> l
     return list(columns or [name for name in present if name != weight])
 
 
-def _of_tables(paths: Sequence[Path], names: list[str], weight: str | None, rows: int) -> Iterator[Any]:
+def _table_batches(paths: Sequence[Path], names: list[str], weight: str | None, rows: int) -> Iterator[Any]:
     """Batches of exactly `rows` rows, whatever the sizes of the row groups, filled column by column."""
     wanted = [*names, weight] if weight is not None else names
     dtype = _float_type(paths, wanted)
@@ -118,13 +118,13 @@ def _of_tables(paths: Sequence[Path], names: list[str], weight: str | None, rows
                     table[filled : filled + some.num_rows, i] = _numbers(some.column(i), dtype)
                 at, filled = at + some.num_rows, filled + some.num_rows
                 if filled == rows:
-                    yield _weighed(table, weight)
+                    yield _with_weight(table, weight)
                     table, filled = np.empty_like(table), 0
     if filled:
-        yield _weighed(table[:filled], weight)
+        yield _with_weight(table[:filled], weight)
 
 
-def _weighed(table: np.ndarray, weight: str | None) -> Any:
+def _with_weight(table: np.ndarray, weight: str | None) -> Any:
     return table if weight is None else (table[:, :-1], table[:, -1])
 
 

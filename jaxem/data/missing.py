@@ -168,7 +168,7 @@ def in_blocks(seen: Bool[Array, "d n"], patterns: int) -> Blocks:
     pattern = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(new.astype(jnp.int32), dtype=jnp.int32)])
     table = jnp.zeros((patterns, columns), bool).at[pattern].set(seen[:, order].T)
     count = jnp.zeros(patterns, jnp.int32).at[pattern].add(1)
-    first_row, first_block = _before(count), _before(-(-count // size))
+    first_row, first_block = _exclusive_cumsum(count), _exclusive_cumsum(-(-count // size))
     within = rows - first_row[pattern]
     block = first_block[pattern] + within // size
     place = block * size + within % size
@@ -186,7 +186,7 @@ def _words(seen: Bool[Array, "d n"]) -> list[Array]:
     return [sum(bit << place for place, bit in enumerate(part)) for part in parts]  # type: ignore[misc]
 
 
-def _before(count: Int[Array, "p"]) -> Int[Array, "p"]:
+def _exclusive_cumsum(count: Int[Array, "p"]) -> Int[Array, "p"]:
     """Exclusive cumulative sum."""
     return jnp.cumsum(count, dtype=jnp.int32) - count
 

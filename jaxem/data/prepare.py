@@ -174,8 +174,8 @@ def as_labels(labels: Any, name: str = "labels", steps: int | None = None) -> An
             return as_labels(np.asarray(getattr(labels, fill)(-1)), name)
     if isinstance(labels, (list, tuple)) and any(each is None for each in labels):
         labels = [-1 if each is None else each for each in labels]
-    found = numbers(labels, name)
-    return found.astype(np.int32) if not found.size else found
+    read = numbers(labels, name)
+    return read.astype(np.int32) if not read.size else read
 
 
 def check_labels(labels: Any, components: int | None, name: str = "labels") -> None:

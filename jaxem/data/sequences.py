@@ -213,10 +213,10 @@ def as_sequences(x: Any, event_shape: tuple[int, ...] | None = None, dtype: Any 
         TypeError: x does not hold numbers.
         ValueError: an array that cannot be sequences.
     """
-    found = x if isinstance(x, Sequences) else _read_sequences(x, event_shape)
-    if dtype is None or found.values.dtype == dtype:
-        return found
-    return replace(found, values=as_floats(found.values, dtype))
+    sequences = x if isinstance(x, Sequences) else _read_sequences(x, event_shape)
+    if dtype is None or sequences.values.dtype == dtype:
+        return sequences
+    return replace(sequences, values=as_floats(sequences.values, dtype))
 
 
 def _read_sequences(x: Any, event_shape: tuple[int, ...] | None) -> Sequences:
