@@ -33,7 +33,7 @@ class _Move(NamedTuple):
     scale: Array
 
 
-def _led(log_matrix: Array, scale: Array) -> _Move:
+def _rescaled(log_matrix: Array, scale: Array) -> _Move:
     top = finite_or_zero(jnp.max(log_matrix, axis=(-3, -2)))
     return _Move(log_matrix - top[..., None, None, :], scale + top)
 
@@ -48,8 +48,8 @@ def _log_product(a: Array, b: Array) -> Array:
     return jnp.log(sum(jnp.exp(term - shift) for term in terms)) + shift
 
 
-def _combined(a: _Move, b: _Move) -> _Move:
-    return _led(_log_product(a.log_matrix, b.log_matrix), a.scale + b.scale)
+def _compose(a: _Move, b: _Move) -> _Move:
+    return _rescaled(_log_product(a.log_matrix, b.log_matrix), a.scale + b.scale)
 
 
 def _moves(chain: Chain) -> Float[Array, "t k k s"]:
@@ -76,7 +76,7 @@ def forward(chain: Chain) -> Filtered:
         stay = jnp.where(jnp.eye(k, dtype=bool), 0.0, -jnp.inf).astype(moves.dtype)
         moves = jnp.where(over, stay[None, :, :, None], moves)
     begin = chain.initial + evidence[0]
-    so_far = jax.lax.associative_scan(_combined, _led(moves, jnp.zeros_like(moves[:, 0, 0])))
+    so_far = jax.lax.associative_scan(_compose, _rescaled(moves, jnp.zeros_like(moves[:, 0, 0])))
     log_states = log_sum(begin[None, :, None] + so_far.log_matrix, 1)
     log_states = jnp.concatenate([begin[None], log_states])
     total = log_sum(log_states, 1)

@@ -88,11 +88,11 @@ def _over_lanes(kernel: Callable[..., None], chain: Chain, given: Any, like: Any
         changes["start"] = pad(chain.start.astype(jnp.int32))
     given = replace(chain, **changes), jax.tree.map(pad, given)
     wide = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*leaf.shape[:-1], leaf.shape[-1] + short), leaf.dtype), like)
-    found = _launched(kernel, -(-sequences // LANES), given, wide)
-    return jax.tree.map(lambda leaf: leaf[..., :sequences], found) if short else found
+    results = _launch(kernel, -(-sequences // LANES), given, wide)
+    return jax.tree.map(lambda leaf: leaf[..., :sequences], results) if short else results
 
 
-def _launched(kernel: Callable[..., None], programs: int, given: Any, like: Any) -> Any:
+def _launch(kernel: Callable[..., None], programs: int, given: Any, like: Any) -> Any:
     """Run a kernel by so many programs; interpreted on a machine without a GPU."""
     if jax.default_backend() == "gpu":
         from jax.experimental.pallas import mosaic_gpu

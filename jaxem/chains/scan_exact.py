@@ -60,7 +60,7 @@ def _log2_mass(states: Scaled) -> Float[Array, "s"]:
 def first(chain: Chain) -> tuple[Scaled, Array]:
     """The states at the first step, and log2 of the scale removed."""
     initial = split(chain.initial)
-    return _led(seen(initial.mantissa, initial.exponent, chain.evidence(0)))
+    return _rescaled(seen(initial.mantissa, initial.exponent, chain.evidence(0)))
 
 
 def from_logs(log_states: Float[Array, "k s"]) -> Scaled:
@@ -74,7 +74,7 @@ def log_probabilities(states: Scaled) -> Float[Array, "k s"]:
     return (mass - finite_or_zero(_log2_mass(states))[None]) * math.log(2)
 
 
-def _led(states: Scaled) -> tuple[Scaled, Array]:
+def _rescaled(states: Scaled) -> tuple[Scaled, Array]:
     """The states scaled so that the largest exponent is zero, and the exponent removed."""
     top = finite_or_zero(jnp.max(states.exponent, axis=0))
     return Scaled(states.mantissa, states.exponent - top[None]), top
@@ -92,7 +92,7 @@ def forward(chain: Chain, begin: tuple[Scaled, Array] | None = None) -> Filtered
         mass, exponent = flows(states, transition(t))
         evidence, starts = chain.evidence(t), chain.starts(t)
         mass, exponent = where(starts, tuple(initial), (jnp.sum(mass, axis=0), exponent))
-        new, top = _led(seen(mass, exponent, evidence))
+        new, top = _rescaled(seen(mass, exponent, evidence))
         if starts is not None:
             top = top + jnp.where(starts, _log2_mass(states), 0)
         after = where(chain.over(t), (states, (high, low)), (new, two_sum(high, low, top)))

@@ -57,7 +57,7 @@ def _predicted(states: Float[Array, "k s"], transition: Float[Array, "k k s2"]) 
     return jnp.sum(states[:, None] * transition, axis=0)
 
 
-def _backed(share: Float[Array, "k s"], transition: Float[Array, "k k s2"]) -> Float[Array, "k s"]:
+def _predicted_backwards(share: Float[Array, "k s"], transition: Float[Array, "k k s2"]) -> Float[Array, "k s"]:
     """sum_j transition_ij share_j."""
     return _predicted(share, jnp.swapaxes(transition, 0, 1))
 
@@ -135,7 +135,7 @@ def smoothed(chain: Chain, filtered: Any, end: Array | None = None, count: str |
 
         def pull(share: Array) -> tuple[Array, Array]:
             pairs = states[:, None] * share[None]
-            return states * _backed(share, move), pairs if always_same else pairs * move
+            return states * _predicted_backwards(share, move), pairs if always_same else pairs * move
 
         return _predicted(states, move), pull
 

@@ -32,23 +32,23 @@ def log_normalizer(axis: Any, chain: Chain) -> Float[Array, "s"]:
         axis: of the mesh.
         chain: the steps of this device, with a constant transition; `length` may be zero.
     """
-    met = _meet(axis, chain)
-    return met.share(normalizer.log_normalizer(met.closed))
+    boundary = _exchange(axis, chain)
+    return boundary.share(normalizer.log_normalizer(boundary.closed))
 
 
 @log_normalizer.defjvp
 def _log_normalizer_jvp(axis: Any, primals: tuple[Chain], tangents: tuple[Chain]) -> tuple[Array, Array]:
     chain = primals[0]
-    met = _meet(axis, chain)
-    value, used = normalizer.expectations(met.closed)
-    initial, transition, marginals = (jnp.where(met.there, part, 0) for part in used)
+    boundary = _exchange(axis, chain)
+    value, used = normalizer.expectations(boundary.closed)
+    initial, transition, marginals = (jnp.where(boundary.there, part, 0) for part in used)
     # The first step's state comes from another device, or from the initial potentials.
-    before = responsibilities(met.before[:, None] + chain.log_transition, 0) * marginals[0][None]
-    initial, before = jnp.where(met.begins, initial, 0), jnp.where(met.begins, 0, before)
-    return met.share(value), Expected(initial, transition + before, marginals).along(tangents[0])
+    before = responsibilities(boundary.before[:, None] + chain.log_transition, 0) * marginals[0][None]
+    initial, before = jnp.where(boundary.begins, initial, 0), jnp.where(boundary.begins, 0, before)
+    return boundary.share(value), Expected(initial, transition + before, marginals).along(tangents[0])
 
 
-class _Met(NamedTuple):
+class _Boundary(NamedTuple):
     """A device's part of the chain, and its boundary conditions from the other devices.
 
     Attributes:
@@ -71,21 +71,21 @@ class _Met(NamedTuple):
         return jnp.where(self.there, own, 0)
 
 
-def _meet(axis: Any, chain: Chain) -> _Met:
+def _exchange(axis: Any, chain: Chain) -> _Boundary:
     here = jax.lax.axis_index(axis)
     begins = here == 0
-    move = _through(axis, chain)
+    move = _device_move(axis, chain)
     moves = jax.lax.psum(placed(move, axis), axis)
 
     def forwards(states: Array, move: Array) -> tuple[Array, Array]:
-        return _led(log_sum(states[:, None] + move, 0)), states
+        return _rescaled(log_sum(states[:, None] + move, 0)), states
 
     def backwards(after: Array, move: Array) -> tuple[Array, Array]:
-        return _led(log_sum(move + after[None], 1)), after
+        return _rescaled(log_sum(move + after[None], 1)), after
 
     # On the first device a sequence begins: its result does not depend on the state before.
     anything = jnp.zeros_like(move[0])
-    before = jax.lax.scan(forwards, _led(anything), moves)[1][here]
+    before = jax.lax.scan(forwards, _rescaled(anything), moves)[1][here]
     after = jax.lax.scan(backwards, anything, moves, reverse=True)[1][here]
     length = jnp.full(anything.shape[-1], chain.steps, jnp.int32) if chain.length is None else chain.length
     is_last = jnp.arange(chain.steps, dtype=jnp.int32)[:, None] == length[None] - 1
@@ -95,33 +95,33 @@ def _meet(axis: Any, chain: Chain) -> _Met:
         log_likelihood=chain.log_likelihood + jnp.where(is_last[:, None], after[None], 0),
         length=jnp.maximum(length, 1),
     )
-    return _Met(begins, length > 0, before, closed, log_sum(forwards(before, move)[0] + after, 0))
+    return _Boundary(begins, length > 0, before, closed, log_sum(forwards(before, move)[0] + after, 0))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _through(axis: Any, chain: Chain) -> Float[Array, "k k s"]:
+def _device_move(axis: Any, chain: Chain) -> Float[Array, "k k s"]:
     """Log-potentials, up to a constant, of the move through this device's steps."""
     if methods.choose(chain) == "associative":  # has no forward pass from a given state
         chain = replace(chain, method="blocked")
 
     def by(way: Any, chain: Chain) -> Array:
         from_each = jax.vmap(lambda first: way.forward(replace(chain, log_initial=first)))
-        return from_corners(way, from_each(_firsts(axis, chain)))
+        return from_corners(way, from_each(_first_potentials(axis, chain)))
 
     return _relative(chain, folded(lambda chain: normalizer.run(by, chain))(chain))
 
 
-@_through.defjvp
-def _through_jvp(axis: Any, primals: tuple[Chain], tangents: tuple[Chain]) -> tuple[Array, Array]:
+@_device_move.defjvp
+def _device_move_jvp(axis: Any, primals: tuple[Chain], tangents: tuple[Chain]) -> tuple[Array, Array]:
     # Second derivatives are rare: in log space, as on one device.
     def plain(chain: Chain) -> Array:
         from_each = jax.vmap(lambda first: normalizer.states(replace(chain, log_initial=first), log_sum))
-        return _relative(chain, from_each(_firsts(axis, chain)))
+        return _relative(chain, from_each(_first_potentials(axis, chain)))
 
     return jax.jvp(plain, primals, tangents)
 
 
-def _firsts(axis: Any, chain: Chain) -> Float[Array, "k k s"]:
+def _first_potentials(axis: Any, chain: Chain) -> Float[Array, "k k s"]:
     """Log-potentials of the first state, from each state before it."""
     moves = jnp.broadcast_to(chain.log_transition, (chain.states, *chain.initial.shape))
     return jnp.where(jax.lax.axis_index(axis) == 0, chain.initial[None], moves)
@@ -135,5 +135,5 @@ def _relative(chain: Chain, move: Float[Array, "k k s"]) -> Float[Array, "k k s"
     return where(nothing, jnp.broadcast_to(stay[..., None], move.shape), move - top)
 
 
-def _led(log_states: Float[Array, "k s"]) -> Float[Array, "k s"]:
+def _rescaled(log_states: Float[Array, "k s"]) -> Float[Array, "k s"]:
     return log_states - finite_or_zero(log_sum(log_states, 0))[None]
