@@ -118,10 +118,10 @@ class Accelerated(Solver):
         gain, place = jnp.asarray(self.solver.left(plain), objective.dtype), _place(trial)
         move = _place(stepped) - place
         slowness = jnp.where(known, _slowness(state, place, move, jnp.where(taken, gain, state.gain)), 1)
-        found = Trial(state.like, log_likelihood, objective, gain, slowness, ahead, place, move, claim, memory)
-        kept = replace(found, log_likelihood=state.log_likelihood, objective=state.objective, gain=state.gain)
+        accepted = Trial(state.like, log_likelihood, objective, gain, slowness, ahead, place, move, claim, memory)
+        rejected = replace(accepted, log_likelihood=state.log_likelihood, objective=state.objective, gain=state.gain)
         came_in = jnp.where(known, state.log_likelihood, log_likelihood)
-        return select(taken, trial, model), select(taken, found, kept), came_in
+        return select(taken, trial, model), select(taken, accepted, rejected), came_in
 
 
 def _place(model: Any) -> Float[Array, "q"]:

@@ -88,7 +88,7 @@ class Gradient(Solver):
     def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Any:
         """Initial state: of the transformation, number of steps, remaining gain, passes of line searches."""
         none = jnp.zeros((), jnp.int32)
-        return _begun(self.transformation, to_coordinates(model)), none, _unknown(weight), none
+        return _initial_state(self.transformation, to_coordinates(model)), none, _unknown(weight), none
 
     def left(self, state: Any) -> Array:
         """Gain of an EM step: it stays large where the gains of a decaying learning rate vanish."""
@@ -107,19 +107,19 @@ class Gradient(Solver):
             updates, inner = _update(
                 self.transformation, inner, free, height / rows, slope, (model, x, weight, prior), rows
             )
-            return _moved(model, free, updates), inner, searched + _searched(inner)
+            return _moved(model, free, updates), inner, searched + _linesearch_evaluations(inner)
 
         def learn(carry: Any, batch: Any, batch_weight: Array) -> Any:
             _, height, gradient = value_and_gradient(carry[0], batch, batch_weight, prior)
             return updated(carry, batch, batch_weight, height, gradient)
 
-        begun = model, inner, searched
+        initial = model, inner, searched
         if self.batch_size is None:
             height = log_likelihood + model.expected_log_prob(prior)
-            model, inner, searched = updated(begun, x, weight, height, gradient_of(model, statistics, prior))
+            model, inner, searched = updated(initial, x, weight, height, gradient_of(model, statistics, prior))
         else:
             key = jax.random.fold_in(self.key, steps)
-            model, inner, searched = epoch(key, x, weight, self.batch_size, learn, begun)
+            model, inner, searched = epoch(key, x, weight, self.batch_size, learn, initial)
         return model, (inner, steps + 1, promised, searched), log_likelihood
 
 
@@ -161,11 +161,17 @@ class LBFGS(Solver):
     def _transformation(self, logarithms: Coordinates) -> Any:
         import optax  # imported late, because it is slow to import
 
-        return optax.lbfgs(memory_size=self.memory, linesearch=_bounded(self.max_linesearch_steps, logarithms))
+        return optax.lbfgs(
+            memory_size=self.memory, linesearch=_bounded_linesearch(self.max_linesearch_steps, logarithms)
+        )
 
     def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Any:
         """Initial state: empty memory, remaining gain unknown."""
-        return _begun(self._transformation([]), to_coordinates(model)), jnp.zeros((), jnp.int32), _unknown(weight)
+        return (
+            _initial_state(self._transformation([]), to_coordinates(model)),
+            jnp.zeros((), jnp.int32),
+            _unknown(weight),
+        )
 
     def left(self, state: Any) -> Array:
         """Gain of an EM step."""
@@ -187,14 +193,14 @@ class LBFGS(Solver):
         gained = -inner[-1].value - height
         plain = plain_step(model, statistics, prior)
         higher = (gained > 4 * float(jnp.finfo(height.dtype).eps) * jnp.abs(height)) & (gained * rows >= plain.lift)
-        evaluations = evaluations + 1 + _searched(inner)
+        evaluations = evaluations + 1 + _linesearch_evaluations(inner)
         # A probability that underflows in an EM step can still come back.
-        inside, forgotten = from_coordinates(to_coordinates(plain.model, model), model), _begun(search, free)
+        inside, forgotten = from_coordinates(to_coordinates(plain.model, model), model), _initial_state(search, free)
         ahead, inner = select(higher, (_moved(model, free, updates), inner), (inside, forgotten))
         return ahead, (inner, evaluations, plain.left), log_likelihood
 
 
-def _bounded(most: int, logarithms: Coordinates) -> Any:
+def _bounded_linesearch(most: int, logarithms: Coordinates) -> Any:
     """The zoom line search of optax, limited so that no logarithm moves by more than `FARTHEST`.
 
     Args:
@@ -206,14 +212,14 @@ def _bounded(most: int, logarithms: Coordinates) -> Any:
     def search(farthest: Any = None) -> Any:
         return optax.scale_by_zoom_linesearch(most, max_learning_rate=farthest, initial_guess_strategy="one")
 
-    def update(updates: Any, state: Any, params: Any = None, **told: Any) -> Any:
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         moved = [jnp.max(jnp.abs(one) * is_log, initial=0) for one, is_log in zip(updates, logarithms, strict=True)]
-        return search(FARTHEST / jnp.maximum(jnp.max(jnp.stack(moved)), 1e-30)).update(updates, state, params, **told)
+        return search(FARTHEST / jnp.maximum(jnp.max(jnp.stack(moved)), 1e-30)).update(updates, state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(search().init, update)
 
 
-def _begun(transformation: Any, free: Coordinates) -> Any:
+def _initial_state(transformation: Any, free: Coordinates) -> Any:
     """Initial state of a transformation, with arrays as leaves."""
     with _ordinary_promotion():
         return jax.tree.map(jnp.asarray, transformation.init(free))
@@ -238,12 +244,12 @@ def _update(
     return jax.tree.map(lambda new, old: new if new.dtype == old.dtype else new.astype(old.dtype), found, (free, state))
 
 
-def _searched(state: Any) -> Array:
+def _linesearch_evaluations(state: Any) -> Array:
     """Evaluations of the line search in the last update; zero for transformations without one."""
     import optax
 
-    found = optax.tree_utils.tree_get_all_with_path(state, "num_linesearch_steps")
-    return sum((count.astype(jnp.int32) for _, count in found), jnp.zeros((), jnp.int32))
+    counts = optax.tree_utils.tree_get_all_with_path(state, "num_linesearch_steps")
+    return sum((count.astype(jnp.int32) for _, count in counts), jnp.zeros((), jnp.int32))
 
 
 def _unknown(weight: Array) -> Array:
