@@ -116,11 +116,13 @@ def fit(
 
 @partial(jax.jit, static_argnames="trace")
 def _fit(solver: Any, models: Any, x: Any, weight: Array, prior: Any, limits: Limits, *, trace: Blank) -> Fit:
-    return _arrived(trace, solver, models, limits, x, weight, prior)
+    return _fit_differentiable(trace, solver, models, limits, x, weight, prior)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _arrived(trace: Blank, solver: Any, models: Any, limits: Limits, x: Any, weight: Array, prior: Any) -> Fit:
+def _fit_differentiable(
+    trace: Blank, solver: Any, models: Any, limits: Limits, x: Any, weight: Array, prior: Any
+) -> Fit:
     def climbed(model: Any) -> Fit:
         return _climb(trace, solver, model, limits, x, weight, prior)
 
@@ -130,10 +132,10 @@ def _arrived(trace: Blank, solver: Any, models: Any, limits: Limits, x: Any, wei
     return jax.tree.map(lambda leaf: leaf[best_restart(fits.objective, fits.status)], fits)
 
 
-@_arrived.defjvp
-def _arrived_jvp(trace: Blank, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Fit, Fit]:
+@_fit_differentiable.defjvp
+def _fit_differentiable_jvp(trace: Blank, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Fit, Fit]:
     solver, _, _, *data = primals
-    fit = _arrived(trace, *primals)
+    fit = _fit_differentiable(trace, *primals)
 
     def pseudo(x: Any, weight: Array, prior: Any) -> Statistics:
         return regularisers(fit.model, x, weight, prior)[1]
@@ -157,6 +159,6 @@ def _climb(trace: Blank, solver: Any, model: Any, limits: Limits, x: Any, weight
         now = advance(solver, carry[0], data, weight, rows, pseudo, limits)
         return now, carry[1].at[now.steps].set(now.objective)
 
-    begun = begin(solver, model, data, weight, pseudo), trace.filled(weight.dtype)
-    end, objectives = jax.lax.while_loop(running, step, begun)
+    initial = begin(solver, model, data, weight, pseudo), trace.filled(weight.dtype)
+    end, objectives = jax.lax.while_loop(running, step, initial)
     return make_result(solver, model, end, objectives, floor, weight)

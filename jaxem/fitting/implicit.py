@@ -77,9 +77,9 @@ def differentiated(fit: Fit, over: Any, pseudo: Callable[[Any, Array, Any], Stat
     change = change * jnp.where(regular & ended, 1, jnp.nan)
     _, (model, log_likelihood, objective) = jax.jvp(values, (free, *at), (change, *moved))
     status = jnp.where(ended & ~regular, int(Status.not_a_maximum), fit.status).astype(jnp.int32)
-    told = replace(fit, status=status, converged=status == int(Status.converged))
-    still = jax.tree.map(_no_change, told)
-    return told, replace(still, model=model, log_likelihood=log_likelihood, objective=objective)
+    result = replace(fit, status=status, converged=status == int(Status.converged))
+    still = jax.tree.map(_no_change, result)
+    return result, replace(still, model=model, log_likelihood=log_likelihood, objective=objective)
 
 
 def _by_information(

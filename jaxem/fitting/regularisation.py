@@ -25,14 +25,16 @@ def regulariser(floor: Statistics, prior: Any, model: Any, x: Any, weight: Array
     if prior is None:
         return floor
     x = x.x if isinstance(x, Labelled) else x  # a prior scales itself to the rows, whatever their labels
-    said = f"a {type(prior).__name__} is no prior of a {_kind(model)}; pass one that is made for it (see jaxem.priors)"
+    message = (
+        f"a {type(prior).__name__} is no prior of a {_kind(model)}; pass one that is made for it (see jaxem.priors)"
+    )
     try:
         made = prior.statistics(model, x, weight) if hasattr(prior, "statistics") else prior
     except AttributeError as error:
-        raise ValueError(f"prior: {said}: {error}") from error
+        raise ValueError(f"prior: {message}: {error}") from error
     given, wanted = jax.tree.structure(made), jax.tree.structure(floor)
     if given != wanted:
-        raise ValueError(f"prior has the structure {given}, and the statistics of this model are {wanted}: {said}")
+        raise ValueError(f"prior has the structure {given}, and the statistics of this model are {wanted}: {message}")
     for mine, its in zip(jax.tree.leaves(made), jax.tree.leaves(floor), strict=True):
         if np.broadcast_shapes(np.shape(mine), its.shape) != its.shape:
             raise ValueError(f"prior has pseudo-statistics of shape {np.shape(mine)}, and the model's are {its.shape}")

@@ -47,11 +47,13 @@ def batched(model: Any, xs: Any, weight: Any, labels: Any, restarts: int, room: 
     batches = []
     for length, index in _by_length(np.array([x.steps if of_sequences else len(x) for x in xs]), work):
         together = stacked_sequences if of_sequences else stacked
-        batches += padded(index, *together(_of(index, xs), length, _of(index, weight), _of(index, labels)))
+        batches += padded(
+            index, *together(_entries(index, xs), length, _entries(index, weight), _entries(index, labels))
+        )
     return batches
 
 
-def _of(index: np.ndarray, values: Any) -> Any:
+def _entries(index: np.ndarray, values: Any) -> Any:
     """Entries of some problems; None if there are none."""
     return None if values is None else [values[i] for i in index]
 

@@ -60,12 +60,12 @@ class Checkpoint:
             raise ValueError("checkpoint works in one process only; under jax.distributed save what fit_many returns")
         self.folder = Path(folder).absolute()
         path = self.folder / "call.json"
-        with _explained(self.folder):
+        with _one_line_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             written = path.read_text() if path.exists() else None
         self.deals = deals if written is None else self._deals(written, given)
         # Written even if it exists: an unwritable folder fails before anything is fitted.
-        with _explained(self.folder):
+        with _one_line_errors(self.folder):
             temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
             temporary.write_text(json.dumps({"given": given, "deals": self.deals}, indent=1))
             temporary.replace(path)
@@ -107,7 +107,7 @@ class Shelf:
             OSError: the folder cannot be created.
         """
         self.folder = folder
-        with _explained(folder):
+        with _one_line_errors(folder):
             self._keeper = _keeper(folder)
         self._put_off(took=0)
 
@@ -122,14 +122,14 @@ class Shelf:
         call = self._keeper.latest_step()
         if call is None:
             return None
-        with _explained(self.folder):
+        with _one_line_errors(self.folder):
             kept = self._keeper.restore(call, args=args.PyTreeRestore())
-        leaves, taken = [], defaultdict(int)
+        leaves, offsets = [], defaultdict(int)
         for name, shape in json.loads(kept[CUTS].tobytes()):
-            start = taken[name]
-            taken[name] += math.prod(shape)
+            start = offsets[name]
+            offsets[name] += math.prod(shape)
             numbers = kept.get(name, np.zeros(0, jnp.dtype(name)))
-            leaves.append(np.array(numbers[start : taken[name]]).reshape(shape))
+            leaves.append(np.array(numbers[start : offsets[name]]).reshape(shape))
         return leaves
 
     def due(self) -> bool:
@@ -153,7 +153,7 @@ class Shelf:
             by_type[str(array.dtype)].append(array.ravel())
         numbers = {name: flat for name, parts in by_type.items() if (flat := np.concatenate(parts)).size}
         cuts = json.dumps([[str(array.dtype), list(array.shape)] for array in arrays]).encode()
-        with _explained(self.folder):
+        with _one_line_errors(self.folder):
             tree = {**numbers, CUTS: np.frombuffer(cuts, np.uint8)}
             self._keeper.save(call, args=args.PyTreeSave(tree), force=True)
         self._put_off(took=time.monotonic() - began)
@@ -183,7 +183,7 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 @contextlib.contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def _one_line_errors(folder: Path) -> Iterator[None]:
     """Raise errors of the disk in one line, where Orbax logs a hundred.
 
     Raises:

@@ -156,9 +156,9 @@ def best_restarts(
 
     each = jnp.arange(len(rows) * restarts, dtype=jnp.int32) // restarts
     tried = jax.vmap(ended)(starts, results, each)
-    tried, told = jax.tree.map(lambda leaf: leaf.reshape(-1, restarts, *leaf.shape[1:]), tried)
-    results, status = jax.vmap(member)((tried, told), best_restart(tried.objective, told))
-    stopped = jnp.any(told == int(Status.interrupted), axis=-1)
+    tried, statuses = jax.tree.map(lambda leaf: leaf.reshape(-1, restarts, *leaf.shape[1:]), tried)
+    results, status = jax.vmap(member)((tried, statuses), best_restart(tried.objective, statuses))
+    stopped = jnp.any(statuses == int(Status.interrupted), axis=-1)
     return Fit(
         model=results.model,
         log_likelihood=results.log_likelihood,

@@ -42,7 +42,7 @@ def _parts(value: Any, seen: set[int]) -> Iterator[bytes | memoryview]:
         yield array.reshape(-1).view(np.uint8).data
     elif id(value) not in seen:  # a function may enclose itself
         yield _name(value).encode()
-        for inner in _inside(value):
+        for inner in _contents(value):
             yield from _parts(inner, seen | {id(value)})
 
 
@@ -51,7 +51,7 @@ def _name(value: Any) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
-def _inside(value: Any) -> Any:
+def _contents(value: Any) -> Any:
     """Contents of an object, in a fixed order."""
     if isinstance(value, (list, tuple)):
         return len(value), *value

@@ -127,7 +127,7 @@ def fit_many(
     if checkpoint is not None:
         keep = Checkpoint(
             checkpoint,
-            _told(given, tol=tol if np.ndim(tol) == 0 else tols.tolist(), max_steps=max_steps, lanes=lanes),
+            _fingerprints(given, tol=tol if np.ndim(tol) == 0 else tols.tolist(), max_steps=max_steps, lanes=lanes),
             deals,
         )
         deals = keep.deals
@@ -231,7 +231,7 @@ def _deal(
     return [min(problems, queues * len(devices)), most]
 
 
-def _told(given: dict[str, Any], **plain: Any) -> dict[str, str]:
+def _fingerprints(given: dict[str, Any], **plain: Any) -> dict[str, str]:
     """Fingerprints of everything that a result depends on, for a checkpoint."""
     plain |= {"floats": jnp.result_type(float), "jaxem": version, "jax": jax.__version__}
     plain |= {name: value if value is None else fingerprint(value) for name, value in given.items()}

@@ -73,14 +73,14 @@ def pace(model: Any, x: Any, weight: Any, platform: str) -> LaneSchedule:
     """Schedule of lanes of this model on such a platform, for problems like x `[p, n, ...]`."""
     size = work(model, x, weight)
     if isinstance(x, Sequences):
-        found = SEQUENCES
+        schedule = SEQUENCES
     elif size > LARGE and platform == "cpu":
-        found = ONE_BY_ONE
+        schedule = ONE_BY_ONE
     else:
-        found = SIDE_BY_SIDE
+        schedule = SIDE_BY_SIDE
     if platform == "cpu":
-        return found
-    return found._replace(lanes=min(WIDEST, max(MANY, BUSY // size)), threads=False, late=1)
+        return schedule
+    return schedule._replace(lanes=min(WIDEST, max(MANY, BUSY // size)), threads=False, late=1)
 
 
 COMPILING: defaultdict[Any, threading.Lock] = defaultdict(threading.Lock)

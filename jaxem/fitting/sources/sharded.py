@@ -101,7 +101,7 @@ class ShardedRows(RowSource):
             # Sums can be added directly if all devices keep them about one reference.
             return over_parts(self.layout.together, (log_likelihood, add(no_rows(model, *row), statistics)))
 
-        return self._on_each(one, P(), weight, model, self.row)
+        return self._per_device(one, P(), weight, model, self.row)
 
     def prepared(self, model: Any, weight: Float[Array, "n"]) -> tuple[ShardedRows, Array]:
         """Precomputed data, as in `fit` on one device; and the number of observations."""
@@ -112,7 +112,7 @@ class ShardedRows(RowSource):
             rows = jax.lax.psum(model.observations(seen, weight), self.layout.axis)
             return jax.tree.map(lambda leaf: leaf[None], data), self.layout.from_first(_first(x, weight)), rows
 
-        x, row, rows = self._on_each(one, (P(self.layout.axis), P(), P()), weight, model)
+        x, row, rows = self._per_device(one, (P(self.layout.axis), P(), P()), weight, model)
         return replace(self, x=x, row=row), rows
 
     def sample(self, weight: Float[Array, "n"], spacing: int) -> tuple[Any, Array]:
@@ -122,11 +122,13 @@ class ShardedRows(RowSource):
         """
         x = replace(self, x=self.x.x if isinstance(self.x, Labelled) else self.x)
         if not isinstance(x.x, Sequences):
-            return x._on_each(partial(_every, spacing, self.layout.axis), P(), weight)
+            return x._per_device(partial(_subsample, spacing, self.layout.axis), P(), weight)
         spread = P(self.layout.axis)
-        return x._on_each(partial(_steps_alone, 1 if self.layout.steps else spacing, self.layout.axis), spread, weight)
+        return x._per_device(
+            partial(_steps_alone, 1 if self.layout.steps else spacing, self.layout.axis), spread, weight
+        )
 
-    def _on_each(self, function: Callable[..., Any], out: Any, weight: Array, *known: Any) -> Any:
+    def _per_device(self, function: Callable[..., Any], out: Any, weight: Array, *known: Any) -> Any:
         """`function(*known, x, weight)` on each device's part; `known` is replicated."""
         layout, made = self.layout, self.row is not None
 
@@ -154,15 +156,15 @@ def _first(x: Any, weight: Float[Array, "n"]) -> Any:
     return Sequences.batch(x.values[:, :1], jnp.ones(1, jnp.int32), seen, x.patterns), weight
 
 
-def _every(spacing: int, axis: Any, x: Any, weight: Array) -> Any:
+def _subsample(spacing: int, axis: Any, x: Any, weight: Array) -> Any:
     """Every `spacing`-th row: each device contributes its own to a sum over devices."""
     rows = jnp.arange(0, len(weight) * jax.lax.axis_size(axis), spacing, dtype=jnp.int32)
     here = rows - len(weight) * jax.lax.axis_index(axis)
     mine = (here >= 0) & (here < len(weight))
 
     def picked(leaf: Array) -> Array:
-        taken = jnp.take(leaf, here, axis=0, mode="clip")
-        return _sum(jnp.where(mine.reshape(-1, *(1 for _ in leaf.shape[1:])), taken, jnp.zeros_like(taken)), axis)
+        rows = jnp.take(leaf, here, axis=0, mode="clip")
+        return _sum(jnp.where(mine.reshape(-1, *(1 for _ in leaf.shape[1:])), rows, jnp.zeros_like(rows)), axis)
 
     return jax.tree.map(picked, (x, weight))
 

@@ -106,15 +106,15 @@ def fit_stream(
         )
     if solver.batches:
         raise _too_many_looks(solver)
-    found = surveyed(model, batches, prior, processes)
-    fits = fit_starts(model, batches, found, solver, tol=tol, max_steps=max_steps, progress=progress)
-    return _chosen(fits) if model.batch_shape else fits
+    summary = surveyed(model, batches, prior, processes)
+    fits = fit_starts(model, batches, summary, solver, tol=tol, max_steps=max_steps, progress=progress)
+    return _best_start(fits) if model.batch_shape else fits
 
 
 def fit_starts(
     model: Any,
     batches: Iterable[Any],
-    found: DatasetSummary,
+    summary: DatasetSummary,
     solver: Any,
     *,
     tol: float,
@@ -122,16 +122,16 @@ def fit_starts(
     progress: Callable[[int, float], None] | None = None,
 ) -> Fit:
     """`fit_stream` after the first look at the batches: a `Fit` of every start, with the axis that the model has."""
-    floor, pseudo = _regularised(model, *found.sampled(), found.prior)
-    total, rows, least = (jnp.asarray(value, found.dtype) for value in (found.total, found.observations, tol))
+    floor, pseudo = _regularised(model, *summary.sampled(), summary.prior)
+    total, rows, least = (jnp.asarray(value, summary.dtype) for value in (summary.total, summary.observations, tol))
     limits = Limits(least, jnp.asarray(max_steps, jnp.int32))
-    now, objectives = _begun(solver, model, total, pseudo, trace=Blank.of(max_steps))
+    now, objectives = _first_progress(solver, model, total, pseudo, trace=Blank.of(max_steps))
     while (np.asarray(now.status) == int(Status.running)).any():
-        summed = _pass(solver, now, batches, found, pseudo)
-        now, objectives = _advanced(solver, now, summed, total, rows, pseudo, limits, objectives)
+        summed = _pass(solver, now, batches, summary, pseudo)
+        now, objectives = _next_progress(solver, now, summed, total, rows, pseudo, limits, objectives)
         if progress is not None:
             progress(int(np.max(now.steps)), float(np.max(now.objective)))
-    return _concluded(solver, model, now, objectives, floor, total)
+    return _results(solver, model, now, objectives, floor, total)
 
 
 @module
@@ -186,7 +186,7 @@ class Part:
     statistics: Statistics
 
 
-def _answer(solver: Any, now: Progress, x: Any, weight: Array, prior: Statistics) -> Part:
+def _captured_e_step(solver: Any, now: Progress, x: Any, weight: Array, prior: Statistics) -> Part:
     """The E-step that the solver's next step makes on these rows; the rest of that step is discarded."""
     note = Recorder()
     solver.step(now.ahead, now.state, RecordingRows(solver, x, weight, note), weight, prior)
@@ -200,13 +200,13 @@ def _answer(solver: Any, now: Progress, x: Any, weight: Array, prior: Statistics
 def _part(solver: Any, now: Progress, x: Any, weight: Array, prior: Statistics) -> Part:
     """E-step of a batch; of several starts one after the other, skipping those that have ended."""
     if not now.ahead.batch_shape:
-        return _answer(solver, now, x, weight, prior)
+        return _captured_e_step(solver, now, x, weight, prior)
 
     def one(start: tuple[Progress, Statistics]) -> Part:
         now, prior = start
 
         def answer() -> Part:
-            return _answer(solver, now, x, weight, prior)
+            return _captured_e_step(solver, now, x, weight, prior)
 
         def nothing() -> Part:
             return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(answer))
@@ -222,40 +222,44 @@ def _joined(a: Part, b: Part) -> Part:
     return Part(high, low, add(a.statistics, b.statistics))
 
 
-def _pass(solver: Any, now: Progress, batches: Iterable[Any], found: DatasetSummary, prior: Statistics) -> ReducedEStep:
+def _pass(
+    solver: Any, now: Progress, batches: Iterable[Any], summary: DatasetSummary, prior: Statistics
+) -> ReducedEStep:
     """E-step of the next step over all rows."""
     sums, counted, part = Pairwise(_joined), 0, None
-    for x, weight, n in read_ahead(batches, named(found.laid_out)):
+    for x, weight, n in read_ahead(batches, named(summary.laid_out)):
         if n:
             # One batch is in work and one waits: the host must not run further ahead, or all of them would fill memory.
             jax.block_until_ready(part)
             part = _part(solver, now, x, weight, prior)
             sums.add(part)
             counted += n
-    if counted != found.counted:
+    if counted != summary.counted:
         raise ValueError(
-            f"batches gave {found.counted:,} rows that count at first and {counted:,} when they were read again; they "
-            "must be the same each time"
+            f"batches gave {summary.counted:,} rows that count at first and {counted:,} when they were read again; "
+            "they must be the same each time"
         )
     whole = sums.total()
-    if found.shared:
+    if summary.shared:
         whole = multihost.joined(whole, _joined)
     return ReducedEStep(whole.log_likelihood + whole.lost, whole.statistics)
 
 
 def surveyed(model: Any, batches: Iterable[Any], prior: Any, processes: bool = False) -> DatasetSummary:
     """Summary of all rows, from a first pass."""
-    found = DatasetSummary(model, prior, processes)
-    for _ in read_ahead(batches, named(found.add)):
+    summary = DatasetSummary(model, prior, processes)
+    for _ in read_ahead(batches, named(summary.add)):
         pass
     if processes:
-        multihost.surveyed(found)
-    if not found.total:
+        multihost.surveyed(summary)
+    if not summary.total:
         why = (
-            "no rows" if not found.sample.rows else f"{found.sample.rows:,} rows, none with a weight and something seen"
+            "no rows"
+            if not summary.sample.rows
+            else f"{summary.sample.rows:,} rows, none with a weight and something seen"
         )
         raise ValueError(f"batches hold {why}; a fit needs at least one")
-    return found
+    return summary
 
 
 def named(prepare: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -294,7 +298,9 @@ def _regularised(models: Any, x: Any, weight: Array, prior: Any) -> tuple[Statis
 
 
 @partial(jax.jit, static_argnames="trace")
-def _begun(solver: Any, models: Any, total: Array, pseudo: Statistics, *, trace: Blank) -> tuple[Progress, Array]:
+def _first_progress(
+    solver: Any, models: Any, total: Array, pseudo: Statistics, *, trace: Blank
+) -> tuple[Progress, Array]:
     """Progress before the first step, and an empty trace."""
 
     def one(model: Any, pseudo: Statistics) -> tuple[Progress, Array]:
@@ -305,7 +311,7 @@ def _begun(solver: Any, models: Any, total: Array, pseudo: Statistics, *, trace:
 
 
 @jax.jit
-def _advanced(
+def _next_progress(
     solver: Any,
     now: Progress,
     summed: ReducedEStep,
@@ -325,7 +331,7 @@ def _advanced(
 
 
 @jax.jit
-def _concluded(solver: Any, models: Any, end: Progress, objectives: Array, floor: Statistics, total: Array) -> Fit:
+def _results(solver: Any, models: Any, end: Progress, objectives: Array, floor: Statistics, total: Array) -> Fit:
     def one(model: Any, end: Progress, objectives: Array, floor: Statistics) -> Fit:
         return make_result(solver, model, end, objectives, floor, total[None])
 
@@ -333,7 +339,7 @@ def _concluded(solver: Any, models: Any, end: Progress, objectives: Array, floor
 
 
 @jax.jit
-def _chosen(fits: Fit) -> Fit:
+def _best_start(fits: Fit) -> Fit:
     """Fit of the best start."""
     return jax.tree.map(lambda leaf: leaf[best_restart(fits.objective, fits.status)], fits)
 
@@ -378,7 +384,7 @@ def _one_pass(model: Any, batches: Iterable[Any], solver: OnlineEM, prior: Any, 
             floor, pseudo = _regularised(model, x, weight, prior)
             state = solver.init(model, x, weight, pseudo)
         sizes = jnp.asarray([total, total + more, more], weight.dtype)
-        model, state = _learned(solver, model, state, x, weight, sizes, pseudo)
+        model, state = _updated(solver, model, state, x, weight, sizes, pseudo)
         total = total + more
     if state is None:
         raise ValueError("batches hold no rows that have a weight; a fit needs at least one")
@@ -387,7 +393,7 @@ def _one_pass(model: Any, batches: Iterable[Any], solver: OnlineEM, prior: Any, 
         looks = (_log_likelihood(model, *batch) for batch in read_ahead(batches, partial(_ready, model, prior)))
         value = sum(float(look) for look in looks)
     of_float = partial(jnp.asarray, dtype=jax.tree.leaves(pseudo)[0].dtype)
-    return _judged(start, model, state[0], of_float(value), floor, pseudo, of_float(total), looked=not once)
+    return _single_pass_result(start, model, state[0], of_float(value), floor, pseudo, of_float(total), looked=not once)
 
 
 def _ready(model: Any, prior: Any, batch: Any) -> tuple[Any, Array]:
@@ -401,7 +407,7 @@ def _ready(model: Any, prior: Any, batch: Any) -> tuple[Any, Array]:
 
 
 @jax.jit
-def _learned(
+def _updated(
     solver: OnlineEM, model: Any, state: Any, x: Any, weight: Array, sizes: Float[Array, "3"], prior: Statistics
 ) -> tuple[Any, Any]:
     """Model and state after one more batch, whose statistics are scaled to all rows so far, as are those before."""
@@ -416,7 +422,7 @@ def _log_likelihood(model: Any, x: Any, weight: Array) -> Array:
 
 
 @partial(jax.jit, static_argnames="looked")
-def _judged(
+def _single_pass_result(
     start: Any,
     model: Any,
     learned: Statistics,
