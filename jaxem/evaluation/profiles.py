@@ -61,13 +61,13 @@ class Races:
         """
         if of not in COSTS:
             raise ValueError(f"of is {of!r}; it must be one of {', '.join(COSTS)}")
-        found = np.full((len(self.races), len(self.names)), np.inf)
+        costs = np.full((len(self.races), len(self.names)), np.inf)
         for p, race in enumerate(self.races):
             for s, run in enumerate(race.runs):
                 step = run.arrival(gap)
                 if step is not None:
-                    found[p, s] = COSTS[of](run, step)
-        return found
+                    costs[p, s] = COSTS[of](run, step)
+        return costs
 
     def performance_profile(self, of: str = "passes", gap: float = WITHIN) -> tuple[np.ndarray, np.ndarray]:
         """Performance profile (Dolan and More 2002): share of problems solved at no more than t times the lowest cost.
@@ -95,11 +95,11 @@ class Races:
     def rows_of_table(self, gap: float = WITHIN) -> list[dict[str, Any]]:
         """One dict for each solver, over all problems."""
         passes, seconds = self.cost("passes", gap), self.cost("seconds", gap)
-        found = []
+        rows = []
         for s, name in enumerate(self.names):
             runs = [race.runs[s] for race in self.races]
             solved = np.isfinite(passes[:, s])
-            found.append(
+            rows.append(
                 {
                     "solver": name,
                     "setting": setting(runs[0].solver),
@@ -113,7 +113,7 @@ class Races:
                     "not converged": sum(not bool(run.fit.converged) for run in runs),
                 }
             )
-        return found
+        return rows
 
     def table(self, gap: float = WITHIN) -> Any:
         """A polars DataFrame of `rows_of_table` if polars is installed, otherwise the list of dicts."""

@@ -116,7 +116,7 @@ class Race:
 
     def rows_of_table(self) -> list[dict[str, Any]]:
         """One dict for each solver: its status, and when it arrived within each of `GAPS` of the best."""
-        found = []
+        rows = []
         for run in self.runs:
             row: dict[str, Any] = {
                 "solver": run.name,
@@ -133,8 +133,8 @@ class Race:
                 step = run.arrival(gap)
                 row[f"passes to {gap:g}"] = None if step is None else float(run.passes[step])
                 row[f"seconds to {gap:g}"] = None if step is None else float(run.times[step])
-            found.append(row)
-        return found
+            rows.append(row)
+        return rows
 
     def table(self) -> Any:
         """A polars DataFrame of `rows_of_table` if polars is installed, otherwise the list of dicts."""
@@ -207,7 +207,7 @@ def compare(
     x, weight, labels = prepare(x, weight, labels, hidden_states(model))
     given = {"weight": weight, "prior": prior, "labels": labels}
     raced = [_timed(solver, model, x, given, max_steps, tol) for solver in solvers.values()]
-    values = [float(found.objective) if np.isfinite(found.objective) else -np.inf for found, *_ in raced]
+    values = [float(result.objective) if np.isfinite(result.objective) else -np.inf for result, *_ in raced]
     best, rate = np.nan, np.nan
     if max(values) > -np.inf:
         leader = raced[int(np.argmax(values))][0].model
@@ -215,11 +215,11 @@ def compare(
         best = max(*values, polished)
     rows = float(model.observations(model.observe(x), weight))
     runs = []
-    for (name, solver), (found, clock) in zip(solvers.items(), raced, strict=True):
-        trace = np.array(found.trace, float)[: int(found.steps) + 1]
+    for (name, solver), (result, clock) in zip(solvers.items(), raced, strict=True):
+        trace = np.array(result.trace, float)[: int(result.steps) + 1]
         # While it anneals it reports another objective.
         trace[: solver.warmup] = np.nan
-        runs.append(Run(name, solver, found, *clock, (best - trace) / rows))
+        runs.append(Run(name, solver, result, *clock, (best - trace) / rows))
     return Race(tuple(runs), best, rows, rate, int(np.max(free_parameters(model))))
 
 
@@ -297,17 +297,17 @@ def _widened(leaf: Any) -> Any:
 def setting(solver: Any) -> str:
     """A solver in words with its numbers, those within an optax transformation included."""
     if hasattr(solver, "transformation"):
-        found = _numbers(solver.transformation) | ({"batch_size": solver.batch_size} if solver.batches else {})
-        said = [f"{name}={value:g}" for name, value in found.items() if value]
+        numbers = _numbers(solver.transformation) | ({"batch_size": solver.batch_size} if solver.batches else {})
+        parts = [f"{name}={value:g}" for name, value in numbers.items() if value]
     elif not dataclasses.is_dataclass(solver):
         return repr(solver)
     else:
         fields = {field.name: getattr(solver, field.name) for field in dataclasses.fields(solver) if field.repr}
-        said = [f"{name}={_said(value)}" for name, value in fields.items() if name != "key"]
-    return f"{type(solver).__name__}({', '.join(said)})"
+        parts = [f"{name}={_in_words(value)}" for name, value in fields.items() if name != "key"]
+    return f"{type(solver).__name__}({', '.join(parts)})"
 
 
-def _said(value: Any) -> str:
+def _in_words(value: Any) -> str:
     if isinstance(value, jax.Array):
         return f"{value:g}" if value.ndim == 0 else str(value.tolist())
     return setting(value) if isinstance(value, Solver) else repr(value)
@@ -317,16 +317,16 @@ def _numbers(node: Any) -> dict[str, float]:
     """Numbers of an optax transformation, read from the closures of its functions."""
     if isinstance(node, (tuple, list)):
         return {name: value for part in node for name, value in _numbers(part).items()}
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     cells = zip(node.__code__.co_freevars, node.__closure__, strict=True) if getattr(node, "__closure__", None) else ()
     for name, cell in cells:
         value = cell.cell_contents
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             # Optax minimises: its step sizes are negative.
-            found["learning_rate" if name == "step_size" else name] = abs(value)
+            numbers["learning_rate" if name == "step_size" else name] = abs(value)
         else:
-            found.update(_numbers(value))
-    return found
+            numbers.update(_numbers(value))
+    return numbers
 
 
 def as_table(rows: list[dict[str, Any]]) -> Any:
