@@ -95,10 +95,10 @@ def met(meeting: Meeting | None) -> Iterator[tuple[int, int]]:
     sent = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
-    late = threading.Event()
+    overdue = threading.Event()
 
     def give_up() -> None:
-        late.set()
+        overdue.set()
         sent.kill()
 
     timer = threading.Timer(WAIT, give_up)
@@ -106,16 +106,16 @@ def met(meeting: Meeting | None) -> Iterator[tuple[int, int]]:
     ended = f"{meeting}: {ENDED}"
     with sent:
         try:
-            found = json.loads((sent.stdout and sent.stdout.readline()) or "null")
+            reply = json.loads((sent.stdout and sent.stdout.readline()) or "null")
             timer.cancel()
-            if found is None and late.is_set():
+            if reply is None and overdue.is_set():
                 raise InputError(
                     f"{meeting}: not all processes have come within {WAIT:g} s; see that each was started, and that it "
                     "reaches process 0 at that address"
                 )
-            if not isinstance(found, list):
-                raise InputError(found or ended)
-            yield tuple(found)
+            if not isinstance(reply, list):
+                raise InputError(reply or ended)
+            yield tuple(reply)
             sent.communicate()
         finally:
             timer.cancel()
@@ -130,10 +130,10 @@ def _meet() -> None:
 
     jax.config.update("jax_platforms", "cpu")
     try:
-        found = join(Meeting(*json.loads(sys.argv[1])))
+        reply = join(Meeting(*json.loads(sys.argv[1])))
     except InputError as error:
-        found = str(error)
-    sys.stdout.write(json.dumps(found) + "\n")
+        reply = str(error)
+    sys.stdout.write(json.dumps(reply) + "\n")
     sys.stdout.flush()
     sys.stdin.read()
     jax.distributed.shutdown()

@@ -242,13 +242,13 @@ def key_names(by: list[str], own: set[str]) -> dict[str, str]:
     >>> key_names(["n", "day"], {"n", "status"})
     {'n': 'by_n'}
     """
-    taken, found = {*own, *by}, {}
+    used, found = {*own, *by}, {}
     for name in by:
         if name in own:
             new = f"by_{name}"
-            while new in taken:
+            while new in used:
                 new += "_"
-            taken.add(new)
+            used.add(new)
             found[name] = new
     return found
 

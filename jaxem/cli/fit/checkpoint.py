@@ -140,18 +140,18 @@ def changes(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """
     if was["command"] != now["command"]:
         return [f"it was jaxem {was['command']}"]
-    found = []
+    differences = []
     for kind, prefix in (("options", "--"), ("versions", "")):
         for name in {**was[kind], **now[kind]}:
-            before, after = (_said(job[kind].get(name)) for job in (was, now))
+            before, after = (_in_words(job[kind].get(name)) for job in (was, now))
             if before != after:
-                found.append(f"{prefix}{name.replace('_', '-')} was {before} and is {after}")
-    if not found and was["rows"] != now["rows"]:
-        found.append("the rows of the table have changed")
-    return found
+                differences.append(f"{prefix}{name.replace('_', '-')} was {before} and is {after}")
+    if not differences and was["rows"] != now["rows"]:
+        differences.append("the rows of the table have changed")
+    return differences
 
 
-def _said(value: Any) -> str:
+def _in_words(value: Any) -> str:
     return "not given" if value in ("", None) or value is False else "given" if value is True else str(value)
 
 

@@ -131,10 +131,10 @@ def _rows(parameter: Parameter, i: int, count: int) -> Iterator[tuple[str, list[
         if symmetric and at[0] < at[1]:
             continue
         said = parameter.name + (" to" if parameter.states == 2 else "")
-        yield f"{said} {', '.join(names)}".strip(), [_said(value) for value in values[(slice(None), *at)]]
+        yield f"{said} {', '.join(names)}".strip(), [_in_words(value) for value in values[(slice(None), *at)]]
 
 
-def _said(value: Any) -> str:
+def _in_words(value: Any) -> str:
     """A number as text; a dash where a component has no such parameter."""
     return "-" if np.isnan(value) else f"{value:.4g}"
 
@@ -143,7 +143,7 @@ def _examples(outcome: Outcome, groups: list[int]) -> str:
     """Small multiples as a data URI: groups with many sizes of model, by size."""
     draw = _mixtures if outcome.grouped.first is None else _chains
     with jax.enable_x64(outcome.settings.dtype == "float64"), jax.default_device(jax.devices("cpu")[0]):
-        figure = draw(outcome, groups, _belonging(outcome, groups))
+        figure = draw(outcome, groups, _assigned(outcome, groups))
     return embedded(figure)
 
 
@@ -200,7 +200,7 @@ def _typical(outcome: Outcome, most: int) -> list[int]:
     return [group for _, _, group in chosen]
 
 
-def _belonging(outcome: Outcome, groups: list[int]) -> list[np.ndarray]:
+def _assigned(outcome: Outcome, groups: list[int]) -> list[np.ndarray]:
     """Component (state) of each row of some groups, in one compiled call."""
     grouped = outcome.grouped
     shape = int(grouped.longest[groups].max()), int(grouped.sequences[groups].max())

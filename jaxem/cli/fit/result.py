@@ -162,12 +162,12 @@ def summarise(
     """
     entropy = np.stack([np.asarray(entropies(models, x, weight)) for models, *_ in results], axis=1)
     scores, picked, models = scored(results, entropy[:groups], settings, n)
-    found = None
+    assignment = None
     if settings.assign:
         component, probability = (np.asarray(part) for part in belonging(models, x))
         none = (picked < 0).reshape(-1, *(1 for _ in component.shape[1:]))
-        found = np.where(none, -1, component), np.where(none, np.nan, probability)
-    return scores, picked[:groups], jax.tree.map(lambda leaf: leaf[:groups], models), found
+        assignment = np.where(none, -1, component), np.where(none, np.nan, probability)
+    return scores, picked[:groups], jax.tree.map(lambda leaf: leaf[:groups], models), assignment
 
 
 def scored(
@@ -182,8 +182,8 @@ def scored(
     counts, groups = settings.components, len(n)
     results = [(widen(models, max(counts)), *rest) for models, *rest in results]
     size = len(results[0][1])
-    told = list(zip(*results, strict=True))[1:]
-    log_likelihood, steps, status, free = (np.stack(part, axis=1)[:groups] for part in told)
+    columns = list(zip(*results, strict=True))[1:]
+    log_likelihood, steps, status, free = (np.stack(part, axis=1)[:groups] for part in columns)
     log_likelihood, entropy = log_likelihood.astype(float), entropy.astype(float)
     rows = n[:, None].astype(float)
     scores = Scores(

@@ -154,8 +154,8 @@ def _fit_slab(
             for i, k in enumerate(counts):
                 part = slice(i * slab.size, (i + 1) * slab.size)
                 members = jax.tree.map(lambda leaf, part=part: leaf[part], fit.model)
-                told = fit.log_likelihood[part], fit.steps[part], fit.status[part], free_numbers(starts[k], most)
-                results.append((members, *told))
+                scores = fit.log_likelihood[part], fit.steps[part], fit.status[part], free_numbers(starts[k], most)
+                results.append((members, *scores))
         chosen = summarise(results, x, weight, settings, len(slab.groups), grouped.n[slab.groups])
         if parts is not None:
             parts.write(slab, chosen)

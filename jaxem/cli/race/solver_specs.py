@@ -67,15 +67,15 @@ def parse(words: Sequence[str]) -> tuple[Contender, ...]:
     >>> [contender.name for contender in parse(["em", "adam", "adam:0.01"])]
     ['EM', 'Adam 0.05', 'Adam 0.01']
     """
-    found: dict[str, Contender] = {}
+    contenders: dict[str, Contender] = {}
     for word in words:
         contender = _parse(word)
-        if contender.name in found:
+        if contender.name in contenders:
             raise InputError(f"--solvers {','.join(words)}: {word} is there twice; name each solver once")
-        found[contender.name] = contender
-    if not found:
+        contenders[contender.name] = contender
+    if not contenders:
         raise InputError(f"--solvers is empty; choose from {', '.join(CONTENDERS)}")
-    return tuple(found.values())
+    return tuple(contenders.values())
 
 
 def _parse(word: str) -> Contender:
