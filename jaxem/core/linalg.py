@@ -108,7 +108,7 @@ def _smallest_pivot(least: Array, explained: Array, size: int) -> Array:
 
 
 def _pivot_deficit(matrix: Array, least: Array) -> Float[Array, "*batch d"]:
-    """What has to be added to the diagonal, by panels."""
+    """Amount to add to the diagonal, by panels."""
     # Moving second moments from a very distant reference may leave a negative diagonal.
     entry = jnp.maximum(diagonal(matrix), least)
     factor = cholesky(matrix + diagonal_matrix(entry - diagonal(matrix)))

@@ -33,7 +33,7 @@ class Status(enum.IntEnum):
 
     @property
     def sentence(self) -> str:
-        """What happened, and what to do about it."""
+        """Sentence on what happened, and what to do about it."""
         return _SENTENCES[self]
 
     @property

@@ -130,7 +130,7 @@ class RacePlan:
 
     @property
     def noun(self) -> str:
-        """The word for what is hidden: component or state."""
+        """Noun for one value of the hidden variable: component or state."""
         return next(iter(self.tables.values())).noun
 
 

@@ -53,7 +53,7 @@ class Grouped:
 
     @property
     def noun(self) -> str:
-        """The word for what is hidden: component or state."""
+        """Noun for one value of the hidden variable: component or state."""
         return "component" if self.first is None else "state"
 
     @property
