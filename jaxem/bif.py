@@ -1,6 +1,6 @@
 """Bayesian networks in files and as graphs: the Bayesian interchange format (BIF), and networkx.
 
-A network has categories by number; in a file they have names, so what is read is a pair: the network, and the names.
+A network has categories by number; in a file they have names, so reading gives a pair: the network, and the names.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[BayesNet, Categories]:
-    """The network in a BIF file (version 0.15, Cozman 1998), and the names of each variable's categories.
+    """Read the network in a BIF file (version 0.15, Cozman 1998), and the names of each variable's categories.
 
     Rows are divided by their sums, which are rounded in most files.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: something in the file is not as it should be; what, and of which variable.
+        ValueError: something in the file is invalid; what, and of which variable.
 
     >>> import tempfile, os, jaxem as jem
     >>> path = os.path.join(tempfile.mkdtemp(), "rain.bif")
@@ -53,11 +53,11 @@ def write(
     Args:
         path: of the file.
         model: one network.
-        categories: `{variable: names of its categories}`; of those that are left out the numbers are the names.
+        categories: `{variable: names of its categories}`; by default their numbers.
         name: of the network.
 
     Raises:
-        ValueError: a batch of networks, or as many names as there are no categories.
+        ValueError: a batch of networks, or a wrong number of names.
     """
     if model.batch_shape:
         raise ValueError(f"a file holds one network; this is a batch of shape {model.batch_shape}")
@@ -79,7 +79,7 @@ def write(
 
 
 def to_networkx(model: BayesNet, categories: Mapping[str, Any] | None = None) -> Any:
-    """The network as a networkx `DiGraph`: each node has its `parents` in order, its `probs` and its `categories`."""
+    """Network as a networkx `DiGraph`: each node has its `parents` in order, its `probs` and its `categories`."""
     import networkx as nx
 
     graph, named = nx.DiGraph(), _named(model, categories)
@@ -90,7 +90,7 @@ def to_networkx(model: BayesNet, categories: Mapping[str, Any] | None = None) ->
 
 
 def from_networkx(graph: Any) -> tuple[BayesNet, Categories]:
-    """The network of a `DiGraph` whose nodes have `probs`, and `parents` in their order; and the categories' names.
+    """Network of a `DiGraph` whose nodes have `probs`, and `parents` in their order; and the names of the categories.
 
     Raises:
         ValueError: a node without `probs`, or whose `parents` are not those of its edges.
@@ -107,7 +107,7 @@ def from_networkx(graph: Any) -> tuple[BayesNet, Categories]:
 
 
 def _named(model: BayesNet, categories: Mapping[str, Any] | None) -> Categories:
-    """A name for each category of each variable."""
+    """Name of each category of each variable."""
     named = {}
     for variable, size in zip(model.names, model.categories, strict=True):
         named[variable] = [str(name) for name in (categories or {}).get(variable, range(size))]
@@ -117,7 +117,7 @@ def _named(model: BayesNet, categories: Mapping[str, Any] | None) -> Categories:
 
 
 def _quoted(word: str) -> str:
-    """A word as it may stand in a file."""
+    """A word as a file may hold it."""
     return word if re.fullmatch(r"[^\s{}()\[\]|;,\"/]+", word) else f'"{word}"'
 
 
@@ -155,7 +155,7 @@ def _parsed(text: str) -> tuple[BayesNet, Categories]:
 
 
 def _statements(tokens: Iterator[str]) -> list[list[str]]:
-    """What stands between braces, up to the closing one: lists of words that ended with a semicolon."""
+    """Statements between braces, up to the closing one: lists of words that ended with a semicolon."""
     found: list[list[str]] = []
     words: list[str] = []
     depth = 1
@@ -178,7 +178,7 @@ def _table(name: str, parents: list[str], body: list[list[str]], categories: Cat
     rows = []
     for words in body:
         if words[0] == "table":
-            # The variable itself goes slowest, its last parent fastest.
+            # The variable itself varies slowest, its last parent fastest.
             values = _numbers(name, words[1:], table.size).reshape(size, *sizes)
             table = np.moveaxis(values, 0, -1)
         elif words[0] == "default":

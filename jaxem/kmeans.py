@@ -1,4 +1,4 @@
-"""K-means, as what it is: hard EM of a mixture of Gaussians with equal weights and one variance that never change."""
+"""K-means as hard EM of a mixture of Gaussians with equal fixed weights and one fixed variance."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from jaxem.solvers.em import expectation
 
 @module
 class KMeans:
-    """What `kmeans` found.
+    """Result of `kmeans`.
 
     Attributes:
         centres: `[K, D]`, in the units of x.
         labels: `[n]` the nearest centre of each row.
         inertia: sum of weighted squared distances to it.
-        steps: that the best start took.
+        steps: of the best start.
         status: a `Status` code.
 
     >>> import jax, jaxem as jem
@@ -54,7 +54,7 @@ class KMeans:
 
 @module
 class Centres(Mixture):
-    """A mixture of which only the means are free."""
+    """Mixture whose means are its only free parameters."""
 
     def with_counts(self, counts: Array, child: Any) -> Self:
         return replace(self, components=replace(self.components, mean=child.mean))
@@ -62,12 +62,12 @@ class Centres(Mixture):
 
 @module
 class Lloyd(Solver):
-    """Hard EM, and a row that is far from its centre for every centre that has lost all of its rows."""
+    """Hard EM, which moves a row far from its centre to every centre that has lost all of its rows."""
 
     over: ClassVar[Any] = staticmethod(maximum)
 
     def step(self, model: Any, state: None, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Any:
-        """Centres to the means of their rows."""
+        """One step: centres become the means of their rows."""
         log_likelihood, statistics = expectation(model, x, weight, maximum)
         moments = statistics.child
         lost = jnp.any(~has_weight(moments.rows))
@@ -76,7 +76,7 @@ class Lloyd(Solver):
 
 
 def _refilled(model: Centres, x: Any, weight: Array, moments: Moments) -> Moments:
-    """Moments after the rows farthest from their centres have moved to the centres that have none."""
+    """Moments after the rows farthest from their centres have moved to the centres without rows."""
     empty = ~has_weight(moments.rows)
     far = jnp.where(weight > 0, -model.e_step(x, maximum)[0], -jnp.inf)
     row = jax.lax.top_k(far, len(empty))[1][jnp.cumsum(empty, dtype=jnp.int32) - 1]
@@ -108,11 +108,11 @@ def kmeans(
     Args:
         key: a JAX random key, or a whole number as its seed.
         x: `[n]` or `[n, D]` rows.
-        k: how many centres.
-        weight: `[n]` weights of rows, zero or above.
-        centres: `[K, D]` where to start, instead of seeds.
-        restarts: how many starts.
-        max_steps: for each.
+        k: number of centres.
+        weight: `[n]` weights of rows, at least zero.
+        centres: `[K, D]` initial centres, instead of seeds.
+        restarts: number of starts.
+        max_steps: for each start.
 
     Returns:
         A `KMeans`.
@@ -151,8 +151,8 @@ def kmeans(
 
 @partial(jax.jit, static_argnums=3)
 def _judged(status: Array, labels: Int[Array, "n"], weight: Array, k: int) -> Int[Array, ""]:
-    """The status of a fit of which the centres stand still, and may have no rows."""
-    # Rows that keep their centres are all there is to wait for.
+    """Status of a fit whose centres no longer move, and may be without rows."""
+    # It has converged once no row changes its centre.
     status = jnp.where(status == int(Status.precision_exhausted), int(Status.converged), status)
     rows = jnp.zeros(k, weight.dtype).at[labels].add(weight)
     same = (status == int(Status.converged)) & jnp.any(rows <= 0)
@@ -161,9 +161,9 @@ def _judged(status: Array, labels: Int[Array, "n"], weight: Array, k: int) -> In
 
 @partial(jax.jit, static_argnums=3)
 def _best_of(centres: Float[Array, "r k d"], x: Array, weight: Array, max_steps: int) -> Fit:
-    """The best of several starts, one after the other: so each takes its own number of steps."""
+    """Best of several starts, one after the other, so that each takes its own number of steps."""
     share = jnp.full(centres.shape[1], 1 / centres.shape[1], x.dtype)
-    # Any variance will do, but that of the data says which gain is rounding.
+    # Any variance will do, but that of the data tells which gain is rounding.
     mean = jnp.sum(weight[:, None] * x, axis=0) / jnp.sum(weight)
     variance = jnp.sum(weight[:, None] * (x - mean[None]) ** 2) / (jnp.sum(weight) * x.shape[1])
     variance = jnp.broadcast_to(jnp.where(variance > 0, variance, 1), share.shape)

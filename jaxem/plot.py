@@ -1,4 +1,4 @@
-"""Pictures of fitted models, with matplotlib. Colours are those of Okabe and Ito, told apart by all eyes."""
+"""Plots of fitted models, with matplotlib, in Okabe and Ito's colours, which colour-blind people can tell apart."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def mixture(
     the ellipses that hold 39 % and 86 % of a component (one and two standard deviations). One column: a histogram, and
     the density of each component. Categories and yes-or-no columns: the probabilities of each component as a chart.
     Regressions: the response on the first input, and the mean of each component with the others at their medians.
-    Censored numbers: the share that lies beyond, as rows (Kaplan and Meier 1958) and components say.
+    Censored numbers: the share that lies beyond, from rows (Kaplan and Meier 1958) and from components.
 
     Args:
         model: a mixture without leading axes.
@@ -44,7 +44,7 @@ def mixture(
         ax: where to draw; a new figure if left out.
         names: names of the columns.
         categories: for each column, the names of its categories.
-        component: `[n]` the component of each row, if it is known already.
+        component: `[n]` the component of each row, if known already.
 
     Returns:
         The axes.
@@ -81,7 +81,7 @@ def mixture(
 
 
 def has_ellipses(model: Any) -> bool:
-    """Does `mixture` draw ellipses?"""
+    """Whether `mixture` draws ellipses."""
     components = getattr(model, "components", None)
     if components is None or isinstance(components, (censored.Censored, regression.Regression)):
         return False
@@ -92,14 +92,14 @@ def sequence(model: Any, x: Any, ax: Axes | None = None, names: Any = (), states
     """Draw a sequence over its steps, on ribbons in the colours of its decoded states.
 
     One column of numbers: its values, and the mean of the state that each step is in. Several: each in a lane of its
-    own height. Steps that were not seen (NaN) are gaps.
+    own height. Steps that are not observed (NaN) are gaps.
 
     Args:
         model: a hidden Markov model without leading axes.
         x: `[T]` or `[T, D]`.
         ax: where to draw; a new figure if left out.
         names: names of the columns.
-        states: `[T]` the state of each step, if it is known already.
+        states: `[T]` the state of each step, if known already.
         breaks: steps at which a new sequence starts.
 
     Returns:
@@ -190,7 +190,7 @@ def _colour(state: Any) -> str:
 
 
 def _runs(states: np.ndarray) -> list[tuple[int, int]]:
-    """Where a state is entered, and where it is left."""
+    """Steps at which each run of one state begins and ends."""
     ends = np.flatnonzero(np.diff(states)) + 1
     return list(zip([0, *ends.tolist()], [*ends.tolist(), len(states)], strict=True))
 
@@ -208,7 +208,7 @@ def _curve(ax: Axes, step: np.ndarray, values: np.ndarray) -> None:
 
 
 def _points(ax: Axes, model: Any, component: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
-    """Rows in the colours of their components, and the limits that hold them."""
+    """Draw rows in the colours of their components, and set limits that hold them."""
     there = np.isfinite(x) & np.isfinite(y)
     x, y, component = x[there], y[there], component[there]
     size = float(np.clip(160 / np.sqrt(max(len(x), 1)), 2, 16))
@@ -237,7 +237,7 @@ def _scatter(ax: Axes, model: Any, component: np.ndarray, table: np.ndarray, nam
 
 
 def _lines(ax: Axes, model: Any, component: np.ndarray, table: np.ndarray, names: list[str]) -> None:
-    """The response on the first input, and its mean in each component, with the other inputs at their medians."""
+    """Draw the response on the first input, and its mean in each component, with the other inputs at their medians."""
     _points(ax, model, component, table[:, 0], table[:, -1])
     inputs = np.tile(np.nanmedian(table[:, :-1], axis=0), (200, 1))
     inputs[:, 0] = np.linspace(np.nanmin(table[:, 0]), np.nanmax(table[:, 0]), 200)
@@ -249,7 +249,7 @@ def _lines(ax: Axes, model: Any, component: np.ndarray, table: np.ndarray, names
 
 
 def _survival(ax: Axes, model: Any, table: np.ndarray, names: list[str]) -> None:
-    """The share of rows, and of each component, that lies beyond."""
+    """Draw the share of rows, and of each component, that lies beyond."""
     lower, upper = table[np.isfinite(table).any(axis=1)].T
     lasting, middle = np.isinf(upper), np.where(np.isinf(lower), upper, (lower + upper) / 2)
     time = np.where(lasting, lower, middle)
@@ -281,7 +281,7 @@ def _histogram(ax: Axes, model: Any, values: np.ndarray, name: str) -> None:
     ax.stairs(heights, edges, fill=True, color=FAINT)
     density = _density(model.components, at) * np.asarray(model.weights)[:, None]
     _curves(ax, at, density, stems=whole and len(at) <= 40)
-    # A density may be infinite at an end.
+    # A density may be infinite at an end of its support.
     highest = np.max(density.sum(0), where=np.isfinite(density.sum(0)), initial=0)
     ax.set_ylim(0, 1.05 * max(heights.max(), min(highest, 3 * heights.max())))
     if whole:
@@ -291,7 +291,7 @@ def _histogram(ax: Axes, model: Any, values: np.ndarray, name: str) -> None:
 
 
 def _reach(values: np.ndarray) -> tuple[float, float]:
-    """From where to where values are drawn: all the way, unless a few of them are far out."""
+    """Range in which values are drawn: all of it, unless a few of them are outliers."""
     low, high = values.min(), values.max()
     first, last = np.quantile(values, [0.02, 0.98])
     span = last - first
@@ -299,7 +299,7 @@ def _reach(values: np.ndarray) -> tuple[float, float]:
 
 
 def _curves(ax: Axes, at: np.ndarray, each: np.ndarray, stems: bool = False) -> None:
-    """A curve for each component, and one for all together."""
+    """Draw a curve for each component, and one for their sum."""
     for k, line in enumerate(each):
         if stems:
             some = line > 0
@@ -313,7 +313,7 @@ def _curves(ax: Axes, at: np.ndarray, each: np.ndarray, stems: bool = False) -> 
 
 
 def _bars(ax: Axes, weights: np.ndarray, shares: list[np.ndarray], names: list[str], categories: Any) -> None:
-    """Probabilities `[K, C]` of each column: a bar for each component, side by side."""
+    """Draw probabilities `[K, C]` of each column: a bar for each component, side by side."""
     labels, at, start = [], [], 0
     used = np.flatnonzero(weights > 0)
     for d, table in enumerate(shares):
@@ -343,7 +343,7 @@ def _tidy(ax: Axes) -> None:
 
 
 def _shares(components: Any) -> list[np.ndarray] | None:
-    """`[K, C]` probabilities for each column, if all columns are categories or yes-or-no; otherwise None."""
+    """`[K, C]` probabilities for each column, if all columns are categorical or binary; otherwise None."""
     if isinstance(components, product.Product):
         shares: list[np.ndarray] = []
         for part in components.parts:
@@ -391,7 +391,7 @@ def _first_two(components: Any, table: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _blocks(components: Any, table: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The moments of independent blocks of columns, until there are two columns."""
+    """Moments of independent blocks of columns, until there are two columns."""
     if isinstance(components, product.Independent):
         base = components.base
         parts: Any = [jax.tree.map(lambda leaf, d=d: leaf[:, d], base) for d in range(min(table.shape[1], 2))]
@@ -407,7 +407,7 @@ def _blocks(components: Any, table: np.ndarray) -> list[tuple[np.ndarray, np.nda
 
 
 def _within_reach(family: Any, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean `[K, 1]` and variance `[K, 1, 1]` of a family of numbers, as far as there are rows or nearly."""
+    """Mean `[K, 1]` and variance `[K, 1, 1]` of a family of numbers, over the range of the rows or a little more."""
     at = _grid(family, values[np.isfinite(values)], margin=0.5)
     density = _density(family, at)
     share = np.where(np.isfinite(density), density, 0) * np.gradient(at)
@@ -417,7 +417,7 @@ def _within_reach(family: Any, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _grid(family: Any, values: np.ndarray, margin: float) -> np.ndarray:
-    """Places from the least of the values to the largest, and so many spans beyond; finer where they are many."""
+    """Points from the smallest value to the largest, and `margin` ranges beyond; denser where values are."""
     low, high = values.min(), values.max()
     beyond = margin * (high - low if high > low else 1)
     at = np.linspace(low - beyond, high + beyond, 300)
@@ -427,13 +427,13 @@ def _grid(family: Any, values: np.ndarray, margin: float) -> np.ndarray:
 
 
 def _counts(family: Any) -> bool:
-    """Does a family hold whole numbers only?"""
+    """Whether a family holds whole numbers only."""
     return not family.event_shape and not np.asarray(family.inside(np.array([0.5, 1.5]))).any()
 
 
 def _density(family: Any, at: np.ndarray) -> np.ndarray:
-    """`[K, m]` of a family of one column."""
-    # Padded to a power of two, so that pictures share a compilation.
+    """`[K, m]` density of a family of one column."""
+    # Padded to a power of two, so that plots share a compilation.
     rows = np.pad(at, (0, (1 << (len(at) - 1).bit_length()) - len(at)), mode="edge")
     rows = rows.astype(jax.tree.leaves(family)[0].dtype)
     log_prob = family.log_prob(rows[:, None] if family.event_shape else rows)

@@ -1,7 +1,7 @@
 """Chains of log-potentials as plain functions: usable without any model, in any JAX program.
 
 All take `log_initial [K]`, `log_transition [K, K]` (from the first axis to the second) or `[T - 1, K, K]`, and
-`log_likelihood [T, K]` of what is seen at each step. They need not be normalised. Everything can be jitted and
+`log_likelihood [T, K]` of the observation at each step. They need not be normalised. Everything can be jitted and
 differentiated; under `vmap` the batch goes through one loop, side by side.
 """
 
@@ -27,12 +27,12 @@ from jaxem.data.arrays import float_type, numbers
 
 @module
 class Posterior:
-    """What is known of the hidden states once everything was seen.
+    """Posterior of the hidden states given all observations.
 
     Attributes:
         log_normalizer: in nats.
-        marginals: `[T, K]`, the probability of each state at each step; zero beyond `length`.
-        transitions: `[K, K]` expected transitions, or `[T - 1, K, K]`, those into each step.
+        marginals: `[T, K]`, probability of each state at each step; zero beyond `length`.
+        transitions: `[K, K]` expected transitions, or `[T - 1, K, K]` for each step.
     """
 
     log_normalizer: Float[Array, ""]
@@ -52,18 +52,18 @@ def log_normalizer(
 ) -> Float[Array, ""]:
     """log of the sum over all K^T paths of exp(the potentials on the path).
 
-    Its gradient is forward-backward (Baum et al. 1970), as a derivative rule: forward and reverse mode, and Hessians.
-    Exact whatever underflows: each state carries a binary exponent of its own.
+    Its derivative is a rule, forward-backward (Baum et al. 1970): forward and reverse mode, and Hessians.
+    Exact whatever underflows: each state has a binary exponent of its own.
 
     Args:
         log_initial: `[K]`.
         log_transition: `[K, K]`, or `[T - 1, K, K]`.
         log_likelihood: `[T, K]`, in nats.
-        length: how many steps are there; the others are ignored, whatever they hold.
-        mask: `[T]` bool, False where nothing was observed.
+        length: number of steps; later entries are ignored, whatever they hold.
+        mask: `[T]` bool, False where nothing is observed.
         reset: `[T]` bool, True where a new sequence starts: concatenated sequences give the sum of their normalisers.
-        method: how to go through the steps: `"scan"`, `"blocked"`, `"associative"`, or `"auto"`, which chooses by their
-            number, that of states and sequences, and the machine. The answer is the same. `"kernel"`, for up to 8
+        method: `"scan"`, `"blocked"`, `"associative"`, or `"auto"`, which chooses by the numbers of
+            steps, states and sequences, and the machine. The result is the same. `"kernel"`, for up to 8
             states, is one program for a GPU (elsewhere it is interpreted, slowly); not measured yet, so never chosen.
 
     Returns:
@@ -125,7 +125,7 @@ def filter(
     reset: Any = None,
     method: str = "auto",
 ) -> tuple[Float[Array, ""], Float[Array, "t k"]]:
-    """The log-normaliser, and the probability of each state at each step given what was seen up to that step.
+    """The log-normaliser, and the probability of each state at each step given the observations up to that step.
 
     Args:
         log_initial, log_transition, log_likelihood, length, mask, reset, method: as in `log_normalizer`.
@@ -184,12 +184,12 @@ def sample_posterior(
     mask: Any = None,
     reset: Any = None,
 ) -> Int[Array, "n t"]:
-    """`n` paths drawn from their posterior: filtered forwards, drawn backwards (Carter and Kohn 1994).
+    """`n` paths from the posterior, by forward filtering and backward sampling (Carter and Kohn 1994).
 
     Args:
         key: a JAX random key, or a whole number as its seed.
         log_initial, log_transition, log_likelihood, length, mask, reset: as in `log_normalizer`.
-        n: how many paths.
+        n: number of paths.
 
     Returns:
         `[n, T]`; beyond `length` -1.
@@ -221,7 +221,7 @@ def _chain(
     method: str = "auto",
     per_step: bool = False,
 ) -> Chain:
-    """What a person passed, as a chain of one sequence.
+    """The arguments as a chain of one sequence.
 
     Raises:
         ValueError: shapes that do not match (the axis is named), or an unknown method.

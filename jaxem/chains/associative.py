@@ -1,4 +1,4 @@
-"""Forward-backward in a number of turns that is the logarithm of the number of steps.
+"""Forward-backward by associative scans: a number of turns that is the logarithm of the number of steps.
 
 Each step is a matrix; products of matrices may be taken in any grouping (Sarkka and Garcia-Fernandez 2021). Forwards
 they are matrices of log-potentials, each with a scale of its own; backwards they are conditional probabilities. It
@@ -20,20 +20,20 @@ from jaxem.core.semirings import log_sum
 
 
 class Filtered(NamedTuple):
-    """Log-probabilities `[T, K, S]` of the states given what was seen up to each step, and the log-normaliser."""
+    """Log-probabilities `[T, K, S]` of the states given the observations up to each step, and the log-normaliser."""
 
     log_states: Array
     log_mass: Array
 
 
 class _Move(NamedTuple):
-    """exp(scale) x exp(log_matrix), whose largest entry is one: `[T, K, K, S]` and `[T, S]`."""
+    """exp(scale) x exp(log_matrix), the largest entry of the latter one: `[T, K, K, S]` and `[T, S]`."""
 
     log_matrix: Array
     scale: Array
 
 
-def _led(log_matrix: Array, scale: Array) -> _Move:
+def _rescaled(log_matrix: Array, scale: Array) -> _Move:
     top = finite_or_zero(jnp.max(log_matrix, axis=(-3, -2)))
     return _Move(log_matrix - top[..., None, None, :], scale + top)
 
@@ -48,18 +48,18 @@ def _log_product(a: Array, b: Array) -> Array:
     return jnp.log(sum(jnp.exp(term - shift) for term in terms)) + shift
 
 
-def _combined(a: _Move, b: _Move) -> _Move:
-    return _led(_log_product(a.log_matrix, b.log_matrix), a.scale + b.scale)
+def _compose(a: _Move, b: _Move) -> _Move:
+    return _rescaled(_log_product(a.log_matrix, b.log_matrix), a.scale + b.scale)
 
 
 def _moves(chain: Chain) -> Float[Array, "t k k s"]:
-    """The log-potentials of the move into each step after the first."""
+    """Log-potentials of the move into each step after the first."""
     _, k, s = chain.log_likelihood.shape
     return jnp.broadcast_to(lead(chain.log_transition, 4), (chain.steps - 1, k, k, s))
 
 
 def _flags(chain: Chain) -> tuple[Array | None, Array | None]:
-    """Which steps after the first start a sequence, and which are padding, ready to meet `[T - 1, K, K, S]`."""
+    """Flags of the steps after the first that start a sequence, and of padding, ready to meet `[T - 1, K, K, S]`."""
     over = None if chain.there is None else ~chain.there
     return tuple(None if flag is None else flag[1:, None, None] for flag in (chain.start, over))  # type: ignore[return-value]
 
@@ -76,7 +76,7 @@ def forward(chain: Chain) -> Filtered:
         stay = jnp.where(jnp.eye(k, dtype=bool), 0.0, -jnp.inf).astype(moves.dtype)
         moves = jnp.where(over, stay[None, :, :, None], moves)
     begin = chain.initial + evidence[0]
-    so_far = jax.lax.associative_scan(_combined, _led(moves, jnp.zeros_like(moves[:, 0, 0])))
+    so_far = jax.lax.associative_scan(_compose, _rescaled(moves, jnp.zeros_like(moves[:, 0, 0])))
     log_states = log_sum(begin[None, :, None] + so_far.log_matrix, 1)
     log_states = jnp.concatenate([begin[None], log_states])
     total = log_sum(log_states, 1)
@@ -113,5 +113,5 @@ def smoothed(chain: Chain, filtered: Filtered) -> tuple[Array, Array]:
 
 
 def filtered(chain: Chain, filtered: Filtered) -> Float[Array, "t k s"]:
-    """The probabilities of the filtered states."""
+    """Probabilities of the filtered states."""
     return jnp.exp(filtered.log_states)

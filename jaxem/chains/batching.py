@@ -1,4 +1,4 @@
-"""Many sequences at once: a batch becomes more of them, and a CPU takes some at a time."""
+"""Batches of chains: under `vmap` a batch becomes more sequences, and a CPU takes them in blocks."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from jaxem.chains.chain import Chain
 from jaxem.core.pytree import replace
 
 BLOCK = 256
-"""Sequences at a time, on a CPU."""
+"""Sequences in a block, on a CPU."""
 
 
 def in_blocks(function: Callable[[Chain], Any], chain: Chain) -> Any:
-    """`function` of a chain; on a CPU of some sequences at a time, so that what a step touches stays in the cache."""
+    """`function` of a chain; on a CPU by blocks of sequences, so that the working set of a step stays in the cache."""
     sequences = chain.log_likelihood.shape[-1]
     if jax.default_backend() != "cpu" or sequences <= 2 * BLOCK:
         return function(chain)
@@ -44,9 +44,9 @@ def in_blocks(function: Callable[[Chain], Any], chain: Chain) -> Any:
 
 
 def folded(function: Callable[[Chain], Any]) -> Callable[[Chain], Any]:
-    """`function`, which under `vmap` takes the batch as more sequences.
+    """`function` with a `vmap` rule that takes the batch as more sequences.
 
-    Sequences are the innermost axis: a batch in front would leave the loops with a few numbers at a time.
+    Sequences are the innermost axis: with a batch axis in front each step would handle a few numbers at a time.
     """
     run = custom_vmap(function)
 

@@ -1,4 +1,4 @@
-"""The best path of a chain, and its score, whose derivative is that path."""
+"""The best path of a chain, and its score, whose derivative marks that path."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jaxem.core.summation import two_sum
 def best_path(chain: Chain) -> tuple[Float[Array, "s"], Int[Array, "t s"]]:
     """The largest sum of potentials on any path, and that path; of equal ones the first (Viterbi 1967).
 
-    At padding the path stays where it was.
+    Padding repeats the last state.
     """
     initial = chain.initial
     shape = initial.shape
@@ -54,7 +54,7 @@ def best_path(chain: Chain) -> tuple[Float[Array, "s"], Int[Array, "t s"]]:
 
 @jax.custom_jvp
 def best_score(chain: Chain) -> Float[Array, "s"]:
-    """The score of the best path; its derivative says which potentials that path uses."""
+    """Score of the best path; its derivative is one for each potential on that path."""
     return best_path(chain)[0]
 
 
@@ -65,7 +65,7 @@ def _best_score_jvp(primals: tuple[Chain], tangents: tuple[Chain]) -> tuple[Arra
 
 
 def used(chain: Chain, path: Int[Array, "t s"]) -> Expected:
-    """One for every potential that a path uses."""
+    """Use of each potential by a path, shaped as expected uses."""
     dtype = chain.log_likelihood.dtype
     states = jnp.arange(chain.states, dtype=path.dtype)
     times = jnp.arange(chain.steps, dtype=jnp.int32)[:, None]

@@ -1,6 +1,6 @@
-"""What every recursion over a chain reads and returns: time leads, then states, and sequences last.
+"""Input and output of every recursion over a chain: time is the first axis, then states, and sequences last.
 
-Sequences are the innermost axis because the loops go over time, and a step must have something to do.
+Sequences are the innermost axis because the loops go over time, and each step should handle many numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxem.core.pytree import apart_as, module, static
 from jaxem.core.summation import two_sum
 
 LONG = 2_048
-"""Above so many steps expected transitions are summed with compensation."""
+"""Number of steps above which expected transitions are summed with compensation."""
 
 
 @module
@@ -23,13 +23,13 @@ class Chain:
     """Log-potentials of S chains of K states over T steps.
 
     Attributes:
-        log_initial: `[K, S]`, or `[K, 1]` for one that all sequences share.
+        log_initial: `[K, S]`, or `[K, 1]` if all sequences share it.
         log_transition: `[K, K, S]` or `[K, K, 1]`, from the first axis to the second; with a leading axis of T - 1,
             one for each step.
-        log_likelihood: `[T, K, S]`: of what is seen at each step, zero if nothing is.
-        length: `[S]` steps that are there; the others are padding and may hold anything.
+        log_likelihood: `[T, K, S]` of the observation at each step, zero where there is none.
+        length: `[S]` steps of each sequence; the others are padding and may hold anything.
         start: `[T, S]` bool: a new sequence starts at this step. The first step always does.
-        method: how to go through the steps, see `chains.methods`.
+        method: of `chains.methods`.
     """
 
     log_initial: Float[Array, "k s1"]
@@ -41,17 +41,17 @@ class Chain:
 
     @property
     def steps(self) -> int:
-        """T."""
+        """T, the number of steps."""
         return self.log_likelihood.shape[0]
 
     @property
     def states(self) -> int:
-        """K."""
+        """K, the number of states."""
         return self.log_likelihood.shape[1]
 
     @property
     def initial(self) -> Float[Array, "k s"]:
-        """Potentials of the first state, for every sequence."""
+        """Log-potentials of the first state, for every sequence."""
         return jnp.broadcast_to(self.log_initial, self.log_likelihood.shape[1:])
 
     def evidence(self, t: Any) -> Float[Array, "k s"]:
@@ -59,33 +59,33 @@ class Chain:
         return jax.lax.dynamic_index_in_dim(self.log_likelihood, t, 0, keepdims=False)
 
     def starts(self, t: Any) -> Bool[Array, "s"] | None:
-        """Which sequences start at step t, if any can."""
+        """`[S]` whether a sequence starts at step t; None if none can."""
         return None if self.start is None else jax.lax.dynamic_index_in_dim(self.start, t, 0, keepdims=False)
 
     def over(self, t: Any) -> Bool[Array, "s"] | None:
-        """Which sequences have ended before step t, if any may."""
+        """`[S]` whether a sequence has ended before step t; None if none can."""
         return None if self.length is None else t >= self.length
 
     def ends(self, t: Any) -> Bool[Array, "s"] | None:
-        """Which sequences do not go on after step t, if any may not."""
+        """`[S]` whether step t is the last of its sequence; None if none can be."""
         return either(self.over(t + 1), self.starts(t + 1))
 
     @property
     def there(self) -> Bool[Array, "t s"] | None:
-        """Which steps are within their sequence, if any may not be."""
+        """`[T, S]` steps within their sequence; None if all are."""
         return None if self.length is None else jnp.arange(self.steps, dtype=jnp.int32)[:, None] < self.length[None]
 
     def log_move(self, t: Any) -> Float[Array, "k k s2"]:
-        """Potentials of the transition into step t."""
+        """Log-potentials of the transition into step t."""
         if self.log_transition.ndim == 3:
             return self.log_transition
-        if self.steps == 1:  # no transition at all; loops look at one before they turn no times
+        if self.steps == 1:  # one step has no transition; loops of zero turns are traced with one all the same
             return jnp.zeros(self.log_transition.shape[1:], self.log_transition.dtype)
         return jax.lax.dynamic_index_in_dim(self.log_transition, t - 1, 0, keepdims=False)
 
 
 class Expected(NamedTuple):
-    """How often each potential is used, in expectation: the derivative of the log-normaliser, shaped like the chain.
+    """Expected uses of each potential: the derivative of the log-normaliser, shaped like the chain.
 
     Attributes:
         initial: `[K, S]`.
@@ -98,7 +98,7 @@ class Expected(NamedTuple):
     marginals: Array
 
     def along(self, change: Chain) -> Float[Array, "s"]:
-        """The directional derivative: what a change of the potentials adds to the log-normaliser."""
+        """Directional derivative of the log-normaliser along a change of the potentials."""
 
         def used(count: Array, potential: Array) -> Array:
             return jnp.sum(count * potential, axis=tuple(range(count.ndim - 1)))
@@ -108,12 +108,12 @@ class Expected(NamedTuple):
 
 
 def either(a: Array | None, b: Array | None) -> Array | None:
-    """Where one of two conditions holds, of which each may not be there at all."""
+    """Disjunction of two conditions, where None stands for False."""
     return b if a is None else a if b is None else a | b
 
 
 def where(condition: Bool[Array, "s"] | None, yes: Any, no: Any) -> Any:
-    """`yes` for the sequences where it holds; `no` if there is no condition at all."""
+    """`yes` for the sequences where `condition` holds, else `no`; None stands for False."""
     if condition is None:
         return no
     return jax.tree.map(lambda a, b: jnp.where(condition.reshape((1,) * (b.ndim - 1) + condition.shape), a, b), yes, no)
@@ -122,24 +122,24 @@ def where(condition: Bool[Array, "s"] | None, yes: Any, no: Any) -> Any:
 def backward_pass(
     chain: Chain, before: Any, end: Array, alone: Any, moved: Any, count: str | None
 ) -> tuple[Array, Any]:
-    """The backward pass: posterior marginals, from filtered states.
+    """Posterior marginals by the backward pass, from filtered states.
 
     Given the state at t + 1, that at t does not depend on what comes later, so conditional probabilities lead back, and
-    what is carried sums to one at every step (Rauch, Tung and Striebel 1965; Kim 1994): neither evidence nor a scale is
+    the marginals sum to one at every step (Rauch, Tung and Striebel 1965; Kim 1994): neither evidence nor a scale is
     needed, and what is flushed to zero is zero to all digits of the answer.
 
     Args:
         chain: the chain.
         before: filtered states at the steps before the last.
-        end: `[K, S]` what is known of the last step.
-        alone: `states -> [K, S]`, them as probabilities.
-        moved: `(states at t, t + 1) -> (predicted, pull)`: what they predict for the next step, and
-            `pull(share [K, S]) -> (now [K, S], pairs [K, K, S])`, how much of a share of it comes from each state.
-        count: are pairs wanted (`"pairs"`), or what they are made of (`"shares"`), or neither?
+        end: `[K, S]` marginals of the last step.
+        alone: `states -> [K, S]`, their probabilities.
+        moved: `(states at t, t + 1) -> (predicted, pull)`: predicted states of the next step, and
+            `pull(share [K, S]) -> (now [K, S], pairs [K, K, S])`, the part of a share that comes from each state.
+        count: pairs (`"pairs"`), their factors (`"shares"`), or neither (None).
 
     Returns:
         `(marginals [T, K, S], pairs)`, the sum of the pairs, or, if every step has its own transition, each of them; or
-        the share of what was filtered at each step but the last, `[T - 1, K, S]`. Padding holds copies.
+        the share of the filtered states at each step but the last, `[T - 1, K, S]`. Padding holds copies.
     """
     steps = chain.steps
     _, k, s = chain.log_likelihood.shape
@@ -149,12 +149,12 @@ def backward_pass(
         after, counted = carry
         t, states = now
         predicted, pull = moved(states, t + 1)
-        # Summing to one, within rounding, at every step: a million of them do not add up.
+        # Renormalised at every step, so that the rounding of a million steps does not accumulate.
         total, ends = jnp.sum(after, axis=0), chain.ends(t)
         share = after / (jnp.where(predicted > 0, predicted, 1) * jnp.where(total > 0, total, 1)[None])
         share = where(ends, jnp.zeros_like(share), share)
         marginal, pairs = pull(share)
-        # The last step of a sequence knows no later one.
+        # The last step of a sequence has no later one.
         marginal = where(ends, alone(states), marginal)
         if counted is not None:
             used, lost = counted
@@ -170,18 +170,18 @@ def backward_pass(
 
 
 def there_or_zero(chain: Chain, states: Float[Array, "t k s"]) -> Float[Array, "t k s"]:
-    """Something of every step and state; zero at padding."""
+    """Values `[T, K, S]` with zeros at padding."""
     return states if chain.there is None else jnp.where(chain.there[:, None], states, 0)
 
 
 def expected(
     chain: Chain, log_mass: Float[Array, "s"], marginals: Float[Array, "t k s"], transition: Array
 ) -> Expected:
-    """What a backward pass found, as the derivative of the log-normaliser: zero at padding, and where that is -inf."""
+    """Result of a backward pass as the derivative of the log-normaliser: zero at padding, and where that is -inf."""
     marginals = there_or_zero(chain, marginals)
     if chain.start is None:
         return Expected(marginals[0], transition, marginals)
-    # One of several sequences in a row may be impossible.
+    # One of several concatenated sequences may be impossible.
     marginals, transition = (jnp.where(log_mass > -jnp.inf, part, 0) for part in (marginals, transition))
     begun = jnp.sum(jnp.where(chain.start[1:][:, None], marginals[1:], 0), axis=0)
     return Expected(marginals[0] + begun, transition, marginals)

@@ -1,6 +1,6 @@
 """The exact recursion as one GPU kernel: a sequence to a thread, its states in registers, the loop over steps inside.
 
-On a GPU a turn of `lax.scan` costs 8 to 14 microseconds whatever it does, because the host starts each of them; in a
+On a GPU a turn of `lax.scan` costs 8 to 14 microseconds whatever it does, because the host launches it; in a
 kernel it costs its arithmetic and a wait for memory. So it is for many sequences of few states. By reckoning,
 forward-backward on 10,000 of 1,000 steps and 4 states moves a gigabyte (0.2 milliseconds on an H200) and waits 2,000
 times for memory (1 to 2 milliseconds), where the scan takes 16 to 28.
@@ -8,8 +8,8 @@ times for memory (1 to 2 milliseconds), where the scan takes 16 to 28.
 **It has never run on a GPU.** It is interpreted in the tests, on any other machine, and was lowered for CUDA there
 (Mosaic, for Hopper and newer). Until it is measured, `auto` does not choose it.
 
-It is written in what Mosaic knows: numbers, vectors of `LANES`, loads, stores, a loop that counts upward. So sums over
-states are written out, and carries begin as something read from memory.
+It uses only what Mosaic supports: numbers, vectors of `LANES`, loads, stores, a loop that counts upward. So sums over
+states are unrolled, and carries start as values read from memory.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from jaxem.core.pytree import replace
 from jaxem.core.summation import two_sum
 
 LANES = 128
-"""Sequences to a program, each a thread: the four warps that Mosaic takes for one vector."""
+"""Sequences in a program, one to a thread: the four warps that Mosaic takes for one vector."""
 
 STATES = 8
-"""So many states (and K^2 transitions, and their counts) fit into the registers of a thread."""
+"""Largest number of states: they, K^2 transitions and their counts fit into the registers of a thread."""
 
 
 def forward(chain: Chain) -> scan_exact.Filtered:
@@ -58,7 +58,7 @@ def forward(chain: Chain) -> scan_exact.Filtered:
 
 
 def smoothed(chain: Chain, filtered: scan_exact.Filtered) -> tuple[Array, Array]:
-    """The backward pass: marginals and pairs, as those of `chain.passed_back`."""
+    """Posterior marginals and pairs, as by `chain.backward_pass`."""
     steps, states, _ = chain.log_likelihood.shape
     times = (steps - 1,) if chain.log_transition.ndim == 4 else ()
     like = _like(chain, steps, states), _like(chain, *times, states, states)
@@ -67,12 +67,12 @@ def smoothed(chain: Chain, filtered: scan_exact.Filtered) -> tuple[Array, Array]
 
 
 def _like(chain: Chain, *shape: int) -> Any:
-    """Numbers of each sequence."""
+    """Shape and type of an array for all sequences."""
     return jax.ShapeDtypeStruct((*shape, chain.log_likelihood.shape[-1]), chain.log_likelihood.dtype)
 
 
 def _over_lanes(kernel: Callable[..., None], chain: Chain, given: Any, like: Any) -> Any:
-    """Results like `like` of a kernel that reads a chain and what else is given, `LANES` sequences to a program."""
+    """Results like `like` of a kernel that reads a chain and other arrays, `LANES` sequences to a program."""
     sequences = chain.log_likelihood.shape[-1]
     short = max(LANES - sequences, 0)
 
@@ -88,19 +88,19 @@ def _over_lanes(kernel: Callable[..., None], chain: Chain, given: Any, like: Any
         changes["start"] = pad(chain.start.astype(jnp.int32))
     given = replace(chain, **changes), jax.tree.map(pad, given)
     wide = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*leaf.shape[:-1], leaf.shape[-1] + short), leaf.dtype), like)
-    found = _launched(kernel, -(-sequences // LANES), given, wide)
-    return jax.tree.map(lambda leaf: leaf[..., :sequences], found) if short else found
+    results = _launch(kernel, -(-sequences // LANES), given, wide)
+    return jax.tree.map(lambda leaf: leaf[..., :sequences], results) if short else results
 
 
-def _launched(kernel: Callable[..., None], programs: int, given: Any, like: Any) -> Any:
-    """A kernel run by so many programs; on a machine without a GPU it is interpreted."""
+def _launch(kernel: Callable[..., None], programs: int, given: Any, like: Any) -> Any:
+    """Run a kernel by so many programs; interpreted on a machine without a GPU."""
     if jax.default_backend() == "gpu":
         from jax.experimental.pallas import mosaic_gpu
 
         def on_gpu(*refs: Any) -> None:
             kernel(jax.lax.axis_index("program"), *refs)
 
-        # References into global memory: every thread reads a number of each step by itself.
+        # References into global memory: every thread reads one number of each step.
         return mosaic_gpu.kernel(on_gpu, out_type=like, grid=(programs,), grid_names=("program",))(*given)
 
     def interpreted(*refs: Any) -> None:
@@ -113,12 +113,12 @@ class _Lanes:
     """The part of a chain that one program reads, from references into memory."""
 
     def __init__(self, program: Array, chain: Chain) -> None:
-        """Which sequences: the last program reaches back over some that another does as well."""
+        """Choose the sequences of a program: the last one overlaps the one before."""
         self.chain = chain
         self.lanes = pl.ds(jnp.minimum(program * LANES, chain.log_likelihood.shape[-1] - LANES), LANES)
 
     def read(self, ref: Any, *index: Any) -> Array:
-        """A vector; a number where all sequences share it."""
+        """A vector, or a number where all sequences share it."""
         return ref[(*index, 0 if ref.shape[-1] == 1 else self.lanes)]
 
     def write(self, ref: Any, value: Array, *index: Any) -> None:
@@ -134,7 +134,7 @@ class _Lanes:
                 self.write(part, value, *index, k)
 
     def moves(self) -> Callable[[Any], list[list[Scaled]]]:
-        """`t -> the transition into step t`; split once if it is always the same."""
+        """`t -> the transition into step t`; split only once if it is constant."""
         states, transition = range(self.chain.states), self.chain.log_transition
 
         def into(*index: Any) -> list[list[Scaled]]:
@@ -153,12 +153,12 @@ class _Lanes:
 
 
 def _where(condition: Array | None, yes: Any, no: Any) -> Any:
-    """`yes` where it holds; `no` if there is no condition at all."""
+    """`yes` where `condition` holds, else `no`; None stands for False."""
     return no if condition is None else jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
 def _flow(states: list[Scaled], move: list[list[Scaled]], j: int) -> tuple[list[Array], Array]:
-    """What flows from each state into state j: mantissas, and their exponent. See `scan_exact.flows`."""
+    """Flow from each state into state j: mantissas, and their exponent, as in `scan_exact.flows`."""
     exponents = [state.exponent + row[j].exponent for state, row in zip(states, move, strict=True)]
     largest = _largest(exponents)
     shift = finite_or_zero(largest)
@@ -178,7 +178,7 @@ def _sum(values: list[Array]) -> Array:
 
 
 def _forward(program: Array, chain: Chain, first: Any, before: Scaled, last: Scaled, total: tuple[Any, Any]) -> None:
-    """As `scan_exact.forward`."""
+    """Forward pass of `scan_exact.forward`."""
     here = _Lanes(program, chain)
     move = here.moves()
     initial = [split(here.read(chain.log_initial, k)) for k in range(chain.states)]
@@ -208,7 +208,7 @@ def _forward(program: Array, chain: Chain, first: Any, before: Scaled, last: Sca
 
 
 def _backward(program: Array, chain: Chain, filtered: Any, marginals: Any, counts: Any) -> None:
-    """As `chain.passed_back`."""
+    """Backward pass of `chain.backward_pass`."""
     here = _Lanes(program, chain)
     before, end, zero = filtered
     move, states = here.moves(), range(chain.states)

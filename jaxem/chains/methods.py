@@ -1,4 +1,4 @@
-"""Which way through the steps: one after the other, in blocks, or in a tree; or in one kernel."""
+"""Choice of the method: a scan, blocks, a tree (associative scan), or one kernel."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from jaxem.chains.chain import Chain
 METHODS = ("auto", "scan", "blocked", "associative", "kernel")
 
 ENTRIES = 1 << 26
-"""Up to so many numbers in the matrices of all steps (256 MiB of float32) a tree of them fits beside the rest."""
+"""Numbers in the matrices of all steps (256 MiB of float32) up to which a tree of them fits into memory."""
 WIDE = 1 << 14
-"""With so many numbers in a turn (states x states x sequences) an accelerator is busy with a scan."""
+"""Numbers in a turn (states x states x sequences) from which a scan keeps an accelerator busy."""
 SHORT = 128
-"""So many turns of a loop take less than anything else would."""
+"""Turns of a loop up to which nothing is faster than a scan."""
 
 
 def choose(chain: Chain) -> str:
-    """The method that a chain asks for, or, of `auto`, the one that is fastest."""
+    """The method that a chain asks for; for `auto` the fastest."""
     return "scan" if chain.steps < 3 else _fastest(chain) if chain.method == "auto" else chain.method
 
 
 def _fastest(chain: Chain) -> str:
-    """On a CPU as measured (benchmarks/RESULTS.md); on an accelerator, where a turn costs microseconds, as reckoned.
+    """The fastest method: on a CPU as measured (benchmarks/RESULTS.md), on an accelerator as reckoned.
 
     There the kernel may be faster for many sequences; it has not been measured (benchmarks/gpu.py), so is not chosen.
     """
@@ -36,5 +36,5 @@ def _fastest(chain: Chain) -> str:
 
 
 def blocks(chain: Chain) -> int:
-    """How many blocks to cut a chain into: as many as each has steps, so that both levels take as many turns."""
+    """Number of blocks of a chain: as many as each has steps, so that both levels take as many turns."""
     return max(1, math.isqrt(chain.steps - 1))

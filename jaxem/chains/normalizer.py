@@ -33,7 +33,7 @@ def _posterior_by(way: Any, chain: Chain) -> tuple[Array, Expected]:
 
 
 def run(function: Any, chain: Chain) -> Any:
-    """`function(way, chain)` by the chain's method, and in the way that its transitions ask for."""
+    """`function(way, chain)`, with the recursion (`way`) of the chain's method that is exact for its transitions."""
     method = methods.choose(chain)
     if method == "associative":
         return function(associative, chain)
@@ -45,7 +45,7 @@ def run(function: Any, chain: Chain) -> Any:
     if method == "blocked":
         ways = (Blocked(way, methods.blocks(chain)) for way in ways)
     quick, sure = (partial(function, way) for way in ways)
-    # Sequences have been folded, so this is a branch, and not both ways and a selection.
+    # The batch has been folded into sequences, so this stays a branch: vmapped it would compute both sides.
     return in_blocks(lambda chain: jax.lax.cond(scan_scaled.is_dense(chain), quick, sure, chain), chain)
 
 
@@ -56,7 +56,7 @@ def _value(chain: Chain) -> Array:
 
 @folded
 def filtered(chain: Chain) -> tuple[Float[Array, "s"], Float[Array, "t k s"]]:
-    """The log-normaliser, and the probability of each state given what was seen up to each step."""
+    """The log-normaliser, and the probability of each state given the observations up to each step."""
     return run(_filtered_by, chain)
 
 
@@ -73,7 +73,7 @@ def log_normalizer(chain: Chain) -> Float[Array, "s"]:
 
 @jax.custom_jvp
 def expectations(chain: Chain) -> tuple[Float[Array, "s"], Expected]:
-    """The log-normaliser, and its derivative: how often each potential is used (Baum et al. 1970)."""
+    """The log-normaliser, and its derivative: expected uses of each potential (Baum et al. 1970)."""
     return _posterior(chain)
 
 
@@ -90,12 +90,12 @@ def _expectations_jvp(primals: tuple[Chain], tangents: tuple[Chain]) -> Any:
 
 
 def plain(chain: Chain, add: Any) -> Float[Array, "s"]:
-    """The recursion itself, with any sum `add(terms, axis)` over states: log-sum, max, or one in between."""
+    """The log-normaliser by the plain recursion, with any semiring sum `add(terms, axis)` over states."""
     return add(states(chain, add), 0)
 
 
 def states(chain: Chain, add: Any) -> Float[Array, "k s"]:
-    """The same before the last sum: of all paths to each last state."""
+    """The plain recursion before its last sum: the total of all paths to each last state."""
     initial = chain.initial
 
     def step(states: Array, t: Array) -> tuple[Array, None]:

@@ -1,4 +1,4 @@
-"""The log-normaliser of a chain, with one path for its derivative, drawn from the posterior."""
+"""The log-normaliser of a chain whose derivative is that of one path, drawn from the posterior."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxem.chains.scan_exact import draws, forward
 
 @jax.custom_jvp
 def sampled_score(key: Array, chain: Chain) -> Float[Array, "s"]:
-    """The log-normaliser; its derivative says which potentials a drawn path uses."""
+    """The log-normaliser; its derivative is one for each potential on a path drawn from the posterior."""
     return log_normalizer(chain)
 
 

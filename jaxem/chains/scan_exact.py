@@ -1,6 +1,6 @@
-"""Forward-backward for any chain, exact whatever underflows: each state keeps an exponent of its own (`Scaled`).
+"""Forward-backward by a scan, for any chain, exact whatever underflows: each state has its own exponent (`Scaled`).
 
-With one scale for all states, one that is improbable now is lost, and with it the path that later evidence turns to.
+With one scale for all states an improbable state underflows, and with it the path that later evidence may favour.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxem.core.summation import two_sum
 
 
 class Filtered(NamedTuple):
-    """The forward pass: the states at each step but the last, those at the last, and log2 of the scale taken off."""
+    """Filtered states at each step but the last, those at the last, and log2 of the scale removed, as two words."""
 
     before: Scaled
     last: Scaled
@@ -26,7 +26,7 @@ class Filtered(NamedTuple):
 
 
 def _moves(chain: Chain) -> Any:
-    """`t -> the transition into step t`; split once if it is always the same."""
+    """`t -> the transition into step t`; split only once if it is constant."""
     if chain.log_transition.ndim == 3:
         fixed = split(chain.log_transition)
         return lambda t: fixed
@@ -34,20 +34,20 @@ def _moves(chain: Chain) -> Any:
 
 
 def flows(states: Scaled, transition: Scaled) -> tuple[Float[Array, "k k s"], Float[Array, "k s"]]:
-    """What flows from each state i into each state j: mantissas, and the exponent of each j."""
+    """Flow from each state i into each state j: mantissas, and the exponent of each j."""
     exponents = states.exponent[:, None] + transition.exponent
     largest = jnp.max(exponents, axis=0)
     return states.mantissa[:, None] * transition.mantissa * power(exponents - finite_or_zero(largest)[None]), largest
 
 
 def seen(mantissa: Array, exponent: Array, evidence: Array) -> Scaled:
-    """Predicted states, times the likelihood of what is seen."""
+    """Predicted states, times the likelihood of the observation."""
     likelihood = split(evidence)
     return normalized(mantissa * likelihood.mantissa, exponent + likelihood.exponent)
 
 
 def probabilities(states: Scaled) -> Float[Array, "k s"]:
-    """States, led by one of exponent zero, as probabilities; all zero where none is possible."""
+    """Probabilities of states whose largest exponent is zero; all zero if none is possible."""
     mass = states.mantissa * power(states.exponent)
     total = jnp.sum(mass, axis=0, keepdims=True)
     return mass / jnp.where(total > 0, total, 1)
@@ -58,9 +58,9 @@ def _log2_mass(states: Scaled) -> Float[Array, "s"]:
 
 
 def first(chain: Chain) -> tuple[Scaled, Array]:
-    """The states at the first step, and log2 of the scale taken off."""
+    """The states at the first step, and log2 of the scale removed."""
     initial = split(chain.initial)
-    return _led(seen(initial.mantissa, initial.exponent, chain.evidence(0)))
+    return _rescaled(seen(initial.mantissa, initial.exponent, chain.evidence(0)))
 
 
 def from_logs(log_states: Float[Array, "k s"]) -> Scaled:
@@ -69,21 +69,21 @@ def from_logs(log_states: Float[Array, "k s"]) -> Scaled:
 
 
 def log_probabilities(states: Scaled) -> Float[Array, "k s"]:
-    """Their logarithms."""
+    """Log-probabilities of the states."""
     mass = jnp.log2(states.mantissa) + states.exponent
     return (mass - finite_or_zero(_log2_mass(states))[None]) * math.log(2)
 
 
-def _led(states: Scaled) -> tuple[Scaled, Array]:
-    """The same, led by an exponent of zero, and what was taken off."""
+def _rescaled(states: Scaled) -> tuple[Scaled, Array]:
+    """The states scaled so that the largest exponent is zero, and the exponent removed."""
     top = finite_or_zero(jnp.max(states.exponent, axis=0))
     return Scaled(states.mantissa, states.exponent - top[None]), top
 
 
 def forward(chain: Chain, begin: tuple[Scaled, Array] | None = None) -> Filtered:
-    """Filtered states at every step, setting out from those at the first.
+    """Filtered states at every step, starting from those at the first.
 
-    Their scale is summed apart, so a million steps lose no digits.
+    The scale is summed separately, with compensation, so a million steps lose no digits.
     """
     transition, initial = _moves(chain), split(chain.initial)
 
@@ -92,7 +92,7 @@ def forward(chain: Chain, begin: tuple[Scaled, Array] | None = None) -> Filtered
         mass, exponent = flows(states, transition(t))
         evidence, starts = chain.evidence(t), chain.starts(t)
         mass, exponent = where(starts, tuple(initial), (jnp.sum(mass, axis=0), exponent))
-        new, top = _led(seen(mass, exponent, evidence))
+        new, top = _rescaled(seen(mass, exponent, evidence))
         if starts is not None:
             top = top + jnp.where(starts, _log2_mass(states), 0)
         after = where(chain.over(t), (states, (high, low)), (new, two_sum(high, low, top)))
@@ -105,13 +105,13 @@ def forward(chain: Chain, begin: tuple[Scaled, Array] | None = None) -> Filtered
 
 
 def log_mass(filtered: Filtered, less: Any = 0) -> Float[Array, "s"]:
-    """The log-normaliser, in nats; `less` so much of the scale."""
+    """The log-normaliser, in nats; `less` is subtracted from the scale."""
     high, low = filtered.scale
     return ((high - less) + (low + _log2_mass(filtered.last))) * math.log(2)
 
 
 def smoothed(chain: Chain, filtered: Any, end: Array | None = None, count: str | None = "pairs") -> tuple[Array, Any]:
-    """The backward pass, see `chain.backward_pass`; `end`: what else is known of the last step."""
+    """Posterior marginals and pairs by `chain.backward_pass`; `end`: marginals of the last step."""
     transition = _moves(chain)
 
     def moved(states: Scaled, t: Array) -> Any:
@@ -128,12 +128,12 @@ def smoothed(chain: Chain, filtered: Any, end: Array | None = None, count: str |
 
 
 def filtered(chain: Chain, filtered: Filtered) -> Float[Array, "t k s"]:
-    """The probabilities of the filtered states."""
+    """Probabilities of the filtered states."""
     return jnp.concatenate([jax.vmap(probabilities)(filtered.before), probabilities(filtered.last)[None]])
 
 
 def draws(key: Array, chain: Chain, filtered: Filtered, n: int) -> Int[Array, "t s n"]:
-    """`n` paths for each sequence from their posterior, drawn from the last step backwards."""
+    """`n` posterior paths for each sequence, drawn from the last step backwards."""
     transition = _moves(chain)
     states = jnp.arange(chain.states, dtype=jnp.int32)
 

@@ -1,8 +1,8 @@
-"""Forward-backward where every state can be reached from every other: one scale for all states is exact there.
+"""Forward-backward by a scan, where every state can be reached from every other: one scale for all states is exact.
 
 What a common scale flushes to zero is less than 2^-126 (float32) of the largest state. If the transitions lie within
 `SPREAD` of each other, every predicted state is at least that share of the largest, so that what was flushed is nothing
-beside it: no digit is lost, whatever the evidence. A transition of zero, or close to it, takes `exact.py`.
+beside it: no digit is lost, whatever the evidence. A transition of zero, or close to it, takes `scan_exact.py`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from jaxem.core.linalg import HIGHEST
 from jaxem.core.summation import two_sum
 
 UNROLLED = 8
-"""Up to so many states the sums over them are written out."""
+"""Number of states up to which the sums over them are unrolled."""
 
 SPREAD = {4: 40.0, 8: 600.0}
-"""By bytes of a float, in nats: far enough from the end of the type's range to spare all its digits."""
+"""Largest range of transitions in nats, by bytes of a float: far enough from underflow to keep all digits."""
 
 PRODUCT = 16
-"""From so many sequences on, a matrix product is worth its call."""
+"""Number of sequences from which a matrix product is worth its call."""
 
 
 class Filtered(NamedTuple):
@@ -37,7 +37,7 @@ class Filtered(NamedTuple):
 
 
 def is_dense(chain: Chain) -> Bool[Array, ""]:
-    """Is no transition so much less probable than another that a state might be lost?"""
+    """Whether all transitions lie within `SPREAD` of each other, so that no state is lost."""
     spread = SPREAD[chain.log_transition.dtype.itemsize]
     # A chain of one step has none.
     largest = jnp.max(chain.log_transition, initial=-jnp.inf)
@@ -57,13 +57,13 @@ def _predicted(states: Float[Array, "k s"], transition: Float[Array, "k k s2"]) 
     return jnp.sum(states[:, None] * transition, axis=0)
 
 
-def _backed(share: Float[Array, "k s"], transition: Float[Array, "k k s2"]) -> Float[Array, "k s"]:
+def _predicted_backwards(share: Float[Array, "k s"], transition: Float[Array, "k k s2"]) -> Float[Array, "k s"]:
     """sum_j transition_ij share_j."""
     return _predicted(share, jnp.swapaxes(transition, 0, 1))
 
 
 def _scaled(log_weight: Float[Array, "k s"]) -> tuple[Float[Array, "k s"], Float[Array, "s"]]:
-    """Weights whose largest is one, and the log of what they were divided by."""
+    """Weights divided by the largest, and the log of that."""
     top = finite_or_zero(jnp.max(log_weight, axis=0))
     return jnp.exp(log_weight - top[None]), top
 
@@ -92,12 +92,12 @@ def from_logs(log_states: Float[Array, "k s"]) -> Float[Array, "k s"]:
 
 
 def log_probabilities(states: Float[Array, "k s"]) -> Float[Array, "k s"]:
-    """Their logarithms."""
+    """Log-probabilities of the states."""
     return jnp.log(states)
 
 
 def forward(chain: Chain, begin: tuple[Array, Array] | None = None) -> Filtered:
-    """Filtered states at every step, setting out from those at the first."""
+    """Filtered states at every step, starting from those at the first."""
     moves = _moves(chain)
 
     def step(carry: Any, t: Array) -> tuple[Any, Array]:
@@ -116,17 +116,17 @@ def forward(chain: Chain, begin: tuple[Array, Array] | None = None) -> Filtered:
 
 
 def log_mass(filtered: Filtered, less: Any = 0) -> Float[Array, "s"]:
-    """The log-normaliser, in nats; `less` so much of the scale."""
+    """The log-normaliser, in nats; `less` is subtracted from the scale."""
     return (filtered.scale[0] - less) + filtered.scale[1]
 
 
 def probabilities(states: Float[Array, "k s"]) -> Float[Array, "k s"]:
-    """They are that."""
+    """Probabilities of the states: `states` itself."""
     return states
 
 
 def smoothed(chain: Chain, filtered: Any, end: Array | None = None, count: str | None = "pairs") -> tuple[Array, Any]:
-    """The backward pass, see `chain.backward_pass`; `end`: what else is known of the last step."""
+    """Posterior marginals and pairs by `chain.backward_pass`; `end`: marginals of the last step."""
     moves = _moves(chain)
     always_same = chain.log_transition.ndim == 3
 
@@ -135,14 +135,14 @@ def smoothed(chain: Chain, filtered: Any, end: Array | None = None, count: str |
 
         def pull(share: Array) -> tuple[Array, Array]:
             pairs = states[:, None] * share[None]
-            return states * _backed(share, move), pairs if always_same else pairs * move
+            return states * _predicted_backwards(share, move), pairs if always_same else pairs * move
 
         return _predicted(states, move), pull
 
     end = probabilities(filtered.last) if end is None else end
-    # A transition that is always the same is multiplied in once, at the end.
+    # A constant transition is multiplied in once, at the end.
     if count == "pairs" and always_same and end.shape[-1] == 1:
-        # Of a single sequence a step is so little that counting pairs would take longer than all else.
+        # For a single sequence counting pairs step by step would take longer than everything else.
         marginals, shares = backward_pass(chain, filtered.before, end, probabilities, moved, "shares")
         return marginals, _summed_pairs(filtered.before[..., 0], shares[..., 0])[..., None] * moves(1)
     marginals, pairs = backward_pass(chain, filtered.before, end, probabilities, moved, count)
@@ -150,7 +150,7 @@ def smoothed(chain: Chain, filtered: Any, end: Array | None = None, count: str |
 
 
 def _summed_pairs(states: Float[Array, "t k"], shares: Float[Array, "t k"]) -> Float[Array, "k k"]:
-    """sum_t states_ti shares_tj, some thousand steps at a time: so the sum of a million loses no digits."""
+    """sum_t states_ti shares_tj, by blocks of steps, so that the sum of a million loses no digits."""
     size = max(min(LONG, len(states)), 1)
     short = -len(states) % size
     parts = (jnp.pad(part, ((0, short), (0, 0))).reshape(-1, size, part.shape[1]) for part in (states, shares))
@@ -158,5 +158,5 @@ def _summed_pairs(states: Float[Array, "t k"], shares: Float[Array, "t k"]) -> F
 
 
 def filtered(chain: Chain, filtered: Filtered) -> Float[Array, "t k s"]:
-    """The probabilities of the filtered states."""
+    """Probabilities of the filtered states."""
     return jnp.concatenate([filtered.before, filtered.last[None]])

@@ -1,9 +1,8 @@
-"""A chain whose steps are spread over the devices of a mesh, in order; for inside `jax.shard_map`.
+"""A chain whose steps are sharded over the devices of a mesh, in order; for use inside `jax.shard_map`.
 
-What the steps of a device do to the state is a matrix. One sum over the devices (each fills its own place in an array
-of zeros) tells all of these matrices to all of them. So each knows what its first step comes from, and what those after
-its last will say of that: the one is an initial potential, the other evidence, and with them its own steps are a chain
-like any other.
+The effect of a device's steps on the state is a matrix. One sum over the devices (each fills its own place in an array
+of zeros) gives all of them all these matrices. From them each computes the state before its first step, an initial
+potential, and the evidence after its last step; with both its own steps are a chain like any other.
 """
 
 from __future__ import annotations
@@ -27,37 +26,37 @@ from jaxem.core.summation import placed
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def log_normalizer(axis: Any, chain: Chain) -> Float[Array, "s"]:
-    """The share of this device in the log-normaliser: those of all devices add up to it.
+    """This device's share of the log-normaliser: the shares of all devices add up to it.
 
     Args:
         axis: of the mesh.
-        chain: the steps of this device, with one transition for all of them; `length` may be zero.
+        chain: the steps of this device, with a constant transition; `length` may be zero.
     """
-    met = _meet(axis, chain)
-    return met.share(normalizer.log_normalizer(met.closed))
+    boundary = _exchange(axis, chain)
+    return boundary.share(normalizer.log_normalizer(boundary.closed))
 
 
 @log_normalizer.defjvp
 def _log_normalizer_jvp(axis: Any, primals: tuple[Chain], tangents: tuple[Chain]) -> tuple[Array, Array]:
     chain = primals[0]
-    met = _meet(axis, chain)
-    value, used = normalizer.expectations(met.closed)
-    initial, transition, marginals = (jnp.where(met.there, part, 0) for part in used)
-    # Into the first step the state comes from another device, or from nowhere.
-    before = responsibilities(met.before[:, None] + chain.log_transition, 0) * marginals[0][None]
-    initial, before = jnp.where(met.begins, initial, 0), jnp.where(met.begins, 0, before)
-    return met.share(value), Expected(initial, transition + before, marginals).along(tangents[0])
+    boundary = _exchange(axis, chain)
+    value, used = normalizer.expectations(boundary.closed)
+    initial, transition, marginals = (jnp.where(boundary.there, part, 0) for part in used)
+    # The first step's state comes from another device, or from the initial potentials.
+    before = responsibilities(boundary.before[:, None] + chain.log_transition, 0) * marginals[0][None]
+    initial, before = jnp.where(boundary.begins, initial, 0), jnp.where(boundary.begins, 0, before)
+    return boundary.share(value), Expected(initial, transition + before, marginals).along(tangents[0])
 
 
-class _Met(NamedTuple):
-    """What a device knows once it has heard of the others.
+class _Boundary(NamedTuple):
+    """A device's part of the chain, and its boundary conditions from the other devices.
 
     Attributes:
-        begins: is it the first?
-        there: `[S]` bool: which sequences have steps here?
+        begins: whether it is the first device.
+        there: `[S]` bool: sequences with steps on this device.
         before: `[K, S]` log-probabilities of the state before the first step.
-        closed: the steps as a chain of their own.
-        log_rest: `[S]` what those after the last step add to the log-normaliser of that.
+        closed: its steps as a chain of their own.
+        log_rest: `[S]` contribution of later steps to the log-normaliser of `closed`.
     """
 
     begins: Array
@@ -67,26 +66,26 @@ class _Met(NamedTuple):
     log_rest: Array
 
     def share(self, log_mass: Float[Array, "s"]) -> Float[Array, "s"]:
-        """Of the log-normaliser, from that of the closed chain; -inf if no path is possible."""
+        """This device's share of the log-normaliser, from that of `closed`; -inf if no path is possible."""
         own = jnp.where(self.log_rest == -jnp.inf, -jnp.inf, log_mass - finite_or_zero(self.log_rest))
         return jnp.where(self.there, own, 0)
 
 
-def _meet(axis: Any, chain: Chain) -> _Met:
+def _exchange(axis: Any, chain: Chain) -> _Boundary:
     here = jax.lax.axis_index(axis)
     begins = here == 0
-    move = _through(axis, chain)
+    move = _device_move(axis, chain)
     moves = jax.lax.psum(placed(move, axis), axis)
 
     def forwards(states: Array, move: Array) -> tuple[Array, Array]:
-        return _led(log_sum(states[:, None] + move, 0)), states
+        return _rescaled(log_sum(states[:, None] + move, 0)), states
 
     def backwards(after: Array, move: Array) -> tuple[Array, Array]:
-        return _led(log_sum(move + after[None], 1)), after
+        return _rescaled(log_sum(move + after[None], 1)), after
 
-    # The first device makes the same of every state: there a sequence begins.
+    # On the first device a sequence begins: its result does not depend on the state before.
     anything = jnp.zeros_like(move[0])
-    before = jax.lax.scan(forwards, _led(anything), moves)[1][here]
+    before = jax.lax.scan(forwards, _rescaled(anything), moves)[1][here]
     after = jax.lax.scan(backwards, anything, moves, reverse=True)[1][here]
     length = jnp.full(anything.shape[-1], chain.steps, jnp.int32) if chain.length is None else chain.length
     is_last = jnp.arange(chain.steps, dtype=jnp.int32)[:, None] == length[None] - 1
@@ -96,45 +95,45 @@ def _meet(axis: Any, chain: Chain) -> _Met:
         log_likelihood=chain.log_likelihood + jnp.where(is_last[:, None], after[None], 0),
         length=jnp.maximum(length, 1),
     )
-    return _Met(begins, length > 0, before, closed, log_sum(forwards(before, move)[0] + after, 0))
+    return _Boundary(begins, length > 0, before, closed, log_sum(forwards(before, move)[0] + after, 0))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _through(axis: Any, chain: Chain) -> Float[Array, "k k s"]:
-    """What the steps of this device do to the state before them, as log-potentials up to a common one."""
-    if methods.choose(chain) == "associative":  # which has no forward pass from a state
+def _device_move(axis: Any, chain: Chain) -> Float[Array, "k k s"]:
+    """Log-potentials, up to a constant, of the move through this device's steps."""
+    if methods.choose(chain) == "associative":  # has no forward pass from a given state
         chain = replace(chain, method="blocked")
 
     def by(way: Any, chain: Chain) -> Array:
         from_each = jax.vmap(lambda first: way.forward(replace(chain, log_initial=first)))
-        return from_corners(way, from_each(_firsts(axis, chain)))
+        return from_corners(way, from_each(_first_potentials(axis, chain)))
 
     return _relative(chain, folded(lambda chain: normalizer.run(by, chain))(chain))
 
 
-@_through.defjvp
-def _through_jvp(axis: Any, primals: tuple[Chain], tangents: tuple[Chain]) -> tuple[Array, Array]:
-    # Second derivatives are rare: in log space, as those of one device.
+@_device_move.defjvp
+def _device_move_jvp(axis: Any, primals: tuple[Chain], tangents: tuple[Chain]) -> tuple[Array, Array]:
+    # Second derivatives are rare: in log space, as on one device.
     def plain(chain: Chain) -> Array:
         from_each = jax.vmap(lambda first: normalizer.states(replace(chain, log_initial=first), log_sum))
-        return _relative(chain, from_each(_firsts(axis, chain)))
+        return _relative(chain, from_each(_first_potentials(axis, chain)))
 
     return jax.jvp(plain, primals, tangents)
 
 
-def _firsts(axis: Any, chain: Chain) -> Float[Array, "k k s"]:
-    """Potentials of the first state, from each state before it."""
+def _first_potentials(axis: Any, chain: Chain) -> Float[Array, "k k s"]:
+    """Log-potentials of the first state, from each state before it."""
     moves = jnp.broadcast_to(chain.log_transition, (chain.states, *chain.initial.shape))
     return jnp.where(jax.lax.axis_index(axis) == 0, chain.initial[None], moves)
 
 
 def _relative(chain: Chain, move: Float[Array, "k k s"]) -> Float[Array, "k k s"]:
-    """A move up to a common potential; where there are no steps it stays where it is."""
+    """A move up to a constant; the identity where there are no steps."""
     stay = jnp.where(jnp.eye(len(move), dtype=bool), 0, -jnp.inf).astype(move.dtype)
     top = finite_or_zero(jnp.max(move, axis=(0, 1), keepdims=True))
     nothing = None if chain.length is None else chain.length == 0
     return where(nothing, jnp.broadcast_to(stay[..., None], move.shape), move - top)
 
 
-def _led(log_states: Float[Array, "k s"]) -> Float[Array, "k s"]:
+def _rescaled(log_states: Float[Array, "k s"]) -> Float[Array, "k s"]:
     return log_states - finite_or_zero(log_sum(log_states, 0))[None]

@@ -1,7 +1,7 @@
 """The command line: `jaxem fit TABLE ...`, `jaxem hmm TABLE ...`, `jaxem race [TABLE]...`.
 
 Nothing heavy is imported before a command runs, so that `--help` answers at once. Bad input is one line on stderr and
-exit status 2; 1 says that no group could be fitted; an interruption is 130.
+exit status 2; status 1 means that no group could be fitted, 130 an interruption.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ NOTHING_FITTED = 1
 
 
 class OneLine(TyperGroup):
-    """Commands whose usage errors are one line, as all others are."""
+    """Typer commands whose usage errors are one line, like all others."""
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
-        """Run; on a wrong option say so and exit with status 2."""
+        """Run; on a usage error print it and exit with status 2."""
         if not standalone_mode:
             return super().main(*args, standalone_mode=False, **extra)
         try:
@@ -363,7 +363,7 @@ def families(
 
 
 def _run(command: str, options: dict[str, Any]) -> None:
-    """Do what a command is for, and exit with its status."""
+    """Run a command, and exit with its status."""
     work = _race if command == "race" else _fit
     try:
         raise typer.Exit(work(command, options))
@@ -375,13 +375,13 @@ def _run(command: str, options: dict[str, Any]) -> None:
 
 
 def complain(message: str) -> int:
-    """Say in one line what is wrong with the input; the exit status."""
+    """Print in one line what is wrong with the input; returns the exit status."""
     typer.echo(f"jaxem: error: {' '.join(message.split())}", err=True)
     return 2
 
 
 def _fit(command: str, options: dict[str, Any]) -> int:
-    """The work of `jaxem fit` and `jaxem hmm`; returns the exit status."""
+    """Run `jaxem fit` or `jaxem hmm`; returns the exit status."""
     from jaxem.cli import cluster, output
     from jaxem.cli.fit import checkpoint, frames, run
 
@@ -422,7 +422,7 @@ def _fit(command: str, options: dict[str, Any]) -> int:
 
 
 def _too_large(options: dict[str, Any], columns: list[str]) -> bool:
-    """Does the table need more memory than it may have? Then a person is told."""
+    """Whether the table needs more memory than allowed; if so, a message says it."""
     from jaxem.cli.fit import streamed
 
     budget, needed = parsing.memory(options["memory"]), streamed.needed(options["table"], columns)
@@ -436,7 +436,7 @@ def _too_large(options: dict[str, Any], columns: list[str]) -> bool:
 
 
 def _fit_large(options: dict[str, Any], kind: ColumnModel, settings: Settings, meeting: Meeting | None) -> int:
-    """The work of `jaxem fit` on one table that is larger than memory; returns the exit status.
+    """Run `jaxem fit` on one table that is larger than memory; returns the exit status.
 
     Of several processes each works on a share of the rows, in every step.
     """
@@ -461,7 +461,7 @@ def _fit_large(options: dict[str, Any], kind: ColumnModel, settings: Settings, m
 
 
 def _race(command: str, options: dict[str, Any]) -> int:
-    """The work of `jaxem race`; returns the exit status."""
+    """Run `jaxem race`; returns the exit status."""
     from jaxem.cli import output
     from jaxem.cli.race import run
 
@@ -486,7 +486,7 @@ def _race(command: str, options: dict[str, Any]) -> int:
 def _bar(
     groups: int, fits: int | None = None, noun: str = "groups", verb: str = "fitting", shown: bool = True
 ) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on stderr, of fits if their number is known; nothing at all if that is not a terminal."""
+    """A progress bar on stderr, of fits if their number is known; none if stderr is not a terminal."""
     if not shown or not sys.stderr.isatty():
         yield None
         return
@@ -508,7 +508,7 @@ def _bar(
         def tell(groups: int, done: int) -> None:
             completed = groups if fits is None else done
             if not before:
-                # What an earlier run did says nothing about the speed of this one.
+                # Groups that an earlier run finished do not count towards the speed of this one.
                 before.append(done)
                 bar.reset(task, completed=completed)
             speed = (done - before[0]) / (time.perf_counter() - began)
@@ -525,7 +525,7 @@ def _write(
     advice: str,
     assignments: Assignments | None = None,
 ) -> None:
-    """The results, and advice if they cannot be written; `assignments` if they are made while they are written."""
+    """Write the results, with advice if that fails; `assignments` are computed while they are written."""
     from jaxem.cli.fit import frames, report
 
     def written() -> Iterator[tuple[str, pl.DataFrame | Assignments]]:
@@ -552,7 +552,7 @@ def _files(
     page: Callable[[dict[str, float]], str],
     advice: str,
 ) -> None:
-    """Tables and a page, which is told how long reading and writing took; and advice, if they cannot be written."""
+    """Write tables and a page with the seconds spent on reading and writing; with advice if that fails."""
     from jaxem.cli import output
 
     began = time.perf_counter()
@@ -594,7 +594,7 @@ def _conclude(outcome: Outcome, out: Path, processes: int) -> int:
 
 
 def _conclude_share(outcome: Outcome, peers: Peers) -> int:
-    """Of a process that is not the first."""
+    """Report on the share of a process other than the first; returns the exit status."""
     from jaxem.cli.html import in_words
 
     if outcome.interrupted:
@@ -621,9 +621,9 @@ def _conclude_race(outcome: RaceOutcome, out: Path) -> int:
 
 
 def cache_compilations() -> None:
-    """Keep what this process compiles for the next one, in the folder that `--help` names; where that cannot be, not.
+    """Keep compiled programs for the next process, in the folder that `--help` names, if that is possible.
 
-    A cache only saves time: whatever is wrong with it, the results are the same and nobody is told.
+    A cache only saves time: if it fails, results are the same, and there is no message.
     """
     import jax
 
@@ -633,19 +633,19 @@ def cache_compilations() -> None:
             folder.mkdir(parents=True, exist_ok=True)
             if os.access(folder, os.W_OK | os.X_OK):
                 jax.config.update("jax_compilation_cache_dir", str(folder))
-        except (OSError, RuntimeError):  # RuntimeError: there is no home
+        except (OSError, RuntimeError):  # RuntimeError: there is no home directory
             pass
-    # An entry that is damaged is compiled anew, one for which the disk has no room is not kept.
+    # A damaged entry is compiled again; one that does not fit on the disk is not kept.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     if not os.environ.get("JAX_PLATFORMS"):
-        # The command line computes on the CPU: no need to start an accelerator and take its memory.
+        # The command line computes on the CPU: do not start an accelerator and take its memory.
         jax.config.update("jax_platforms", "cpu")
 
 
 def main() -> None:
-    """The console entry point: this process is jaxem's own, so it may set JAX's flags."""
+    """Console entry point: this process is jaxem's own, so it may set JAX's flags."""
     cache_compilations()
     app()
 

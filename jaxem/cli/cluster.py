@@ -1,8 +1,8 @@
-"""Several processes at one job: which of them is this, and are the others alive?
+"""Several processes at one job: which one this is, and whether the others are alive.
 
-JAX's runtime gives them their numbers, and there they meet before the work begins. Each sends a process of its own,
-since the runtime aborts whoever outlives another, and caches only what the first process compiles. While they work,
-each puts signs of life into a folder that all share, and looks for those of the others.
+JAX's runtime numbers them, and they meet there before the work begins, each through a short-lived child process,
+because the runtime aborts processes that outlive another, and caches compilations of the first process only. While
+they work, each writes heartbeats into a shared folder, and reads those of the others.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from pathlib import Path
 from jaxem.cli.errors import InputError
 
 WAIT = 120.0
-"""Seconds for which a process waits until all others have come."""
+"""Seconds for which a process waits for the others to come."""
 BEAT, SILENCE = 2.0, 30.0
-"""Seconds from one sign of life to the next, and those without one after which a process is taken for dead."""
+"""Seconds between two heartbeats, and seconds without one after which a process counts as dead."""
 DONE = "done"
 ENDED = "another process ended before the work began; see what it says"
 
 
 @dataclasses.dataclass(frozen=True)
 class Meeting:
-    """Where the processes of a job meet; what is None is read from Slurm, Kubernetes, Open MPI or a Cloud TPU.
+    """Meeting point of the processes of a job; None is read from Slurm, Kubernetes, Open MPI or a Cloud TPU.
 
     Attributes:
         address: host and port, at which process 0 listens.
-        count: how many there are.
-        index: which of them this is, from 0.
+        count: number of processes.
+        index: of this process, from 0.
     """
 
     address: str | None = None
@@ -43,26 +43,26 @@ class Meeting:
     index: int | None = None
 
     def __str__(self) -> str:
-        """What was typed for it."""
+        """The options that were typed."""
         if self.address is None:
             return "--distributed"
         return f"--coordinator {self.address} --processes {self.count} --process {self.index}"
 
 
 def join(meeting: Meeting) -> tuple[int, int]:
-    """Make this process one of those of JAX's runtime, before JAX computes anything: which, and of how many.
+    """Index of this process and number of processes, after joining JAX's runtime, before JAX computes anything.
 
     Raises:
-        InputError: process 0 cannot listen there, or has ended; or there is no cluster to read from.
+        InputError: process 0 cannot listen there, or has ended; or no cluster is found.
     """
     import jax
 
     try:
-        # We give up before; JAX would abort.
+        # Shorter than JAX's own timeout, after which it would abort.
         timeout = 2 * int(WAIT)
         jax.distributed.initialize(meeting.address, meeting.count, meeting.index, initialization_timeout=timeout)
         return jax.process_index(), jax.process_count()
-    except Exception as error:  # each kind of cluster has errors of its own
+    except Exception as error:  # each kind of cluster has its own errors
         why = str(error).rstrip(".")
         if meeting.address is None:
             what = f"JAX finds no cluster here ({why}); give --coordinator, --processes and --process instead"
@@ -74,7 +74,7 @@ def join(meeting: Meeting) -> tuple[int, int]:
 
 
 def part(meeting: Meeting | None) -> None:
-    """The end of what `join` began: all leave together, so that what each does afterwards may take its time."""
+    """Leave JAX's runtime, all together, so that each may take its time afterwards."""
     import jax
 
     if meeting is not None:
@@ -83,10 +83,10 @@ def part(meeting: Meeting | None) -> None:
 
 @contextlib.contextmanager
 def met(meeting: Meeting | None) -> Iterator[tuple[int, int]]:
-    """Which process this is, and of how many, once all have come; at the end they wait for each other again.
+    """Index of this process and number of processes, once all have come; at the end they wait for each other again.
 
     Raises:
-        InputError: as `join` does; or not all have come, or one has failed meanwhile.
+        InputError: as of `join`; or not all have come, or one has failed meanwhile.
     """
     if meeting is None:
         yield 0, 1
@@ -95,10 +95,10 @@ def met(meeting: Meeting | None) -> Iterator[tuple[int, int]]:
     sent = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
-    late = threading.Event()
+    overdue = threading.Event()
 
     def give_up() -> None:
-        late.set()
+        overdue.set()
         sent.kill()
 
     timer = threading.Timer(WAIT, give_up)
@@ -106,16 +106,16 @@ def met(meeting: Meeting | None) -> Iterator[tuple[int, int]]:
     ended = f"{meeting}: {ENDED}"
     with sent:
         try:
-            found = json.loads((sent.stdout and sent.stdout.readline()) or "null")
+            reply = json.loads((sent.stdout and sent.stdout.readline()) or "null")
             timer.cancel()
-            if found is None and late.is_set():
+            if reply is None and overdue.is_set():
                 raise InputError(
                     f"{meeting}: not all processes have come within {WAIT:g} s; see that each was started, and that it "
                     "reaches process 0 at that address"
                 )
-            if not isinstance(found, list):
-                raise InputError(found or ended)
-            yield tuple(found)
+            if not isinstance(reply, list):
+                raise InputError(reply or ended)
+            yield tuple(reply)
             sent.communicate()
         finally:
             timer.cancel()
@@ -125,15 +125,15 @@ def met(meeting: Meeting | None) -> Iterator[tuple[int, int]]:
 
 
 def _meet() -> None:
-    """What the process that is sent does: say who is there, and stay until it is called back."""
+    """Run the child process: report who is there, and stay until it is called back."""
     import jax
 
     jax.config.update("jax_platforms", "cpu")
     try:
-        found = join(Meeting(*json.loads(sys.argv[1])))
+        reply = join(Meeting(*json.loads(sys.argv[1])))
     except InputError as error:
-        found = str(error)
-    sys.stdout.write(json.dumps(found) + "\n")
+        reply = str(error)
+    sys.stdout.write(json.dumps(reply) + "\n")
     sys.stdout.flush()
     sys.stdin.read()
     jax.distributed.shutdown()
@@ -141,12 +141,12 @@ def _meet() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Peers:
-    """The processes at one job, and their signs of life.
+    """The processes at one job, and their heartbeats.
 
     Attributes:
-        folder: that all of them share.
-        index: which of them this is.
-        count: how many there are.
+        folder: shared by all.
+        index: of this process.
+        count: number of processes.
     """
 
     folder: Path
@@ -154,20 +154,20 @@ class Peers:
     count: int = 1
 
     def __str__(self) -> str:
-        """This process, in words."""
+        """Description of this process."""
         return f"process {self.index} of {self.count}"
 
     def remove(self) -> None:
-        """Remove the signs of all processes, and those of an earlier run."""
+        """Remove the heartbeats of all processes, and those of an earlier run."""
         for path in self.folder.glob("process-*"):
             path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def watched(self, stop: threading.Event, advice: str) -> Iterator[None]:
-        """Set `stop` as soon as another process is gone; at the end, unless it is set, this one has done its share.
+        """Set `stop` as soon as another process is dead; if it never is, mark this process as done at the end.
 
         Raises:
-            InputError: a process is gone; with advice what to do.
+            InputError: a process is dead; with advice what to do.
         """
         if self.count == 1:
             yield
@@ -185,7 +185,7 @@ class Peers:
             raise InputError(f"process {lost[0]} of {self.count} is gone; {advice}, with any number of processes")
 
     def _watch(self, stop: threading.Event, ended: threading.Event, lost: list[int]) -> None:
-        """Show signs of life, until the end or until another process shows none."""
+        """Send heartbeats, until the end or until those of another process stop."""
         signs: dict[int, str | None] = dict.fromkeys(set(range(self.count)) - {self.index})
         since = dict.fromkeys(signs, time.monotonic())
         for beat in itertools.count():
@@ -208,13 +208,13 @@ class Peers:
         return self.folder / f"process-{process}"
 
     def _show(self, sign: str | None) -> None:
-        """None takes it away, by which the others see at once that this process will not do its share."""
+        """Write the sign; None removes it, by which the others see at once that this process has failed."""
         path = self._sign(self.index)
-        with contextlib.suppress(OSError):  # a full disk is told of where it matters; process 0 may have tidied up
+        with contextlib.suppress(OSError):  # a full disk is reported where it matters; process 0 may have tidied up
             path.unlink() if sign is None else path.write_text(sign)
 
     def _seen(self, process: int, before: str | None) -> str | None:
-        """Its sign, None if there is none; what was seen before if the folder cannot be reached for a moment."""
+        """Sign of a process, None if there is none; `before` if the folder cannot be reached for a moment."""
         try:
             return self._sign(process).read_text()
         except FileNotFoundError:

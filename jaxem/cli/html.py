@@ -1,4 +1,4 @@
-"""What the reports share: one page with its pictures inside, bars, and numbers as people read them."""
+"""Common parts of the reports: one page with embedded pictures, bars, and readable numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMED = 60
-"""Groups or problems that a list names; the others it counts."""
+"""Number of groups or problems that a list names; the others it counts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Bar:
     label: str
     count: int
     share: float
-    """Of all."""
+    """Fraction of all."""
     length: float
-    """Of the longest."""
+    """Fraction of the longest."""
     colour: str
     note: str = ""
 
@@ -37,7 +37,7 @@ class Bar:
 def bars(
     labels: Sequence[str], counts: Any, colours: Sequence[str], notes: Sequence[str] = (), total: int | None = None
 ) -> list[Bar]:
-    """A bar for each label; shares are of `total`, the sum of the counts if it is left out.
+    """A bar for each label; shares are of `total`, by default the sum of the counts.
 
     >>> [bar.length for bar in bars(["few", "many"], [1, 4], ["blue", "red"])]
     [0.25, 1.0]
@@ -51,12 +51,12 @@ def bars(
 
 @dataclasses.dataclass(frozen=True)
 class Listed:
-    """Groups or problems that something is to be said about.
+    """A list of groups or problems with one thing in common.
 
     Attributes:
-        title, note: what it is.
-        count: how many there are.
-        named: the first of them, each with a word about it.
+        title, note: the thing.
+        count: number of groups or problems.
+        named: the first of them, each with a note.
     """
 
     title: str
@@ -66,21 +66,21 @@ class Listed:
 
 
 def without(status: Status, groups: Sequence[int], label: Callable[[int], str], n: Any, least: int) -> Listed:
-    """Groups that could not be fitted, for one reason, with their rows `n`; `least` were asked for."""
+    """Groups that could not be fitted, for one reason, with their rows `n`; `least` were required."""
     asked = f" At least {least} rows were asked for." if status is Status.too_few_rows else ""
     named = [(label(group), f"{n[group]:,} row" + ("s" if n[group] != 1 else "")) for group in groups[:NAMED]]
     return Listed(status.name.replace("_", " "), status.sentence + asked, len(groups), named)
 
 
 def embedded(figure: Figure) -> str:
-    """A figure as the source of an image: nothing is loaded from elsewhere."""
+    """A figure as a data URI: the page loads nothing."""
     picture = io.BytesIO()
     figure.savefig(picture, format="svg", dpi=160, transparent=True, metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(picture.getvalue()).decode()
 
 
 def in_words(seconds: float) -> str:
-    """A duration, as short as it can be said.
+    """A duration in words, as short as possible.
 
     >>> in_words(0.012), in_words(72.4)
     ('0.01 s', '1 min 12 s')
@@ -91,7 +91,7 @@ def in_words(seconds: float) -> str:
 
 
 def render(template: str, filters: dict[str, Any] | None = None, **values: Any) -> str:
-    """A template of `jaxem/cli/templates` as HTML."""
+    """HTML of a template in `jaxem/cli/templates`."""
     import jinja2
 
     environment = jinja2.Environment(

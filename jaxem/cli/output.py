@@ -11,26 +11,26 @@ from jaxem.io.atomic import temporary
 
 
 def check_folder(out: Path) -> None:
-    """Raise InputError if files cannot be written into `out`; makes the folder if there is none."""
+    """Raise InputError if files cannot be written into `out`; creates the folder if there is none."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = temporary(out / "probe")
         probe.touch()
-        probe.unlink(missing_ok=True)  # a process elsewhere may have taken the same name
+        probe.unlink(missing_ok=True)  # another process may have used the same name
     except OSError as error:
         raise unwritable(out, error, "name another folder") from error
 
 
 def unwritable(out: Path, error: OSError, advice: str) -> InputError:
-    """What a person is told if something cannot be written into `out`."""
+    """Error message for a folder `out` that cannot be written."""
     return InputError(f"--out {out}: cannot write there ({error.strerror or error}); {advice}")
 
 
 @contextlib.contextmanager
 def together(out: Path) -> Iterator[Callable[[str], Path]]:
-    """Files that appear in `out` all at once at the end, or, after an error, not at all.
+    """Write files that appear in `out` all at once at the end, or, after an error, not at all.
 
-    Yields a function from a file's name to the place where it is to be written for now.
+    Yields a function from a file's name to its temporary path.
     """
     names: list[str] = []
 

@@ -1,4 +1,4 @@
-"""What was typed, checked: options become settings and tables, or an InputError that says in a line what is wrong.
+"""Options as typed, checked and converted to settings and tables; InputError says in a line what is wrong.
 
 As in `jaxem.cli.app`, nothing heavy is imported before it is needed.
 """
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 MOST_COMPONENTS = 1000
 COMPONENTS = 3
-"""Of the mixtures that are raced, if nothing is said."""
+"""Components of the mixtures of a race, by default."""
 MISSING = ("em", "drop")
 DEVICES = ("cpu", "gpu", "tpu")
 SHIPPED = {"tables": ["flights"], "columns": "dep_delay,arr_delay", "by": "tailnum"}
-"""What is raced if no table is named."""
+"""Options of a race without a table."""
 
 
 def job_settings(options: dict[str, Any], hidden: str, least: int = 1) -> Settings:
-    """How to fit; `hidden` is the option for the numbers of components or states, of which `least` are needed."""
+    """Settings of a fit; `hidden` is the option for the numbers of components or states, each at least `least`."""
     from jaxem.cli.fit.settings import Settings
 
     words = ("select", "prior", "method", "dtype")
@@ -46,7 +46,7 @@ def job_settings(options: dict[str, Any], hidden: str, least: int = 1) -> Settin
 
 
 def race_settings(options: dict[str, Any]) -> RaceSettings:
-    """What to race on what."""
+    """Settings of a race."""
     from jaxem.cli.race import solver_specs
     from jaxem.cli.race.run import Settings
 
@@ -61,7 +61,7 @@ def race_settings(options: dict[str, Any]) -> RaceSettings:
 
 
 def _check_words(options: dict[str, Any], *names: str) -> None:
-    """Of the options that take one of some words; and the tolerance."""
+    """Check the options that take one of some words; and the tolerance."""
     from jaxem.cli.fit.result import CRITERIA
     from jaxem.latent.seeding import METHODS
 
@@ -76,7 +76,7 @@ def _check_words(options: dict[str, Any], *names: str) -> None:
 
 
 def meeting(options: dict[str, Any]) -> Meeting | None:
-    """Where the processes of this job meet; None if there is only this one."""
+    """Meeting point of the processes of this job; None if there is only this one."""
     from jaxem.cli.cluster import Meeting
 
     names = ("coordinator", "processes", "process")
@@ -105,7 +105,7 @@ def check_device(device: str) -> None:
     if device not in DEVICES:
         raise InputError(f"--device {device}: choose from {', '.join(DEVICES)}")
     if device != "cpu" and not os.environ.get("JAX_PLATFORMS"):
-        # The command line keeps to the CPU otherwise.
+        # Otherwise the command line keeps to the CPU.
         jax.config.update("jax_platforms", None)
     try:
         jax.local_devices(backend=device)
@@ -117,7 +117,7 @@ def check_device(device: str) -> None:
 
 
 def numbers(hidden: str, text: str) -> tuple[int, ...]:
-    """The numbers (of components, of states) that `1:6`, `2` or `1,2,4` stand for, ascending.
+    """Numbers (of components, of states) given as `1:6`, `2` or `1,2,4`, ascending.
 
     Raises:
         InputError: anything else, or a number below one.
@@ -140,7 +140,7 @@ def numbers(hidden: str, text: str) -> tuple[int, ...]:
 
 
 def split(text: str) -> list[str]:
-    """The parts of a list with commas; a part that has commas itself is put into quotes.
+    """Parts of a comma-separated list; a part with commas is put into quotes.
 
     >>> split('dep_delay, "weight, kg"')
     ['dep_delay', 'weight, kg']
@@ -158,7 +158,7 @@ def whole(option: str, text: str) -> int:
 
 
 def race_tables(options: dict[str, Any]) -> dict[str, Grouped]:
-    """The tables of a race, by their names, in groups."""
+    """Tables of a race by name, in groups."""
     columns, by, sequence = (split(options[name]) for name in ("columns", "by", "sequence"))
     check_names(columns, by)
     order = _order(options)
@@ -178,7 +178,7 @@ def _too_small(options: dict[str, Any], hidden: str, least: int) -> InputError:
 
 
 def _order(options: dict[str, Any]) -> str | None:
-    """The column that orders the steps of hidden Markov models; None for mixtures."""
+    """Column that orders the steps of hidden Markov models; None for mixtures."""
     if options["states"] is not None:
         if options["components"] is not None:
             raise InputError("--components and --states: give one of them, for mixtures or for hidden Markov models")
@@ -189,7 +189,7 @@ def _order(options: dict[str, Any]) -> str | None:
 
 
 def _names(sources: list[str]) -> list[str]:
-    """The files' names; their paths, where these are not enough to tell them apart."""
+    """Names of the files; their paths, where names are not unique."""
     for source in sources:
         if sources.count(source) > 1:
             raise InputError(f"{source}: the table is there twice; name each table once")
@@ -219,7 +219,7 @@ def load(modules: list[str]) -> None:
 
 
 def families(options: dict[str, Any], columns: list[str]) -> ColumnModel:
-    """Which family reads which of the columns."""
+    """Families of the columns."""
     from jaxem.cli.columns import ColumnModel
 
     trials = [whole("--trials", t) for t in split(options["trials"])]
@@ -236,7 +236,7 @@ def read(
     missing: str,
     frequency: str = "",
 ) -> Grouped:
-    """The rows of a table, in groups."""
+    """Rows of a table, in groups."""
     from jaxem.cli.table import files, groups
 
     others = {"--by": by, "--order": [order] if order else [], "--sequence": sequence}
@@ -245,12 +245,12 @@ def read(
 
 
 def prefixed(columns: list[str], parameters: tuple[str, ...]) -> list[str]:
-    """The names in the results of what belongs to one column."""
+    """Names in the results of the parameters of each column."""
     return [f"{column}_{parameter}" for column in columns for parameter in parameters]
 
 
 def check_names(columns: list[str], by: list[str]) -> None:
-    """Raise InputError for no columns, or one that is there twice."""
+    """Raise InputError for no columns, or one that is named twice."""
     if not columns:
         raise InputError("--columns is empty; name the columns to fit, with commas between")
     for option, names in (("--columns", columns), ("--by", by)):
@@ -260,24 +260,24 @@ def check_names(columns: list[str], by: list[str]) -> None:
 
 
 def key_names(by: list[str], own: set[str]) -> dict[str, str]:
-    """The names that by-columns have in the results, if there is a column of `own` with theirs.
+    """Names of by-columns in the results, where a column of `own` has the same name.
 
     >>> key_names(["n", "day"], {"n", "status"})
     {'n': 'by_n'}
     """
-    taken, found = {*own, *by}, {}
+    used, found = {*own, *by}, {}
     for name in by:
         if name in own:
             new = f"by_{name}"
-            while new in taken:
+            while new in used:
                 new += "_"
-            taken.add(new)
+            used.add(new)
             found[name] = new
     return found
 
 
 def check_sizes(grouped: Grouped, settings: Settings, hidden: str) -> None:
-    """Raise InputError if the largest group has fewer rows that count than components are asked for."""
+    """Raise InputError if the largest group has fewer rows that count than components."""
     largest, most = int(grouped.n.max()), max(settings.components)
     if most > largest:
         where = "the largest group has" if len(grouped.n) > 1 else "the table has"
@@ -293,7 +293,7 @@ def check_range(grouped: Grouped, dtype: str) -> None:
 
 
 def memory(text: str) -> float:
-    """Bytes, from a number and its unit.
+    """Number of bytes, from a number and its unit.
 
     Raises:
         InputError: anything else.
@@ -308,7 +308,7 @@ def memory(text: str) -> float:
 
 
 def again(command: str, options: dict[str, Any]) -> str:
-    """The command that does the same again.
+    """The command line that repeats the command.
 
     >>> again("fit", {"table": "t.csv", "columns": "x", "by": "", "assign": True})
     'jaxem fit t.csv --columns x --assign'

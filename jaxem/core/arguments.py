@@ -1,4 +1,4 @@
-"""Keys, seeds and whole numbers, as a person passes them."""
+"""Conversion of keys, seeds and whole numbers that a person passes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 
 def as_key(key: Any, name: str = "key") -> Array:
-    """A JAX random key, from one or from a whole number: its seed.
+    """A JAX random key, from a key or from a whole number (a seed).
 
     Args:
         key: a key of either kind that JAX has, or a whole number.
@@ -38,21 +38,21 @@ def as_key(key: Any, name: str = "key") -> Array:
             return jax.random.key(key)
         except OverflowError:
             raise ValueError(f"{name} is {key}; as a seed it must lie between -2^63 and 2^63 - 1") from None
-    said = f"an array of shape {shape} and type {dtype}" if hasattr(key, "dtype") else said_of(key)
-    raise TypeError(f"{name} is {said}; {advice}")
+    shown = f"an array of shape {shape} and type {dtype}" if hasattr(key, "dtype") else said_of(key)
+    raise TypeError(f"{name} is {shown}; {advice}")
 
 
 def whole(value: Any, name: str, least: int = 1) -> int:
-    """A whole number, not below `least`.
+    """`value` as an int that is at least `least`.
 
     Args:
         value: what was passed: an integer of any kind, or a float that is whole.
         name: of the argument, for messages.
-        least: what it must be at least.
+        least: the smallest value allowed.
 
     Raises:
         TypeError: no number.
-        ValueError: a number that is not whole, or below.
+        ValueError: a number that is not whole, or below `least`.
 
     >>> whole(3.0, "components")
     3
@@ -69,12 +69,12 @@ def whole(value: Any, name: str, least: int = 1) -> int:
 
 
 def optional(value: Any, name: str, least: int = 1) -> int | None:
-    """The same, or None."""
+    """`value` as an int that is at least `least`, or None."""
     return None if value is None else whole(value, name, least)
 
 
 def said_of(value: Any) -> str:
-    """A value that is of the wrong kind, in words."""
+    """Description of a value of the wrong type, for an error message."""
     if value is None or isinstance(value, (str, bytes, bool, int, float)):
         return repr(value)
     if isinstance(value, type):

@@ -1,4 +1,4 @@
-"""Numbers as the sum of two floats, the words, for likelihoods whose large parts cancel.
+"""Numbers as an unevaluated sum of two floats (words), for likelihoods whose large parts cancel.
 
 Of x log(rate) - rate - log x! nothing is left at x = rate = 1000 but the digits that rounding takes: the parts are
 thousands and the whole is four. So each part is a multiple of a grid, coarse enough that sums of products of it with
@@ -21,35 +21,35 @@ from jaxtyping import Array, Bool, Float
 from jaxem.core.special import binet
 
 GRID = {4: 2.0**-10, 8: 2.0**-26}
-"""By bytes of a float."""
+"""Spacing of the grid, by bytes of a float."""
 
 MOST = {4: 2048, 8: 1 << 23}
-"""By bytes of a float: up to this count x, x log x is less than a float's digits times the grid."""
+"""Largest count, by bytes of a float: up to it x log x is less than a float's digits times the grid."""
 
 HALF = {4: 11, 8: 25}
-"""By bytes of a float: of so many digits after the first, two numbers have a product without rounding."""
+"""Bits after the first, by bytes of a float, with which two numbers have an exact product."""
 
 _FEW = 4
 """Sums over so many inputs are written out."""
 
 _PLACES = 64
-"""Logarithms are taken from the nearest of so many parts of one."""
+"""Number of parts of [0, 1] from the nearest of which logarithms are computed."""
 
 
 def on_grid(value: Array) -> Array:
-    """The multiple of the grid that is nearest, of numbers that are not beyond what counts up to `MOST` have."""
+    """`value` rounded to the nearest multiple of the grid; its size is at most that of counts up to `MOST`."""
     grid = GRID[value.dtype.itemsize]
     limit = grid / float(jnp.finfo(value.dtype).eps)
     return jnp.round(jnp.clip(value, -limit, limit) / grid) * grid
 
 
 def kept(low: Any, x: Array) -> Array:
-    """`low`, so that it does not get lost: of (a - x) + low XLA makes (a + low) - x, where a and low are constants."""
+    """`low`, hidden from XLA's rewriting of (a - x) + low to (a + low) - x for constant a and low."""
     return jnp.where(x == x, jnp.asarray(low, x.dtype), 0)
 
 
 def whole_sum(*terms: Array) -> Array:
-    """Their sum as if it were rounded once (Neumaier 1974)."""
+    """Sum of the terms, rounded only once (Neumaier 1974)."""
     high, low = terms[0], jnp.zeros_like(terms[0])
     for term in terms[1:]:
         new = high + term
@@ -60,8 +60,8 @@ def whole_sum(*terms: Array) -> Array:
 
 
 def products(a: Array, b: Array) -> list[Array]:
-    """Four numbers, none of them rounded, whose sum is a b."""
-    # Fused with a sum or not, a product that needs no rounding is the same.
+    """Four exactly representable numbers whose sum is a b."""
+    # None needs rounding, so it makes no difference whether XLA fuses a product with a sum.
     (a_high, a_low), (b_high, b_low) = _halves(a), _halves(b)
     return [a_high * b_high, a_high * b_low, a_low * b_high, a_low * b_low]
 
@@ -73,14 +73,14 @@ def _halves(value: Array) -> tuple[Array, Array]:
 
 
 def log_words(x: Float[Array, ...]) -> tuple[Float[Array, ...], Float[Array, ...]]:
-    """log x as two floats, for x > 0; their sum is right to some 2^-44 in float32, and 2^-74 in float64.
+    """log x as two floats, x > 0; their sum is right to some 2^-44 in float32, and 2^-74 in float64.
 
     >>> import jax.numpy as jnp
     >>> high, low = log_words(jnp.asarray(3.0))
     >>> bool(abs(low) < 1e-6)
     True
     """
-    mantissa, exponent = jnp.frexp(x)  # from a half to one
+    mantissa, exponent = jnp.frexp(x)  # in [1/2, 1)
     place = jnp.round(mantissa * _PLACES)
     near = place / _PLACES
     difference, total = mantissa - near, mantissa + near
@@ -90,10 +90,10 @@ def log_words(x: Float[Array, ...]) -> tuple[Float[Array, ...], Float[Array, ...
     # log(mantissa / near) = 2 artanh z, and |z| is less than 1/128.
     w = z * z
     tail = z * w * (2 / 3 + w * (2 / 5 + w * (2 / 7 + w * (2 / 9))))
-    coarse, fine, of_two = _logs(x.dtype)
+    coarse, fine, of_two = _log_table(x.dtype)
     index = place.astype(jnp.int32) - _PLACES // 2
     power = exponent.astype(x.dtype)
-    start = power * of_two[0] + coarse[index]  # without rounding
+    start = power * of_two[0] + coarse[index]  # exact
     high = start + 2 * z
     back = high - start
     low = (start - (high - back)) + (2 * z - back)
@@ -102,7 +102,7 @@ def log_words(x: Float[Array, ...]) -> tuple[Float[Array, ...], Float[Array, ...
 
 @jax.custom_jvp
 def log_pair(x: Float[Array, ...]) -> tuple[Float[Array, ...], Float[Array, ...]]:
-    """log x, x > 0, rounded, and what rounding took from it; only the former has a slope."""
+    """log x, x > 0, rounded, and its rounding error; only the first has a derivative."""
     high, low = log_words(x)
     log = high + low
     return log, low - (log - high)
@@ -114,8 +114,8 @@ def _log_pair_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, A
     return (log, rest), (tangents[0] / primals[0], jnp.zeros_like(rest))
 
 
-def _logs(dtype: Any) -> tuple[Array, Array, np.ndarray]:
-    """The logarithms of the parts of one, and of two: multiples of a power of two, and the rest."""
+def _log_table(dtype: Any) -> tuple[Array, Array, np.ndarray]:
+    """Table of logarithms of the parts of [1, 2), and log 2: multiples of a power of two, and remainders."""
     digits = {4: 16, 8: 42}[jnp.dtype(dtype).itemsize]
     context = Context(prec=50)
     exact = [context.ln(Decimal(n) / _PLACES) for n in range(_PLACES // 2, _PLACES + 1)] + [context.ln(Decimal(2))]
@@ -127,19 +127,19 @@ def _logs(dtype: Any) -> tuple[Array, Array, np.ndarray]:
 
 
 def log_parts(x: Float[Array, ...]) -> tuple[Float[Array, ...], Float[Array, ...]]:
-    """log x, x > 0, as a multiple of the grid and a rest."""
+    """log x, x > 0, as a multiple of the grid and a remainder."""
     return parts(*log_words(x))
 
 
 def parts(high: Array, low: Array) -> tuple[Array, Array]:
-    """A sum of two floats as a multiple of the grid and a rest."""
+    """A sum of two floats as a multiple of the grid and a remainder."""
     coarse = on_grid(high)
     return coarse, (high - coarse) + low
 
 
 @jax.custom_jvp
 def log_factorial_parts(x: Float[Array, ...]) -> tuple[Float[Array, ...], Float[Array, ...]]:
-    """log x! of whole numbers up to `MOST`, as a multiple of the grid and a rest (Stirling's series)."""
+    """log x! of whole numbers up to `MOST`, as a multiple of the grid and a remainder (Stirling's series)."""
     coarse, fine = _large_part(x)
     return coarse, fine + factorial_rest(x)
 
@@ -151,13 +151,13 @@ def _log_factorial_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[A
 
 
 def _large_part(x: Array) -> tuple[Array, Array]:
-    """x log x - x, as a multiple of the grid and a rest; nothing where x is zero."""
+    """x log x - x, as a multiple of the grid and a remainder; zero at zero."""
     coarse, fine = log_parts(jnp.maximum(x, 1))
     return x * coarse - x, x * fine
 
 
 def factorial_rest(x: Float[Array, ...]) -> Float[Array, ...]:
-    """log x! - x log x + x, about log(2 pi x) / 2; zero for zero."""
+    """log x! - x log x + x, about log(2 pi x) / 2; zero at zero."""
     some = jnp.maximum(x, 1)
     return jnp.where(x > 0, 0.5 * jnp.log(2 * math.pi * some) + binet(some), 0)
 
@@ -166,11 +166,11 @@ def factorial_rest(x: Float[Array, ...]) -> Float[Array, ...]:
 def orders(
     total: Float[Array, "n"], counts: Float[Array, "c n"], large: Bool[Array, "n"]
 ) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
-    """log(total! / product of counts!), whose sum is the total, as a multiple of the grid and a rest.
+    """log(total! / product of counts!), total = sum of counts, as a multiple of the grid and a remainder.
 
-    Where they are `large` only the rest, and of that what is beside total log total - sum of count log count.
+    For rows that are `large` only the remainder, without total log total - sum of count log count.
     """
-    # The largest count may be nearly all: then its part and that of the total cancel.
+    # The largest count may be nearly the total: then their parts cancel.
     most, largest = jnp.max(counts, axis=0), jnp.argmax(counts, axis=0)
     others = jnp.arange(len(counts), dtype=largest.dtype)[:, None] != largest[None]
     some = jnp.maximum(most, 1)
@@ -219,7 +219,7 @@ def _quotient_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tu
 
 @jax.custom_jvp
 def sum_words(values: Float[Array, "*batch c"]) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
-    """The sum over the last axis as two floats."""
+    """Sum over the last axis as two floats."""
 
     def add(carry: tuple[Array, Array], term: Array) -> tuple[tuple[Array, Array], None]:
         high, low = carry
@@ -255,7 +255,7 @@ def _line_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[
 
 @jax.custom_batching.custom_vmap
 def anywhere(flag: Bool[Array, ""]) -> Bool[Array, ""]:
-    """Whether it is so; under `vmap` whether it is so in any of the batch, so that `lax.cond` stays a choice."""
+    """The flag; under `vmap` whether any flag of the batch is set, so that `lax.cond` stays a branch."""
     return flag
 
 

@@ -2,8 +2,8 @@
 
 Forward-backward multiplies and adds probabilities that may differ by any factor. With one scale for all states, what
 is small beside the largest is lost, although later evidence may turn to it; with logarithms every addition costs an
-exponential. Here each number carries an exponent of its own. Both parts are floats: exponents are whole numbers, -inf
-for zero, NaN for what is not a number.
+exponential. Here each number has an exponent of its own. Both parts are floats: exponents are whole numbers, -inf
+for zero, NaN for NaN.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 BITS = {4: (jnp.int32, 23, 127), 8: (jnp.int64, 52, 1023)}
-"""By bytes of a float: integers of that size, bits of the fraction, bias of the exponent."""
+"""By bytes of a float: integer type of that size, bits of the fraction, bias of the exponent."""
 
 
 class Scaled(NamedTuple):
-    """mantissa x 2^exponent."""
+    """The number mantissa x 2^exponent."""
 
     mantissa: Array
     exponent: Array
 
 
 def split(logarithm: Float[Array, ...]) -> Scaled:
-    """exp(logarithm), whatever its size.
+    """exp(logarithm) as `Scaled`, without overflow or underflow.
 
     >>> import jax.numpy as jnp
     >>> split(jnp.array([0.0, -jnp.inf])).exponent.tolist()
@@ -38,7 +38,7 @@ def split(logarithm: Float[Array, ...]) -> Scaled:
     # log 2 in two parts, the first so short that a whole number times it is exact (Cody and Waite 1980).
     short = {4: 12, 8: 32}[logarithm.dtype.itemsize]
     high = round(math.log(2) * 2**short) / 2**short
-    finite = jnp.abs(logarithm) < jnp.inf  # in a kernel there is no `isfinite`
+    finite = jnp.abs(logarithm) < jnp.inf  # Pallas kernels have no `isfinite`
     whole = jnp.where(finite, jnp.round(logarithm * (1 / math.log(2))), 0)
     rest = jnp.where(finite, (logarithm - whole * high) - whole * (math.log(2) - high), 0)
     # Beyond what a logarithm resolves there is no rest, but rounding, whose exponential may overflow.
@@ -48,7 +48,7 @@ def split(logarithm: Float[Array, ...]) -> Scaled:
 
 
 def power(exponent: Float[Array, ...]) -> Float[Array, ...]:
-    """2^exponent for whole exponents of zero and below; zero where the float type ends.
+    """2^exponent for whole exponents up to zero; zero where it underflows.
 
     Added to 2^(bits of the fraction), a whole number stands in the lowest bits of a float: shifted into the place of
     the exponent, it is one.
@@ -59,7 +59,7 @@ def power(exponent: Float[Array, ...]) -> Float[Array, ...]:
 
 
 def normalized(mantissa: Float[Array, ...], exponent: Float[Array, ...]) -> Scaled:
-    """The same number with a mantissa in [1, 2): the exponent of the float `mantissa`, above zero, is moved over."""
+    """The same number with its mantissa in [1, 2); `mantissa` > 0, whose own exponent moves into `exponent`."""
     integer, bits, bias = BITS[mantissa.dtype.itemsize]
     raw = jax.lax.bitcast_convert_type(mantissa, integer)
     one = raw & ((1 << bits) - 1) | (bias << bits)
@@ -69,5 +69,5 @@ def normalized(mantissa: Float[Array, ...], exponent: Float[Array, ...]) -> Scal
 
 
 def finite_or_zero(largest: Float[Array, ...]) -> Float[Array, ...]:
-    """The largest of some exponents or logarithms, to be subtracted from them: if all are of zero, nothing is."""
+    """`largest` of some exponents or logarithms, zero where that is -inf: safe to subtract from all of them."""
     return jnp.where(largest == -jnp.inf, 0, largest)

@@ -1,9 +1,9 @@
-"""Small symmetric matrices, batched: the only place in jaxem that factors one.
+"""Small symmetric matrices, batched: the only module that factors a matrix.
 
 No LAPACK: its batched kernels can deadlock the CPU's thread pool, and for the small matrices of a mixture plain
 array code is several times faster. Up to `UNROLLED` columns the algebra is written out, with the batch innermost;
-above that a loop runs over panels of `PANEL` columns: what they are to each other is written out, what they are to the
-others is a matrix product. Derivatives are rules, not a walk back through the loop.
+above that a loop runs over panels of `PANEL` columns: within a panel the algebra is written out, between panels it
+is a matrix product. Derivatives are rules, not differentiated loops.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 UNROLLED = 8
 PANEL = 4
-"""Of 3, 4, 6 and 8 the fastest, or near it, for 12 to 200 columns; 8 takes four times as long to compile."""
+"""Columns in a panel: of 3, 4, 6 and 8 fastest or near it for 12 to 200 columns; 8 compiles four times as long."""
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -26,7 +26,7 @@ matmul = partial(jnp.matmul, precision=HIGHEST)
 
 
 def symmetrize(matrix: Float[Array, "*batch d d"]) -> Float[Array, "*batch d d"]:
-    """The symmetric part of `matrix`."""
+    """Symmetric part of `matrix`."""
     return (matrix + transpose(matrix)) / 2
 
 
@@ -36,31 +36,31 @@ def transpose(matrix: Float[Array, "*batch d e"]) -> Float[Array, "*batch e d"]:
 
 
 def diagonal(matrix: Float[Array, "*batch d d"]) -> Float[Array, "*batch d"]:
-    """The diagonal of each matrix."""
+    """Diagonal of each matrix."""
     return jnp.diagonal(matrix, axis1=-2, axis2=-1)
 
 
 def diagonal_matrix(values: Float[Array, "*batch d"]) -> Float[Array, "*batch d d"]:
-    """Matrices with these diagonals."""
+    """Diagonal matrices with these diagonals."""
     return values[..., None] * lead(jnp.eye(values.shape[-1], dtype=values.dtype), values.ndim + 1)
 
 
 def lead(array: Array, ndim: int) -> Array:
-    """`array` with axes of length one put in front until it has `ndim`: rows made ready to meet members.
+    """`array` with leading axes of length one up to `ndim` axes: rows made ready to broadcast with members.
 
-    Broadcasting says so in the open, because tests make JAX refuse to do it silently.
+    Explicit, because the tests make JAX refuse implicit rank promotion.
     """
     return array.reshape((1,) * (ndim - array.ndim) + array.shape)
 
 
 def outer(a: Float[Array, "*batch d"], b: Float[Array, "*batch e"]) -> Float[Array, "*batch d e"]:
-    """a b^T for each member."""
+    """Outer product a b^T of each member."""
     return a[..., :, None] * b[..., None, :]
 
 
 @jax.custom_jvp
 def cholesky(matrix: Float[Array, "*batch d d"]) -> Float[Array, "*batch d d"]:
-    """The lower triangular L with L L^T = matrix.
+    """Lower triangular L with L L^T = matrix.
 
     A pivot that rounding has taken below `ROUNDING` d units in the last place of its diagonal entry is put back to that
     level, so a matrix that is singular, or negative by rounding only, still has a finite factor.
@@ -77,11 +77,11 @@ def cholesky(matrix: Float[Array, "*batch d d"]) -> Float[Array, "*batch d d"]:
 
 
 ROUNDING = 8
-"""So many units in the last place of its diagonal entry, for each column, are what rounding may leave of a pivot."""
+"""Rounding of a pivot, in units in the last place of its diagonal entry for each column."""
 
 
 def rounding(matrix: Float[Array, "*batch d d"]) -> Float[Array, "*batch d"]:
-    """How small a pivot of each column says nothing: four times what `cholesky` lifts it to."""
+    """Rounding level of the pivot of each column: four times what `cholesky` lifts it to."""
     return 4 * ROUNDING * matrix.shape[-1] * float(jnp.finfo(matrix.dtype).eps) * diagonal(matrix)
 
 
@@ -97,44 +97,44 @@ def lifted(matrix: Float[Array, "*batch d d"], least: Float[Array, "*batch d"]) 
     [[4.0, 2.0], [2.0, 1.5]]
     """
     size, entry = matrix.shape[-1], diagonal(matrix)
-    lack = _lack_unrolled(matrix, least) if size <= UNROLLED else _lack(matrix, least)
-    sound = jnp.all(lack <= 4 * size * (entry + least), axis=-1)[..., None, None]
-    return jnp.where(sound, matrix + diagonal_matrix(lack), diagonal_matrix(jnp.maximum(entry, least)))
+    deficit = _pivot_deficit_unrolled(matrix, least) if size <= UNROLLED else _pivot_deficit(matrix, least)
+    sound = jnp.all(deficit <= 4 * size * (entry + least), axis=-1)[..., None, None]
+    return jnp.where(sound, matrix + diagonal_matrix(deficit), diagonal_matrix(jnp.maximum(entry, least)))
 
 
-def _lowest(least: Array, explained: Array, size: int) -> Array:
-    """How small a pivot may be: of an entry that earlier columns explain, it is known to rounding only."""
+def _smallest_pivot(least: Array, explained: Array, size: int) -> Array:
+    """Smallest pivot that is more than rounding, in a column whose part `explained` earlier columns account for."""
     return least + 0.75 * ROUNDING * size * float(jnp.finfo(least.dtype).eps) * explained
 
 
-def _lack(matrix: Array, least: Array) -> Float[Array, "*batch d"]:
-    """What the diagonal lacks, of many columns."""
-    # Moving second moments from very far away may leave less than nothing of them.
+def _pivot_deficit(matrix: Array, least: Array) -> Float[Array, "*batch d"]:
+    """Amount to add to the diagonal, by panels."""
+    # Moving second moments from a very distant reference may leave a negative diagonal.
     entry = jnp.maximum(diagonal(matrix), least)
     factor = cholesky(matrix + diagonal_matrix(entry - diagonal(matrix)))
     explained = jnp.sum(factor**2, axis=-1) - diagonal(factor) ** 2
-    return jnp.maximum(_lowest(least, explained, matrix.shape[-1]) - (diagonal(matrix) - explained), 0)
+    return jnp.maximum(_smallest_pivot(least, explained, matrix.shape[-1]) - (diagonal(matrix) - explained), 0)
 
 
-def _lack_unrolled(matrix: Array, least: Array) -> Float[Array, "*batch d"]:
+def _pivot_deficit_unrolled(matrix: Array, least: Array) -> Float[Array, "*batch d"]:
     size = matrix.shape[-1]
     rest = [[matrix[..., i, j] for j in range(i + 1)] for i in range(size)]
-    lack = []
+    deficit = []
     for j in range(size):
-        lowest = _lowest(least[..., j], matrix[..., j, j] - rest[j][j], size)
+        lowest = _smallest_pivot(least[..., j], matrix[..., j, j] - rest[j][j], size)
         pivot = jnp.maximum(rest[j][j], lowest)
-        lack.append(pivot - rest[j][j])
+        deficit.append(pivot - rest[j][j])
         for i in range(j + 1, size):
             slope = rest[i][j] / pivot
             for k in range(j + 1, i + 1):
                 rest[i][k] = rest[i][k] - slope * rest[k][j]
-    return jnp.stack(lack, axis=-1)
+    return jnp.stack(deficit, axis=-1)
 
 
 def _safe_pivot(pivot: Array, entry: Array, size: int) -> tuple[Array, Array]:
-    """The root of a pivot put back to rounding level, and what to multiply the rest of its column by.
+    """Square root of a pivot lifted to rounding level, and the factor for the rest of its column.
 
-    Where the pivot is negative by more than rounding, nothing: the rest of the column could grow without bound.
+    That factor is zero where the pivot is negative by more than rounding: the column could grow without bound.
     """
     rounding = ROUNDING * size * float(jnp.finfo(pivot.dtype).eps)
     least = jnp.maximum(rounding * entry, jnp.finfo(pivot.dtype).tiny)
@@ -143,7 +143,7 @@ def _safe_pivot(pivot: Array, entry: Array, size: int) -> tuple[Array, Array]:
 
 
 def _cholesky_unrolled(matrix: Array, entry: Array, size: int) -> tuple[Array, Array]:
-    """The factor, and what `_safe_pivot` says of each column; `entry` and `size` are those of the whole matrix."""
+    """The factor, and the factors of `_safe_pivot` for each column; `entry` and `size` are of the whole matrix."""
     columns = matrix.shape[-1]
     factor, inverses = [[jnp.zeros_like(matrix[..., 0, 0])] * columns for _ in range(columns)], []
     for j in range(columns):
@@ -164,12 +164,12 @@ def _panel(array: Array, at: Array, axis: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(array, at, PANEL, axis=axis)
 
 
-def _put(array: Array, panel: Array, at: Array, axis: int) -> Array:
+def _with_panel(array: Array, panel: Array, at: Array, axis: int) -> Array:
     return jax.lax.dynamic_update_slice_in_dim(array, panel, at, axis=axis)
 
 
 def _in_panels(matrix: Array) -> Array:
-    """With ones on the diagonal behind the last column, so that it is made of panels."""
+    """The matrix padded to whole panels, with ones on the diagonal."""
     size, more = matrix.shape[-1], -matrix.shape[-1] % PANEL
     padded = jnp.pad(matrix, [(0, 0)] * (matrix.ndim - 2) + [(0, more), (0, more)])
     return padded + lead(jnp.diag((jnp.arange(size + more) >= size).astype(matrix.dtype)), matrix.ndim)
@@ -188,13 +188,13 @@ def _cholesky_by_panels(matrix: Array) -> Array:
             known = sum(columns[k] * corner[..., j, k, None] for k in range(j))
             columns.append((rest[..., j] - known) * inverse[..., j, None])
         below = jnp.where(lead(index >= at + PANEL, matrix.ndim), jnp.stack(columns, axis=-1), 0)
-        return _put(factor, _put(below, corner, at, -2), at, -1)
+        return _with_panel(factor, _with_panel(below, corner, at, -2), at, -1)
 
     return jax.lax.fori_loop(0, len(index) // PANEL, panel, jnp.zeros_like(whole))[..., :size, :size]
 
 
 def triangular_inverse(factor: Float[Array, "*batch d d"]) -> Float[Array, "*batch d d"]:
-    """The inverse of a lower triangular matrix, by forward substitution."""
+    """Inverse of a lower triangular matrix, by forward substitution."""
     size = factor.shape[-1]
     if size <= UNROLLED:
         return _inverse_unrolled(factor)
@@ -205,7 +205,7 @@ def triangular_inverse(factor: Float[Array, "*batch d d"]) -> Float[Array, "*bat
         at = i * PANEL
         rows = _panel(whole, at, -2)
         rest = _panel(identity, at, -2) - matmul(rows, inverse)
-        return _put(inverse, matmul(_inverse_unrolled(_panel(rows, at, -1)), rest), at, -2)
+        return _with_panel(inverse, matmul(_inverse_unrolled(_panel(rows, at, -1)), rest), at, -2)
 
     panels = whole.shape[-1] // PANEL
     return jax.lax.fori_loop(0, panels, panel, jnp.zeros_like(whole))[..., :size, :size]
@@ -224,7 +224,7 @@ def _inverse_unrolled(factor: Array) -> Array:
 
 @jax.custom_jvp
 def whitening(matrix: Float[Array, "*batch d d"]) -> Float[Array, "*batch d d"]:
-    """The lower triangular W = L^-1 with W matrix W^T = 1: it turns a covariance into the identity.
+    """Lower triangular W = L^-1 with W matrix W^T = 1: it turns a covariance into the identity.
 
     The inverse is W^T W and the log-determinant of `matrix` is -2 sum log diag W.
 
@@ -236,7 +236,7 @@ def whitening(matrix: Float[Array, "*batch d d"]) -> Float[Array, "*batch d d"]:
 
 
 def _half_lower(matrix: Array) -> Array:
-    """The lower triangle with its diagonal halved."""
+    """Lower triangle with its diagonal halved."""
     size = matrix.shape[-1]
     weight = jnp.tril(jnp.ones((size, size), matrix.dtype)) - jnp.eye(size, dtype=matrix.dtype) / 2
     return matrix * lead(weight, matrix.ndim)
@@ -259,7 +259,7 @@ def _cholesky_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array,
 
 
 def semidefinite_root(matrix: Float[Array, "*batch d d"]) -> Float[Array, "*batch d d"]:
-    """The lower triangular L with L L^T = matrix, which may be singular: where nothing is left, L is zero.
+    """Lower triangular L with L L^T = matrix, which may be singular: columns without a remainder are zero.
 
     >>> import jax.numpy as jnp
     >>> semidefinite_root(jnp.array([[4.0, 2.0], [2.0, 1.0]])).tolist()
@@ -278,11 +278,11 @@ def half_log_det(white: Float[Array, "*batch d d"]) -> Float[Array, "*batch"]:
 
 
 WRITTEN_OUT = 4
-"""Up to so many rows the algebra of matrices on the first two axes is written out; above, a loop goes over the rows."""
+"""Rows up to which the algebra of matrices on the first two axes is unrolled; above, a loop goes over the rows."""
 
 
 def product(a: Float[Array, "d k *s1"], b: Float[Array, "k e *s2"]) -> Float[Array, "d e *s"]:
-    """a b for matrices on the first two axes, their batch behind them."""
+    """Product a b of matrices on the first two axes, batch axes last."""
     if len(b) > WRITTEN_OUT:
         return jnp.sum(a[:, :, None] * b[None], axis=1)
     return sum((a[:, k, None] * b[k][None] for k in range(1, len(b))), a[:, 0, None] * b[0][None])
@@ -291,15 +291,15 @@ def product(a: Float[Array, "d k *s1"], b: Float[Array, "k e *s2"]) -> Float[Arr
 def triangular_root(
     matrix: Float[Array, "d e *s"], pivots: int | None = None, least: Any = 0.0
 ) -> Float[Array, "d p *s"]:
-    """The lower triangular L with L L^T = M M^T, for wide matrices on the first two axes, their batch behind them.
+    """Lower triangular L with L L^T = M M^T, for wide matrices on the first two axes, batch axes last.
 
     By modified Gram-Schmidt, without the product M M^T, which has half the digits. A row that the rows before it span
     has a zero on the diagonal.
 
     Args:
         matrix: M.
-        pivots: only so many first columns of L.
-        least: a row is taken to be spanned if no more than this part of it is left: one number, or one for each.
+        pivots: number of leading columns of L to compute; all if None.
+        least: a row counts as spanned if at most this fraction of it remains: one number, or one for each row.
 
     >>> import jax.numpy as jnp
     >>> triangular_root(jnp.array([[3.0, 4.0], [0.0, 5.0]])).tolist()
@@ -313,41 +313,41 @@ def triangular_root(
     index = jnp.arange(size, dtype=jnp.int32).reshape(size, *(1,) * (matrix.ndim - 2))
 
     def column(rest: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
-        # In a loop: written out, XLA may compute what is left of a row anew wherever it is used, each time with another
-        # rounding. Of a row that others span nothing else is left, and a direction and its length must fit.
+        # In a loop: unrolled, XLA may recompute the remainder of a row at each use, each time rounded differently.
+        # A spanned row has nothing but rounding left, and its direction and length must be consistent.
         i, spanned = now
-        along, rest = _without(rest, jax.lax.dynamic_index_in_dim(rest, i, keepdims=False), spanned)
+        along, rest = _project_out(rest, jax.lax.dynamic_index_in_dim(rest, i, keepdims=False), spanned)
         return rest, jnp.where(index >= i, along, 0)
 
     return jnp.swapaxes(jax.lax.scan(column, matrix, (jnp.arange(pivots, dtype=jnp.int32), spanned))[1], 0, 1)
 
 
-def _without(
+def _project_out(
     rows: Float[Array, "d e *s"], row: Float[Array, "e *s"], spanned: Float[Array, "*s1"]
 ) -> tuple[Array, Array]:
-    """How far each row goes along another, and what is left of it; nothing, if that other is `spanned`."""
-    squared = _added(row * row)
+    """Component of each row along `row` (zero if |row|^2 <= `spanned`), and the remainder of each row."""
+    squared = _sum_first_axis(row * row)
     some = squared > spanned
     unit = row * jnp.where(some, 1 / jnp.sqrt(jnp.where(some, squared, 1)), 0)[None]
-    along = _added(jnp.moveaxis(rows * unit[None], 1, 0))
+    along = _sum_first_axis(jnp.moveaxis(rows * unit[None], 1, 0))
     return along, rows - along[:, None] * unit[None]
 
 
-def _added(terms: Array) -> Array:
-    """The sum over the first axis: written out if it is short, so that XLA makes it part of what comes before."""
+def _sum_first_axis(terms: Array) -> Array:
+    """Sum over the first axis; unrolled if it is short, so that XLA fuses it with what comes before."""
     if len(terms) > 3 * WRITTEN_OUT:
         return jnp.sum(terms, axis=0)
     return sum((terms[k] for k in range(1, len(terms))), terms[0])
 
 
 def reflections(matrix: Float[Array, "d n *s"], pivots: int) -> tuple[Float[Array, "d n *s"], Float[Array, "p n *s"]]:
-    """Rows turned by Householder's reflections that make the first `pivots` of them lower triangular; and those.
+    """Rows turned by the Householder reflections that make the first `pivots` rows lower triangular; and the mirrors.
 
     The rows are the first axis, their batch is behind the second. Each row keeps its digits, however much larger others
     are (Householder 1958; Cox and Higham 1998): a row may be zero, or be spanned by others.
 
     Returns:
-        `(turned, mirrors)`: what is above the diagonal of the first rows is rounding, for the caller to leave out;
+        `(turned, mirrors)`: entries above the diagonal of the first rows are rounding, which the caller discards;
         `reflected(rows, mirrors)` turns other rows likewise.
 
     >>> import jax.numpy as jnp
@@ -358,7 +358,7 @@ def reflections(matrix: Float[Array, "d n *s"], pivots: int) -> tuple[Float[Arra
     """
 
     def turn(rows: Array, i: Array) -> tuple[Array, Array]:
-        # In a loop, as in `triangular_root`: a mirror must have the length that it says.
+        # In a loop, as in `triangular_root`: a mirror must have exactly the length assumed.
         mirror = _mirror(jax.lax.dynamic_index_in_dim(rows, i, keepdims=False), i)
         return _reflected(rows, mirror), mirror
 
@@ -368,7 +368,7 @@ def reflections(matrix: Float[Array, "d n *s"], pivots: int) -> tuple[Float[Arra
 def reflected(
     rows: Float[Array, "d n *s"], mirrors: Float[Array, "p n *s1"], reverse: bool = False
 ) -> Float[Array, "d n *s"]:
-    """Rows after all reflections of `reflections`; in `reverse` order they are undone."""
+    """Rows after all reflections of `reflections`, or with `reverse` after undoing them."""
     if len(mirrors) > WRITTEN_OUT:
         return jax.lax.scan(lambda rows, mirror: (_reflected(rows, mirror), None), rows, mirrors, reverse=reverse)[0]
     for i in reversed(range(len(mirrors))) if reverse else range(len(mirrors)):
@@ -377,24 +377,24 @@ def reflected(
 
 
 def _mirror(row: Float[Array, "n *s"], i: Any) -> Float[Array, "n *s"]:
-    """v, of length root two, or zero: x - v v^T x has nothing of this row behind its entry i."""
+    """Mirror v, of length root two or zero: x - v v^T x zeroes this row behind its entry i."""
     index = jnp.arange(len(row), dtype=jnp.int32).reshape(-1, *(1,) * (row.ndim - 1))
     pivot = jnp.where(index == i, row, 0)
     ahead = jnp.where(index >= i, row, 0)
-    squared = _added(ahead * ahead)
+    squared = _sum_first_axis(ahead * ahead)
     some = squared > 0
     length = jnp.sqrt(jnp.where(some, squared, 1))
     mirror = ahead + jnp.where(index == i, jnp.where(pivot < 0, -length[None], length[None]), 0)
-    half = jnp.sqrt(length) * jnp.sqrt(length + _added(jnp.abs(pivot)))
+    half = jnp.sqrt(length) * jnp.sqrt(length + _sum_first_axis(jnp.abs(pivot)))
     return jnp.where(some[None], mirror / half[None], 0)
 
 
 def _reflected(rows: Float[Array, "d n *s"], mirror: Float[Array, "n *s1"]) -> Float[Array, "d n *s"]:
-    return rows - _added(jnp.moveaxis(rows * mirror[None], 1, 0))[:, None] * mirror[None]
+    return rows - _sum_first_axis(jnp.moveaxis(rows * mirror[None], 1, 0))[:, None] * mirror[None]
 
 
 def root_inverse(factor: Float[Array, "d d *s"]) -> Float[Array, "d d *s"]:
-    """The inverse of lower triangular matrices on the first two axes, their batch behind them."""
+    """Inverse of lower triangular matrices on the first two axes, batch axes last."""
     size = len(factor)
     eye = jnp.eye(size, dtype=factor.dtype).reshape(size, size, *(1,) * (factor.ndim - 2))
     if size > WRITTEN_OUT:
@@ -415,9 +415,9 @@ def root_inverse(factor: Float[Array, "d d *s"]) -> Float[Array, "d d *s"]:
 
 
 def solve(matrix: Float[Array, "d d"], b: Float[Array, "d"]) -> tuple[Float[Array, "d"], Float[Array, ""]]:
-    """matrix^-1 b for a symmetric positive definite matrix; and the smallest pivot, relative to its diagonal entry.
+    """matrix^-1 b for a symmetric positive definite matrix; and the smallest pivot relative to its diagonal entry.
 
-    Of two numbers of which a matrix knows only the sum, the pivot of the second is rounding.
+    That ratio is at rounding level if the matrix is singular: if it determines, say, only the sum of two numbers.
     """
     factor = cholesky(matrix)
     white = triangular_inverse(factor)
@@ -426,14 +426,14 @@ def solve(matrix: Float[Array, "d d"], b: Float[Array, "d"]) -> tuple[Float[Arra
 
 
 def largest_eigenvalue(matrix: Callable[[Array], Array], like: Float[Array, "p"], steps: int = 200) -> Float[Array, ""]:
-    """The largest eigenvalue of a matrix that is only applied and has none below zero, by power iteration."""
+    """Largest eigenvalue of a positive semi-definite linear map, by power iteration."""
 
     def apply(_: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         image = matrix(carry[0])
         length = jnp.sqrt(jnp.sum(image**2))
         return image / jnp.where(length > 0, length, 1), length
 
-    # No direction is preferred, and none is left out.
+    # A start that favours no direction and misses none.
     start = jnp.cos(jnp.arange(like.size, dtype=like.dtype) + 1)
     start = start / jnp.sqrt(jnp.sum(start**2))
     return jax.lax.fori_loop(0, steps, apply, (start, jnp.zeros((), like.dtype)))[1]

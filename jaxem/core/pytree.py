@@ -1,4 +1,4 @@
-"""Frozen dataclasses that are pytrees: the only kind of object that jaxem makes."""
+"""Frozen dataclasses that are pytrees, as all objects of jaxem are."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def static(default: Any = dataclasses.MISSING) -> Any:
-    """A field that is part of the type (a size, a name), not a leaf: changing it compiles anew."""
+    """A dataclass field that is part of the type (a size, a name), not a leaf: a change recompiles."""
     return dataclasses.field(default=default, metadata={"static": True})
 
 
@@ -57,7 +57,7 @@ def module(cls: type[T]) -> type[T]:
 
 
 def unchecked(cls: type[T], fields: dict[str, Any]) -> T:
-    """A `cls` of these fields, as they are: unlike the constructor it checks and converts nothing."""
+    """A `cls` with these fields; unlike the constructor it checks and converts nothing."""
     new = object.__new__(cls)
     for name, value in fields.items():
         object.__setattr__(new, name, value)
@@ -76,10 +76,10 @@ def select(condition: jax.Array, yes: T, no: T) -> T:
 
 
 def apart_as(like: jax.Array, values: T) -> T:
-    """The same values, as each device's own if `like` is (in `jax.shard_map`).
+    """The same values, marked as varying over devices where `like` is (inside `jax.shard_map`).
 
-    The derivative by what all devices have in common is summed over them, and a loop that goes on with what is a
-    device's own must begin with such. Elsewhere there is nothing to do.
+    The derivative with respect to a value common to all devices is summed over them, and a loop whose carry becomes
+    device-local must start with a device-local carry. Outside `shard_map` this does nothing.
     """
     if not jax.sharding.get_abstract_mesh().manual_axes or not like.size:
         return values

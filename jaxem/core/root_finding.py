@@ -1,4 +1,4 @@
-"""Where a function of one number is zero, for any number of members at once: M-steps without a closed form."""
+"""Roots of functions of one variable, batched over members: for M-steps without a closed form."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 STEPS = 80
-"""Enough to halve any bracket of a float64 down to rounding; Newton needs about five."""
+"""Iterations at most: enough to halve any float64 bracket down to rounding; Newton needs about five."""
 
 
 def root(
@@ -18,17 +18,17 @@ def root(
     high: Float[Array, "*batch"],
     start: Float[Array, "*batch"] | None = None,
 ) -> Float[Array, "*batch"]:
-    """Where each member's increasing function is zero: Newton's steps, kept inside a bracket that halves if they fail.
+    """Root of each member's increasing function, by Newton's method within a bracket, bisected where Newton fails.
 
     It is exact to rounding, relative to the larger of 1 and the root, so positive numbers are best sought by their
     logarithms. It can be differentiated in both modes, any number of times: the derivative of a root is that of the
     equation it solves (the implicit function theorem), not of the steps.
 
     Args:
-        function: maps `[...]` to `[...]`, each member by itself; increasing where it crosses zero; JAX finds its slope.
-        low: `[...]`, below the root. A function above zero at `low` has its root, as far as anyone asks, at `low`.
-        high: `[...]`, above it, in the same way.
-        start: `[...]`, a guess between the two; the middle if left out.
+        function: maps `[...]` to `[...]`, member by member; increasing where it crosses zero; JAX finds its slope.
+        low: `[...]`, below the root. If the function is above zero at `low`, `low` is returned.
+        high: `[...]`, above the root; if the function is below zero there, `high` is returned.
+        start: `[...]`, an initial guess between the two; the middle if left out.
 
     >>> import jax.numpy as jnp
     >>> root(lambda x: x**3 - jnp.array([8.0, 27.0]), jnp.zeros(2), jnp.full(2, 10.0)).round(6).tolist()
@@ -59,7 +59,7 @@ def _newton(function: Callable[[Array], Array], low: Array, high: Array, start: 
         value, slope = jax.jvp(function, (x,), (jnp.ones_like(x),))
         low, high = jnp.where(value <= 0, x, low), jnp.where(value >= 0, x, high)
         newton = x - value / jnp.where(slope > 0, slope, 1)
-        # A step that does not halve the one before is not converging: halve the bracket instead.
+        # A Newton step more than half as long as the one before is not converging: bisect instead.
         good = (slope > 0) & (newton >= low) & (newton <= high) & (2 * jnp.abs(newton - x) <= moved)
         new = jnp.where(good, newton, low + (high - low) / 2)
         return new, low, high, jnp.abs(new - x), count + 1

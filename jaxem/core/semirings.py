@@ -1,7 +1,7 @@
-"""Sums over what is hidden: log-sum-exp for EM and likelihoods, the maximum for hard EM and decoding, tempered, drawn.
+"""Sums over hidden variables: log-sum-exp for EM and likelihoods, maximum for hard EM and decoding, tempered, sampled.
 
-The first two never produce NaN where every term is -inf, and carry their derivative as a rule: responsibilities, and
-the first of the largest.
+The first two never produce NaN where every term is -inf, and define their own derivatives: responsibilities, and
+one at the first of the largest terms.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def responsibilities(terms: Float[Array, ...], axis: int = -1) -> Float[Array, .
 
 
 def tempered(sharpness: Float[Array, ""], terms: Float[Array, ...], axis: int = -1) -> Float[Array, ...]:
-    """log sum exp(sharpness x terms) / sharpness: between their mean-field and their largest, log-sum at one.
+    """log sum exp(sharpness x terms) / sharpness: `log_sum` at one, towards `maximum` for larger sharpness.
 
     >>> import jax.numpy as jnp
     >>> bool(abs(tempered(jnp.array(100.0), jnp.array([0.0, -1.0]))) < 1e-6)
@@ -59,7 +59,7 @@ def tempered(sharpness: Float[Array, ""], terms: Float[Array, ...], axis: int = 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def maximum(terms: Float[Array, ...], axis: int = -1) -> Float[Array, ...]:
-    """The largest term over `axis`; its derivative is one at the first of the largest, zero elsewhere."""
+    """Largest term over `axis`; its derivative is one at the first of the largest, zero elsewhere."""
     return jnp.max(terms, axis=axis)
 
 
@@ -72,7 +72,7 @@ def _maximum_jvp(axis: int, primals: tuple[Array], tangents: tuple[Array]) -> tu
 
 @module
 class Sampled:
-    """log-sum, with one term for its derivative, drawn by the responsibilities instead of all of them.
+    """log-sum-exp whose derivative is one at a single term, drawn with its responsibility, and zero elsewhere.
 
     Attributes:
         key: a JAX random key. The same key draws the same.
@@ -108,7 +108,7 @@ def _sampled(axis: int, key: Array, terms: Array) -> Array:
 @_sampled.defjvp
 def _sampled_jvp(axis: int, primals: tuple[Array, Array], tangents: tuple[Any, Array]) -> tuple[Array, Array]:
     key, terms = primals
-    # The largest after Gumbel noise is a draw; where nothing is possible, none is.
+    # Adding Gumbel noise and taking the largest draws a term; none is drawn where all are impossible.
     drawn = jnp.argmax(terms + jax.random.gumbel(key, terms.shape, terms.dtype), axis=axis, keepdims=True)
     value = log_sum(terms, axis)
     change = jnp.squeeze(jnp.take_along_axis(tangents[1], drawn, axis=axis), axis)

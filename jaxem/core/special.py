@@ -1,8 +1,10 @@
-"""Special functions without their large parts: what is left where logarithms of gamma functions cancel.
+"""Special functions without their large parts: the remainders where logarithms of gamma functions cancel.
 
-    log Gamma(z) = z log z - z + stirling(z)        digamma(z) = log z - behind(z)        log(1 + t) = t - gap(t)
+    log Gamma(z) = z log z - z + stirling(z)
+    digamma(z) = log z - log_minus_digamma(z)
+    log(1 + t) = t - x_minus_log1p(t)
 
-A Poisson as the limit of a negative binomial, or a beta distribution on a narrow interval, lives on these rests alone.
+A Poisson as the limit of a negative binomial, or a beta distribution on a narrow interval, needs only these remainders.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from jax.scipy.special import digamma
 from jaxtyping import Array, Float
 
 LARGE = 16.0
-"""From here on six terms of an asymptotic series are exact to rounding."""
+"""Argument from which six terms of an asymptotic series are exact to rounding."""
 
 
 BINET = {
@@ -31,7 +33,7 @@ BINET = {
         *(0.09058867757972694, -0.03744418560481303, 0.007134316077591125),
     ),
 }
-"""By bytes of a float: z times Binet's function as a polynomial in 1 / z, for z from 2 upward, to 3e-11 and 5e-18.
+"""Coefficients, by bytes of a float: z times Binet's function as a polynomial in 1 / z, z >= 2, to 3e-11 and 5e-18.
 
 Chebyshev's interpolation on [1e-7, 1/2] at 60 digits (`mpmath.chebyfit`)."""
 
@@ -44,17 +46,17 @@ ARTANH = {
         *(0.078152889005022,),
     ),
 }
-"""In the same way (artanh(z) / z - 1) / z^2 as a polynomial in z^2, up to 1/9, to 4e-9 and 2e-17."""
+"""Coefficients likewise: (artanh(z) / z - 1) / z^2 as a polynomial in z^2, up to 1/9, to 4e-9 and 2e-17."""
 
 
 def _split(z: Array) -> tuple[Array, Array, Array]:
-    """Is z large; z where it is not; 1 / z where it is. Neither branch of a choice ever sees what it cannot take."""
+    """Whether z is large; z where it is not; 1 / z where it is. Either branch is safe to evaluate everywhere."""
     large = z > LARGE
     return large, jnp.where(large, LARGE, z), 1 / jnp.where(large, z, LARGE)
 
 
 def _series(v: Array, *coefficients: float) -> Array:
-    """c0 + c1 v + c2 v^2 + ..."""
+    """Polynomial c0 + c1 v + c2 v^2 + ..."""
     total = jnp.full_like(v, coefficients[-1])
     for coefficient in reversed(coefficients[:-1]):
         total = total * v + coefficient
@@ -62,34 +64,34 @@ def _series(v: Array, *coefficients: float) -> Array:
 
 
 def x_minus_log1p(t: Float[Array, ...], more: Float[Array, ...] | None = None) -> Float[Array, ...]:
-    """t - log(1 + t), t > -1: zero at zero, and above it elsewhere.
+    """t - log(1 + t), t > -1: zero at zero, positive elsewhere.
 
     Args:
-        t: as exact where it is small as the answer is to be.
-        more: 1 + t, as exact where that is small; left out, it is the sum.
+        t: as precise where it is small as the result should be.
+        more: 1 + t, as precise where that is small; computed from t if left out.
 
     >>> import jax.numpy as jnp
     >>> bool(abs(x_minus_log1p(jnp.asarray(1e-9)) / 0.5e-18 - 1) < 1e-6)
     True
     """
-    return _gap(t, 1 + t if more is None else more)
+    return _x_minus_log1p(t, 1 + t if more is None else more)
 
 
 @jax.custom_jvp
-def _gap(t: Array, more: Array) -> Array:
+def _x_minus_log1p(t: Array, more: Array) -> Array:
     near, small, far = _near(t)
     z, rest = _artanh(small)
     return jnp.where(near, z * (small - 2 * z * z * rest), far - jnp.log(jnp.where(near, 2, more)))
 
 
-@_gap.defjvp
-def _gap_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+@_x_minus_log1p.defjvp
+def _x_minus_log1p_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     t, more = primals
-    return _gap(t, more), t / more * tangents[0]
+    return _x_minus_log1p(t, more), t / more * tangents[0]
 
 
 def log_and_gap(t: Float[Array, ...], log: Float[Array, ...]) -> tuple[Float[Array, ...], Float[Array, ...]]:
-    """log(1 + t) and t - log(1 + t), where `log` is the former, but not to all digits where t is small."""
+    """log(1 + t) and t - log(1 + t), given a `log` of 1 + t that may be imprecise where t is small."""
     near, small, far = _near(t)
     z, rest = _artanh(small)
     tail = 2 * z * z * rest
@@ -97,13 +99,13 @@ def log_and_gap(t: Float[Array, ...], log: Float[Array, ...]) -> tuple[Float[Arr
 
 
 def log_rest(p: Float[Array, ...]) -> Float[Array, ...]:
-    """log(1 - p), 0 <= p < 1: in float64 XLA's own log1p is off by a hundred units of rounding near p = 0.4."""
+    """log(1 - p), 0 <= p < 1; XLA's own float64 log1p is off by a hundred units of rounding near p = 0.4."""
     small = p < 0.25
     return jnp.where(small, jnp.log1p(-jnp.where(small, p, 0)), jnp.log(jnp.where(small, 1, 1 - p)))
 
 
 def x_minus_log1p_over_square(t: Float[Array, ...]) -> Float[Array, ...]:
-    """gap(t) / t^2: one half at zero, and falling.
+    """(t - log(1 + t)) / t^2: one half at zero, and decreasing.
 
     >>> import jax.numpy as jnp
     >>> x_minus_log1p_over_square(jnp.array([0.0, 1e-30, 1.0])).round(4).tolist()
@@ -115,20 +117,20 @@ def x_minus_log1p_over_square(t: Float[Array, ...]) -> Float[Array, ...]:
 
 
 def _near(t: Array) -> tuple[Array, Array, Array]:
-    """Is 1 + t between a half and two; t if it is; and if it is not."""
+    """Whether 1 + t is in [1/2, 2]; t where it is; t where it is not."""
     near = (t < 1) & (t > -0.5)
     return near, jnp.where(near, t, 0), jnp.where(near, 1, t)
 
 
 def _artanh(t: Array) -> tuple[Array, Array]:
-    """z = t / (2 + t), of which log(1 + t) is 2 artanh z; and (artanh(z) / z - 1) / z^2."""
+    """z = t / (2 + t), for which log(1 + t) = 2 artanh z; and (artanh(z) / z - 1) / z^2."""
     z = t / (2 + t)
     return z, _series(z * z, *ARTANH[t.dtype.itemsize])
 
 
 @jax.custom_jvp
 def binet(z: Float[Array, ...]) -> Float[Array, ...]:
-    """log Gamma(z) - (z - 1/2) log z + z - 1/2 log(2 pi), Binet's function: about 1 / (12 z) where z is large.
+    """Binet's function log Gamma(z) - (z - 1/2) log z + z - 1/2 log(2 pi), about 1 / (12 z) where z is large.
 
     >>> import jax.numpy as jnp
     >>> [f"{value:.4g}" for value in binet(jnp.array([1.0, 1e3]))]
@@ -139,7 +141,7 @@ def binet(z: Float[Array, ...]) -> Float[Array, ...]:
     small = near < 1
     raised = near + small.astype(z.dtype)
     v = 1 / jnp.where(far, z, raised + 1)
-    # With w = 1 / (2 z + 1), that of z is above that of z + 1 by (z + 1/2) log(1 + 1 / z) - 1 = artanh(w) / w - 1.
+    # With w = 1 / (2 z + 1): binet(z) - binet(z + 1) = (z + 1/2) log(1 + 1 / z) - 1 = artanh(w) / w - 1.
     w = 1 / (2 * raised + 1)
     more = w * w * _series(w * w, *ARTANH[z.dtype.itemsize])
     least = jnp.maximum(near, 8 * float(jnp.finfo(z.dtype).tiny))
@@ -154,7 +156,7 @@ def _binet_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Ar
 
 
 def _shifted(z: Array) -> tuple[Array, Array, Array]:
-    """Is z at least 2; z where it is not; and 1 / z, or 1 / (z + 2) where it is not."""
+    """Whether z is at least 2; z where it is not; and 1 / z where it is, 1 / (z + 2) elsewhere."""
     far = z >= 2
     return far, jnp.where(far, 1, z), 1 / jnp.where(far, z, z + 2)
 
@@ -177,18 +179,18 @@ def _stirling_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array,
 
 
 def log_minus_digamma(z: Float[Array, ...]) -> Float[Array, ...]:
-    """log z - digamma(z), about 1 / (2 z) where z is large: above zero, and falling.
+    """log z - digamma(z), about 1 / (2 z) where z is large: positive and decreasing.
 
     >>> import jax.numpy as jnp
     >>> log_minus_digamma(jnp.array([1.0, 1e30])).round(4).tolist()
     [0.5772, 0.0]
     """
-    half, rest = _behind_parts(z)
+    half, rest = _log_minus_digamma_parts(z)
     return half + rest
 
 
-def _behind_parts(z: Array) -> tuple[Array, Array]:
-    """1 / (2 z), and what else there is of `log_minus_digamma`."""
+def _log_minus_digamma_parts(z: Array) -> tuple[Array, Array]:
+    """1 / (2 z), and the remainder of `log_minus_digamma`."""
     far, near, v = _shifted(z)
     slope = _series(v, *((power + 1) * each for power, each in enumerate(BINET[z.dtype.itemsize])))
     # Each step down adds 1 / z - log(1 + 1 / z).
@@ -197,24 +199,24 @@ def _behind_parts(z: Array) -> tuple[Array, Array]:
 
 
 def log_minus_digamma_difference(z: Float[Array, ...], x: Float[Array, ...]) -> Float[Array, ...]:
-    """behind(z) - behind(z + x), x >= 0: zero where x is, and to all digits where z is large.
+    """log_minus_digamma(z) - log_minus_digamma(z + x), x >= 0: zero at x = 0, to all digits where z is large.
 
     >>> import jax.numpy as jnp
     >>> (log_minus_digamma_difference(jnp.array([1.0, 1e9]), 1.0) * jnp.array([1.0, 1e18])).round(4).tolist()
     [0.3069, 0.5]
     """
-    return 0.5 * x / z / (z + x) + (_behind_parts(z)[1] - _behind_parts(z + x)[1])
+    return 0.5 * x / z / (z + x) + (_log_minus_digamma_parts(z)[1] - _log_minus_digamma_parts(z + x)[1])
 
 
-def _behind_rest(v: Array) -> Array:
+def _log_minus_digamma_rest(v: Array) -> Array:
     square = v * v
     return square * _series(square, 1 / 12, -1 / 120, 1 / 252, -1 / 240, 1 / 132, -691 / 32760)
 
 
 def tables(r: Float[Array, ...], x: Float[Array, ...]) -> tuple[Float[Array, ...], Float[Array, ...]]:
-    """r (digamma(r + x) - digamma(r)) = sum over k < x of r / (r + k), and what it lacks of x: each to all digits.
+    """sum over k < x of r / (r + k) = r (digamma(r + x) - digamma(r)), and x minus that sum: each to all digits.
 
-    The latter, the sum of k / (r + k), is zero for x of 0 and 1, and x where r is zero.
+    The latter is the sum of k / (r + k): zero for x of 0 and 1, and x where r is zero.
 
     >>> import jax.numpy as jnp
     >>> tables(jnp.array([1.0, 1e10]), jnp.array([3.0, 3.0]))[1].round(12).tolist()
@@ -223,8 +225,8 @@ def tables(r: Float[Array, ...], x: Float[Array, ...]) -> tuple[Float[Array, ...
     large, small, v = _split(r)
     big = jnp.where(large, r, LARGE)
     u = x * v
-    # In units of u, which underflows less.
-    rest = _behind_rest(v) - _behind_rest(1 / (big + x))
+    # In units of u, to avoid underflow.
+    rest = _log_minus_digamma_rest(v) - _log_minus_digamma_rest(1 / (big + x))
     half = u / (2 * (1 + u))
     series = jnp.where(x == 0, 0, u * (x_minus_log1p_over_square(u) * x) - half) - big * rest
     direct = small * (digamma(small + x) - digamma(small))
@@ -233,5 +235,5 @@ def tables(r: Float[Array, ...], x: Float[Array, ...]) -> tuple[Float[Array, ...
 
 
 def sum_k_over_r_plus_k(r: Float[Array, ...], x: Float[Array, ...]) -> Float[Array, ...]:
-    """The second of `tables`."""
+    """sum over k < x of k / (r + k): the second of `tables`."""
     return tables(r, x)[1]

@@ -9,10 +9,10 @@ from jaxem.core.linalg import outer
 
 
 def stationary(transition: Float[Array, "*batch k k"]) -> Float[Array, "*batch k"]:
-    """The distribution p with p A = p, by elimination of one state after the other (Grassmann, Taksar, Heyman 1985).
+    """Distribution p with p A = p, by elimination of one state after the other (Grassmann, Taksar, Heyman 1985).
 
-    Nothing is subtracted, so that even the least probable state keeps its digits. Of a chain that falls into parts
-    between which nothing moves, it is one of several; a state that is never left has everything.
+    Nothing is subtracted, so even the least probable state keeps its digits. If the chain falls into closed classes,
+    it is one of several stationary distributions; an absorbing state gets all of it.
 
     >>> import jax.numpy as jnp
     >>> stationary(jnp.array([[0.9, 0.1], [0.3, 0.7]])).round(4).tolist()

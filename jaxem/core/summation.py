@@ -1,4 +1,4 @@
-"""Long sums: in blocks, or with what rounding loses carried along, so that many float32 numbers keep their digits."""
+"""Long sums, in blocks or with compensation, so that many float32 numbers keep their digits."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from jaxtyping import Array, Float
 
 
 def placed(values: Array, axis: Any) -> Float[Array, ...]:
-    """Values in the place of this device of a mesh axis, among zeros for the others: `[devices, ...]`.
+    """This device's values at its place along a mesh axis, zeros for the other devices: `[devices, ...]`.
 
-    Their sum over the devices tells all of them what each has. For inside `jax.shard_map`.
+    A sum over devices then gathers the values of all. For use inside `jax.shard_map`.
     """
     here = jax.lax.axis_index(axis)
     own = jnp.arange(jax.lax.axis_size(axis), dtype=here.dtype) == here
@@ -26,12 +26,12 @@ rounding grows with the square root of their number, not with the number."""
 
 
 def _is_short(n: Any) -> bool:
-    """Of a size that is a symbol (in `jax.export`) nothing is known."""
+    """Whether n is at most `SHORT`; a symbol (in `jax.export`) is not."""
     return isinstance(n, int) and n <= SHORT
 
 
 def total(values: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
-    """The sum over the last axis."""
+    """Sum over the last axis."""
     n = values.shape[-1]
     if _is_short(n):
         return jnp.sum(values, axis=-1)
@@ -42,9 +42,9 @@ def total(values: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
 
 @jax.custom_jvp
 def totals(*values: Float[Array, "*batch n"]) -> tuple[Float[Array, "*batch"], ...]:
-    """The sum over the last axis of each of several arrays of one shape.
+    """Sum over the last axis of each of several arrays of one shape.
 
-    In one pass, because XLA reads (and computes) everything again for each sum by itself: a third of the time.
+    In one pass, in a third of the time: XLA reads (and computes) everything again for each separate sum.
     """
     n = values[0].shape[-1]
     if _is_short(n):
@@ -67,8 +67,8 @@ def _totals_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tupl
 
 
 def two_sum(high: Array, low: Array, term: Array) -> tuple[Array, Array]:
-    """`high + low + term` as a rounded sum and what the rounding lost (Neumaier 1974)."""
+    """`high + low + term` as a rounded sum and its rounding error (Neumaier 1974)."""
     raised = high + term
     lost = jnp.where(jnp.abs(high) >= jnp.abs(term), (high - raised) + term, (term - raised) + high)
-    # A comparison, because in a kernel there is no `isfinite`.
+    # A comparison, because Pallas kernels have no `isfinite`.
     return raised, low + jnp.where(jnp.abs(raised) < jnp.inf, lost, 0)

@@ -1,4 +1,4 @@
-"""Arrays of numbers from whatever holds them: frames, masked arrays, lists with gaps, numbers of any size."""
+"""Arrays of numbers from frames, masked arrays, lists with gaps, and numbers of any type."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ import jax.numpy as jnp
 import numpy as np
 
 GAPS = ("NoneType", "NAType", "NaTType", "MaskedConstant")
-"""Types of what stands for a value that was not seen: of Python, pandas and NumPy."""
+"""Names of the types that stand for a missing value in Python, pandas and NumPy."""
 NUMBERS = (bool, int, float, np.bool_, np.integer, np.floating, Decimal, Fraction)
 PLAIN = frozenset(np.dtype(name) for name in ("float32", "float64", "int32", "int64", "bool"))
-"""What most people have, and JAX reads as it is: not a microsecond is spent on it."""
+"""Types that JAX reads as they are: the common case, which skips all other checks."""
 OTHERWISE = "it must hold numbers (None, NaN or a mask where nothing was seen)"
 
 
 def numbers(x: Any, name: str = "x") -> Any:
-    """`x` as an array of floats, integers or booleans that JAX can read; NaN where nothing was seen.
+    """`x` as an array of floats, integers or booleans that JAX can read; NaN where a cell is missing.
 
-    Nothing was seen where a masked array is masked, and where None or pandas' NA stands: integers with such gaps become
-    floats. Frames (pandas, polars, pyarrow, structured arrays) are read column by column. All of it is NumPy's work,
-    which compiles nothing; arrays of JAX, traced ones among them, pass as they are.
+    A cell is missing where a masked array is masked, and where it is None or pandas' NA: integers with such cells
+    become floats. Frames (pandas, polars, pyarrow, structured arrays) are read column by column. NumPy does all of it
+    and compiles nothing; arrays of JAX, traced ones among them, pass unchanged.
 
     Args:
         x: anything that holds numbers.
         name: of the argument, for messages.
 
     Raises:
-        TypeError: it holds something else; column and row are named.
+        TypeError: it holds anything but numbers; column and row are named.
         ValueError: a list of arrays of different shapes.
 
     >>> numbers([1, None, 3]).tolist(), numbers(np.ma.masked_equal([1, -99], -99)).tolist()
@@ -50,14 +50,14 @@ def numbers(x: Any, name: str = "x") -> Any:
         return _side_by_side(columns, len(x), name)
     array = np.asarray(x) if isinstance(x, np.ndarray) else _array(x, name)
     if array.dtype.kind == "O":
-        array = _of_objects(array, name)
+        array = _from_objects(array, name)
     return array.astype(_readable(array, name), copy=False) if isinstance(array, np.ndarray) else array
 
 
 def float_type(dtype: Any) -> np.dtype:
-    """The type of floats that numbers of a type are read as, where no model says it.
+    """Default floating-point type for numbers of this type, where no model determines it.
 
-    float32 stays, what is narrower is widened to it, and all others, integers among them, take JAX's default: float64
+    float32 stays, narrower types are widened to it, and all others, integers among them, take JAX's default: float64
     if `jax_enable_x64` is on, else float32.
 
     >>> float_type(np.float16).name
@@ -69,23 +69,23 @@ def float_type(dtype: Any) -> np.dtype:
 
 
 def _is_real(dtype: Any) -> bool:
-    # To NumPy a span of time is an integer, too.
+    # To NumPy a timedelta is an integer, too.
     some = any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
     return some and not jnp.issubdtype(dtype, np.timedelta64)
 
 
 def _readable(x: np.ndarray, name: str) -> np.dtype:
-    """The type of these numbers, or the one nearest to it that JAX has: of this machine's byte order, 4 or 8 bytes."""
+    """Nearest type that JAX can read: of this machine's byte order, 4 or 8 bytes."""
     dtype = x.dtype
     if not _is_real(dtype):
-        raise TypeError(f"{name} holds values of type {_told(x)}")
+        raise TypeError(f"{name} holds values of type {_describe_type(x)}")
     if jnp.issubdtype(dtype, jnp.floating):
         return np.dtype(np.float32 if dtype.itemsize < 8 else np.float64)
     return np.dtype(np.int32) if dtype.kind == "V" else dtype.newbyteorder("=")
 
 
-def _told(x: np.ndarray) -> str:
-    """A type that holds no numbers, where it is, and what to do."""
+def _describe_type(x: np.ndarray) -> str:
+    """Error message for values that are no numbers: which type, where, and what to do."""
     kind = x.dtype.kind
     if kind == "c":
         return f"{x.dtype}; it must hold real numbers: their real and imaginary parts are two columns"
@@ -109,14 +109,14 @@ def _is_numeral(value: Any) -> bool:
 
 
 def place(at: tuple[int, ...]) -> str:
-    """Where an entry stands, in words: rows and columns are counted from zero."""
+    """Position of an entry in words; rows and columns are counted from zero."""
     if len(at) > 2:
         return f"entry {at}"
     return ", ".join(f"{axis} {i}" for axis, i in zip(("row", "column"), at, strict=False)) or "it"
 
 
 def _unmasked(x: np.ma.MaskedArray, name: str) -> np.ndarray:
-    """NaN where something is masked."""
+    """The array with NaN for masked cells."""
     if x.dtype.names:
         return _side_by_side([(column, x[column]) for column in x.dtype.names], len(x), name)
     mask = np.ma.getmaskarray(x)
@@ -129,7 +129,7 @@ def _unmasked(x: np.ma.MaskedArray, name: str) -> np.ndarray:
 
 
 def _named_columns(x: Any) -> list[tuple[Any, Any]] | None:
-    """The columns of a frame with their names: of pandas and what is like it, polars, Arrow, or a structured array."""
+    """Names and columns of a frame (pandas-like, polars, Arrow, or a structured array); None for anything else."""
     if isinstance(x, np.ndarray):
         return [(name, x[name]) for name in x.dtype.names] if x.dtype.names else None
     if isinstance(x, (list, tuple)):
@@ -153,9 +153,9 @@ def _side_by_side(columns: list[tuple[Any, Any]], rows: int, name: str) -> np.nd
 
 
 def _array(x: Any, name: str) -> Any:
-    """What is neither an array yet nor a frame."""
+    """`x`, neither an array yet nor a frame, as an array."""
     if isinstance(x, (list, tuple)):
-        return _of_list(x, name)
+        return _from_list(x, name)
     if hasattr(x, "to_numpy"):
         # A column of pandas or polars; of Arrow, which would rather fail than copy.
         x = x.dictionary_decode() if hasattr(x, "dictionary_decode") else x
@@ -177,9 +177,9 @@ def _array(x: Any, name: str) -> Any:
     return array
 
 
-def _of_list(x: Any, name: str) -> Any:
-    """A list of numbers, or of rows."""
-    # Masked arrays and columns of frames among them are read one by one: NumPy would lose what they mask.
+def _from_list(x: Any, name: str) -> Any:
+    """A list of numbers, or of rows, as an array."""
+    # Masked arrays and columns of frames in a list are read one by one: NumPy would lose their masks.
     if any(hasattr(kind, "to_numpy") or issubclass(kind, np.ma.MaskedArray) for kind in set(map(type, x))):
         apart = [np.ndim(each) > 0 or each is np.ma.masked for each in x]
         x = [numbers(each, f"{name}[{i}]") if apart[i] else each for i, each in enumerate(x)]
@@ -204,8 +204,8 @@ def _as_array(x: Any, name: str) -> Any:
         raise TypeError(f"{name} is a {type(x).__name__} that is no array of numbers: {error}") from error
 
 
-def _of_objects(x: np.ndarray, name: str) -> np.ndarray:
-    """Python's own numbers, and gaps among them, as floats."""
+def _from_objects(x: np.ndarray, name: str) -> np.ndarray:
+    """Python's own numbers, possibly with missing values among them, as floats."""
     values = x.ravel().tolist()
     kinds = set(map(type, values))
     gaps = {kind for kind in kinds if kind.__name__ in GAPS}
@@ -213,7 +213,7 @@ def _of_objects(x: np.ndarray, name: str) -> np.ndarray:
     if wrong:
         first = next(i for i, value in enumerate(values) if type(value) in wrong)
         at, value = tuple(int(i) for i in np.unravel_index(first, x.shape)), values[first]
-        told = "an array" if np.ndim(value) else repr(value)
-        raise TypeError(f"{name} holds values of type {type(value).__name__}, {told} in {place(at)}; {OTHERWISE}")
+        shown = "an array" if np.ndim(value) else repr(value)
+        raise TypeError(f"{name} holds values of type {type(value).__name__}, {shown} in {place(at)}; {OTHERWISE}")
     floats = [np.nan if type(value) in gaps else float(value) for value in values]
     return np.array(floats, float).reshape(x.shape)

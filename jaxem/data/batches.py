@@ -1,4 +1,4 @@
-"""Where batches of rows come from: arrays, files, and how the next one is read while this one is worked on."""
+"""Batches of rows from arrays and files, read ahead in a thread."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ ARROW = (".arrow", ".ipc", ".feather")
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
-    """Batches that can be read again and again. `batches` makes one.
+    """Batches that can be iterated over repeatedly. `batches` makes one.
 
     Attributes:
-        open: a function that begins to read; it gives an iterator.
+        open: a function that begins to read and returns an iterator.
     """
 
     open: Callable[[], Iterator[Any]]
@@ -35,12 +35,12 @@ class Batches:
 
 
 def batches(source: Any, columns: Sequence[str] | None = None, *, weight: Any = None, rows: int = ROWS) -> Batches:
-    """Rows in batches that are read again for each pass: what `fit_stream` takes.
+    """Rows in batches that are read again for each pass: the input of `fit_stream`.
 
     Args:
         source: an array `[n]` or `[n, D]` (a NumPy memmap stays on disk), or a frame; or the path of a Parquet, Arrow
             IPC or `.npy` file, or a list of such paths, which are read one after the other.
-        columns: of Parquet and Arrow files, in the order of the model; all if left out. A null becomes NaN: not seen.
+        columns: of Parquet and Arrow files, in the order of the model; all if left out. A null becomes NaN: missing.
         weight: `[n]` weights of the rows of an array; the name of the column that holds them in Parquet and Arrow.
         rows: of a batch; the last may have fewer.
 
@@ -50,7 +50,7 @@ def batches(source: Any, columns: Sequence[str] | None = None, *, weight: Any = 
 
     Raises:
         TypeError: a source of another kind.
-        ValueError: a file of another kind, a column that is not there or holds no numbers, no rows in a batch.
+        ValueError: a file of another kind, a missing or non-numeric column, no rows in a batch.
 
     >>> import numpy as np, jaxem as jem
     >>> [batch.shape for batch in jem.batches(np.zeros((5, 2)), rows=2)]
@@ -60,7 +60,7 @@ def batches(source: Any, columns: Sequence[str] | None = None, *, weight: Any = 
     paths = _paths(source)
     if paths and all(path.suffix in PARQUET + ARROW for path in paths):
         names = _columns(paths[0], columns, weight)
-        return Batches(lambda: _of_tables(paths, names, weight, rows))
+        return Batches(lambda: _table_batches(paths, names, weight, rows))
     if not all(path.suffix == ".npy" for path in paths):
         known = ", ".join([*PARQUET, *ARROW, ".npy"])
         raise ValueError(f"source {', '.join(map(str, paths))}: files must all be of one kind, of {known}")
@@ -76,17 +76,17 @@ def batches(source: Any, columns: Sequence[str] | None = None, *, weight: Any = 
     n, weight = sum(len(array) for array in arrays), None if weight is None else numbers(weight, "weight")
     if weight is not None and np.shape(weight) != (n,):
         raise ValueError(f"weight has shape {np.shape(weight)}; with {n} rows it must be ({n},)")
-    return Batches(lambda: _of_arrays(arrays, weight, rows))
+    return Batches(lambda: _array_batches(arrays, weight, rows))
 
 
 def _paths(source: Any) -> list[Path]:
-    """The files, if that is what it is."""
+    """The paths, if the source is one path or several; else None."""
     some = [source] if isinstance(source, (str, Path)) else source
     named = isinstance(some, (list, tuple)) and all(isinstance(path, (str, Path)) for path in some)
     return [Path(path) for path in some] if named else []
 
 
-def _of_arrays(arrays: Sequence[Any], weight: Any, rows: int) -> Iterator[Any]:
+def _array_batches(arrays: Sequence[Any], weight: Any, rows: int) -> Iterator[Any]:
     at = 0
     for array in arrays:
         for start in range(0, len(array), rows):
@@ -96,7 +96,7 @@ def _of_arrays(arrays: Sequence[Any], weight: Any, rows: int) -> Iterator[Any]:
 
 
 def _columns(path: Path, columns: Sequence[str] | None, weight: str | None) -> list[str]:
-    """The names of the columns to fit: if none are named all, but for that of the weights."""
+    """Names of the columns to fit: those given, or all but that of the weights."""
     present = _schema(path).names
     for name in columns or ():
         if name not in present:
@@ -104,8 +104,8 @@ def _columns(path: Path, columns: Sequence[str] | None, weight: str | None) -> l
     return list(columns or [name for name in present if name != weight])
 
 
-def _of_tables(paths: Sequence[Path], names: list[str], weight: str | None, rows: int) -> Iterator[Any]:
-    """Batches of exactly so many rows, whatever the sizes of the row groups, filled column by column."""
+def _table_batches(paths: Sequence[Path], names: list[str], weight: str | None, rows: int) -> Iterator[Any]:
+    """Batches of exactly `rows` rows, whatever the sizes of the row groups, filled column by column."""
     wanted = [*names, weight] if weight is not None else names
     dtype = _float_type(paths, wanted)
     table, filled = np.empty((rows, len(wanted)), dtype), 0
@@ -118,18 +118,18 @@ def _of_tables(paths: Sequence[Path], names: list[str], weight: str | None, rows
                     table[filled : filled + some.num_rows, i] = _numbers(some.column(i), dtype)
                 at, filled = at + some.num_rows, filled + some.num_rows
                 if filled == rows:
-                    yield _weighed(table, weight)
+                    yield _with_weight(table, weight)
                     table, filled = np.empty_like(table), 0
     if filled:
-        yield _weighed(table[:filled], weight)
+        yield _with_weight(table[:filled], weight)
 
 
-def _weighed(table: np.ndarray, weight: str | None) -> Any:
+def _with_weight(table: np.ndarray, weight: str | None) -> Any:
     return table if weight is None else (table[:, :-1], table[:, -1])
 
 
 def _float_type(paths: Sequence[Path], names: Sequence[str]) -> np.dtype:
-    """float32 if all columns are; else float64. ValueError for a column that is missing or holds no numbers."""
+    """float32 if all columns are, else float64; ValueError for a column that is missing or not numeric."""
     import pyarrow as pa
 
     narrow = True
@@ -161,7 +161,7 @@ def _schema(path: Path) -> Any:
 
 
 def record_batches(path: Path, names: Sequence[str], rows: int) -> Iterator[Any]:
-    """Record batches of some columns of a Parquet or Arrow file; those of Parquet have so many rows at most."""
+    """Record batches of some columns of a Parquet or Arrow file; from Parquet they have at most `rows` rows."""
     names = list(names)
     if path.suffix.lower() in PARQUET:
         # Read through a small buffer: otherwise pyarrow holds the whole file before it ends.
@@ -179,7 +179,7 @@ def record_batches(path: Path, names: Sequence[str], rows: int) -> Iterator[Any]
 
 
 def _arrow_file(path: Path) -> Any:
-    """A reader of an Arrow IPC file, or of a stream, mapped into memory."""
+    """Reader of an Arrow IPC file or stream, memory-mapped."""
     arrow = _arrow("pyarrow.ipc")
     import pyarrow as pa
 
@@ -199,11 +199,11 @@ def _arrow(name: str) -> Any:
 
 
 def read_ahead(source: Iterable[Any], prepare: Callable[[Any], Any]) -> Iterator[Any]:
-    """`prepare(batch)` for each of a source's batches; the next is read and prepared while this one is worked on.
+    """`prepare(batch)` for each batch; the next one is read and prepared while the current one is worked on.
 
-    What reading raises is raised here, as it is. The thread that reads ends with the iteration.
+    Exceptions of the reader are raised here unchanged. The reading thread ends with the iteration.
     """
-    # Which floats and which device to use is a thread's own business in JAX: hand the caller's on.
+    # `jax_enable_x64` and the default device are thread-local in JAX: pass on the caller's.
     wide, device = jnp.result_type(float) == jnp.float64, jax.config.jax_default_device  # type: ignore
     end, iterator = object(), iter(source)
 

@@ -1,4 +1,4 @@
-"""Rows of which some cells were not seen: NaN where they were not."""
+"""Rows with missing cells (NaN), and their order by pattern of observed columns."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ WORD = 31
 """Bits of a pattern in one integer."""
 
 BLOCK = 256
-"""Rows of one pattern that are handled together, at most."""
+"""Rows of one pattern in a block, at most."""
 
 
 class ByRow:
-    """Data whose arrays all have their rows first, so that some rows of it are data again."""
+    """Base class of data whose arrays all have rows first, so that a selection of rows is data again."""
 
 
 @module
 class Incomplete(ByRow):
-    """Rows with cells that were not seen. `incomplete` makes one; a model takes it wherever it takes rows.
+    """Rows with missing cells. `incomplete` makes one; a model takes it wherever it takes rows.
 
     Attributes:
-        values: `[n]` or `[n, D]`, NaN where a cell was not seen.
-        patterns: not below the number of different sets of seen columns that occur.
+        values: `[n]` or `[n, D]`, NaN where a cell is missing.
+        patterns: upper bound of the number of distinct sets of observed columns.
 
     >>> import jax.numpy as jnp, jaxem as jem
     >>> x = jem.incomplete(jnp.array([[1.0, jnp.nan], [2.0, 3.0]]))
@@ -48,9 +48,9 @@ class Incomplete(ByRow):
 
 
 def incomplete(x: Any) -> Any:
-    """`x` as `Incomplete` if it is an array of which cells are NaN (or masked, or None), else `x` itself.
+    """`x` as `Incomplete` if it is an array with missing cells (NaN, masked or None), else `x` itself.
 
-    Models look for NaN by themselves, but not inside `jit`, where values are not known: make this outside.
+    Models look for NaN by themselves, but cannot inside `jit`, where values are unknown: call this outside.
 
     Args:
         x: rows `[n]` or `[n, D]`, or `[B, n, D]` for B problems.
@@ -68,18 +68,18 @@ def incomplete(x: Any) -> Any:
 
 
 def has_nan(x: Any) -> bool:
-    """Is a cell of these rows NaN? Values that are not known yet, and what is no array, have none."""
+    """Whether a cell of these rows is NaN; False for traced values and for anything but arrays."""
     if isinstance(x, Tracer) or not isinstance(x, (jax.Array, np.ndarray)):
         return False
     x = as_numpy_if_local(x)
     if x.dtype.kind != "f":
         return False
-    # The least of all is NaN if one of them is; but XLA may lose it where the least of several devices is taken.
+    # The minimum is NaN if any cell is; but XLA may lose it in a minimum over several devices.
     return bool(np.isnan(x.min(initial=0)) if isinstance(x, np.ndarray) else jnp.isnan(x).any())
 
 
 def as_numpy_if_local(x: Any) -> Any:
-    """`x` as NumPy; as it is where it lies on other devices, or with other processes: fetch a number of it, not all.
+    """`x` as NumPy; unchanged if it lies on other devices or with other processes, from which only a number is fetched.
 
     >>> type(as_numpy_if_local([1.0])).__name__
     'ndarray'
@@ -89,7 +89,7 @@ def as_numpy_if_local(x: Any) -> Any:
 
 
 def _patterns(x: Any) -> int:
-    """A power of two not below the number of patterns of any problem, so that like data share a compilation."""
+    """Smallest power of two that is at least the number of patterns of any problem: like data share a compilation."""
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         own = sum(_count(np.isnan(np.asarray(shard.data))) for shard in x.addressable_shards)
         most = min(int(multihost_utils.process_allgather(np.int32(own)).sum()), 2 ** min(x[0].size, WORD))
@@ -99,24 +99,24 @@ def _patterns(x: Any) -> int:
 
 
 def _count(missing: np.ndarray) -> int:
-    """The largest number of patterns of any problem."""
+    """Largest number of patterns of any problem."""
     if missing.ndim < 3:
         missing = missing.reshape(1, len(missing), -1)
     return max(len(np.unique(np.packbits(rows, axis=1), axis=0)) for rows in missing)
 
 
 def cells(x: Any) -> Any:
-    """The array of rows, whether cells are missing or not."""
+    """Array of the rows, with or without missing cells."""
     return x.values if isinstance(x, Incomplete) else x
 
 
 def some_columns(x: Any, at: Any) -> Any:
-    """Some columns of rows."""
+    """The rows with only some of their columns."""
     return replace(x, values=x.values[:, at]) if isinstance(x, Incomplete) else x[:, at]
 
 
 def unseen_rows(x: Any) -> Any:
-    """`[n]` bool, rows of which no cell was seen: NumPy for NumPy."""
+    """`[n]` bool: rows without any observed cell; NumPy for NumPy."""
     values = cells(x)
     lib = np if isinstance(values, np.ndarray) else jnp
     return lib.all(lib.isnan(values.reshape(values.shape[0], -1)), axis=1)
@@ -124,13 +124,13 @@ def unseen_rows(x: Any) -> Any:
 
 @module
 class Blocks:
-    """Rows sorted by pattern, in blocks of one pattern each; what is left over in a block is padding.
+    """Rows sorted by pattern into blocks of one pattern each, the last of which are padded.
 
     Attributes:
-        seen: `[P, D]`, the patterns.
-        pattern: `[blocks]`, the pattern of each.
-        row: `[blocks, size]`, which row stands there; n for padding. None if all rows are one block, as they stand.
-        place: `[n]`, where each row stands, counted through all blocks; or None.
+        seen: `[P, D]` bool, observed columns of each pattern.
+        pattern: `[blocks]` pattern of each block.
+        row: `[blocks, size]` row in each slot; n for padding. None if all rows are one block in their original order.
+        place: `[n]` flat index `block * size + slot` of each row; None if there is one block in the original order.
     """
 
     seen: Bool[Array, "p d"]
@@ -139,7 +139,7 @@ class Blocks:
     place: Int[Array, "n"] | None = None
 
     def spread(self, rows: Float[Array, "*batch n"]) -> Float[Array, "*batch b s"]:
-        """Values of rows, put into the blocks; zero for padding."""
+        """Gather values of rows into the blocks; zero for padding."""
         if self.row is None:
             return rows[..., None, :]
         padded = jnp.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, 1)])
@@ -151,14 +151,14 @@ class Blocks:
         return values if self.place is None else values[..., self.place]
 
     def by_pattern(self, blocks: Float[Array, "k b *rest"]) -> Float[Array, "k p *rest"]:
-        """Sums of blocks, added up for each pattern."""
+        """Sums of blocks, added up by pattern."""
         zero = jnp.zeros((blocks.shape[0], len(self.seen), *blocks.shape[2:]), blocks.dtype)
         return zero.at[:, self.pattern].add(blocks)
 
 
 @partial(jax.jit, static_argnames="patterns", inline=True)
 def in_blocks(seen: Bool[Array, "d n"], patterns: int) -> Blocks:
-    """The rows in blocks of like pattern, of which there are at most so many; shapes depend on their number only."""
+    """Sort rows into blocks by pattern, of which there are at most `patterns`; shapes depend on that number only."""
     columns, n = seen.shape
     size = min(BLOCK, 1 << max(0, (n // (2 * patterns)).bit_length() - 1))
     blocks = -(-n // size) + patterns
@@ -168,7 +168,7 @@ def in_blocks(seen: Bool[Array, "d n"], patterns: int) -> Blocks:
     pattern = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(new.astype(jnp.int32), dtype=jnp.int32)])
     table = jnp.zeros((patterns, columns), bool).at[pattern].set(seen[:, order].T)
     count = jnp.zeros(patterns, jnp.int32).at[pattern].add(1)
-    first_row, first_block = _before(count), _before(-(-count // size))
+    first_row, first_block = _exclusive_cumsum(count), _exclusive_cumsum(-(-count // size))
     within = rows - first_row[pattern]
     block = first_block[pattern] + within // size
     place = block * size + within % size
@@ -181,19 +181,19 @@ def in_blocks(seen: Bool[Array, "d n"], patterns: int) -> Blocks:
 
 
 def _words(seen: Bool[Array, "d n"]) -> list[Array]:
-    """Which columns of a row were seen, as the bits of integers."""
+    """Observed columns of each row, as bits of integers."""
     parts = [seen[at : at + WORD].astype(jnp.int32) for at in range(0, len(seen), WORD)]
     return [sum(bit << place for place, bit in enumerate(part)) for part in parts]  # type: ignore[misc]
 
 
-def _before(count: Int[Array, "p"]) -> Int[Array, "p"]:
-    """The sum of all counts before each."""
+def _exclusive_cumsum(count: Int[Array, "p"]) -> Int[Array, "p"]:
+    """Exclusive cumulative sum."""
     return jnp.cumsum(count, dtype=jnp.int32) - count
 
 
 @jax.jit
 def hot_deck(key: Array, x: Float[Array, "n *d"], weight: Float[Array, "n"]) -> Float[Array, "n *d"]:
-    """Rows without gaps to start from: what is missing is drawn from what was seen in its column."""
+    """Complete rows to start from: each missing cell is drawn from the observed cells of its column."""
     columns = x.reshape(len(x), -1).T
 
     def filled(key: Array, column: Array) -> Array:

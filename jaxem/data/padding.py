@@ -1,4 +1,4 @@
-"""Problems of different lengths in few shapes, because every shape is a compilation: which lengths to pad to."""
+"""Padded lengths for problems of different lengths: few shapes, because each is a compilation."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Sequence
 import numpy as np
 
 MULTIPLE = 8
-"""Padded lengths are multiples of this: whole vector registers, and fewer shapes from one day's data to the next."""
+"""Padded lengths are multiples of this: whole vector registers, and shapes that recur from one data set to the next."""
 
 SHAPE = 6_000_000
-"""What one more compiled shape costs, in rows x hidden states (of all fits, through all their steps)."""
+"""Cost of one more compiled shape, in rows x hidden states (of all fits, through all their steps)."""
 
 
 def padded_lengths(
     lengths: Sequence[int] | np.ndarray, shapes: int = 4, price: float = 0, multiple: int = MULTIPLE
 ) -> np.ndarray:
-    """At most `shapes` lengths to pad to, chosen so that the fewest rows are padding; ascending.
+    """At most `shapes` padded lengths, chosen to minimise padding; ascending.
 
     Args:
         lengths: of the problems.
-        shapes: so many at most.
-        price: of each shape, in rows: what one more has to save.
-        multiple: of what the padded lengths are.
+        shapes: largest number of lengths.
+        price: rows of padding that each further shape has to save.
+        multiple: of which the padded lengths are.
 
     >>> padded_lengths([10, 12, 200, 210], shapes=2).tolist()
     [16, 216]
@@ -31,7 +31,7 @@ def padded_lengths(
     """
     rounded = -(-np.maximum(np.asarray(lengths, int), 1) // multiple) * multiple
     sizes, counts = np.unique(rounded, return_counts=True)
-    # cost[j]: rows when the j shortest sizes are covered; each further round allows one more shape.
+    # cost[j]: rows when the j shortest sizes are covered; each round allows one more shape.
     problems = np.concatenate([[0], np.cumsum(counts)])
     cost = np.full(len(sizes) + 1, np.inf)
     cost[0] = 0

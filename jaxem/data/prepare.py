@@ -1,4 +1,4 @@
-"""What a person passes as data, made ready: arrays, weights, labels."""
+"""Preparation of the data that a person passes: arrays, weights, labels."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from jaxem.data.arrays import float_type, numbers, place
 from jaxem.data.missing import Incomplete, as_numpy_if_local, has_nan, incomplete, unseen_rows
 
 OVERFLOW_FACTOR = 1e3
-"""Times the largest number that counts: what lies beyond could overflow."""
+"""A number of weight zero that is larger by this factor than all of positive weight could overflow."""
 
 
 def prepare(x: Any, weight: Any, labels: Any, components: int | None = None) -> tuple[Any, Array, Array | None]:
-    """Rows (`Incomplete` if cells are NaN, or `Sequences`), a weight for each, labels; ignored rows made harmless.
+    """Rows (`Incomplete` if cells are missing, or `Sequences`), weights and labels; ignored rows made harmless.
 
-    A row of weight zero may hold anything, NaN among it: if it is far beyond the rows that count it is overwritten by
-    the one of largest weight, so nothing that it could overflow is left. (If it is not, it stays: what it would add is
-    the derivative with respect to its weight.) A row of which nothing was seen has weight zero.
+    A row of weight zero may hold anything, NaN included: if it is far larger than the rows that count it is replaced by
+    the one of largest weight, so nothing can overflow. (If it is not, it stays, because it determines the derivative
+    with respect to its weight.) A row without any observed cell gets weight zero.
 
     Raises:
         TypeError: x does not hold numbers.
-        ValueError: weight or labels do not fit x, or hold what they may not.
+        ValueError: weight or labels do not fit x, or hold invalid values.
     """
     x = _with_auto_mesh(x)
     values: Any = getattr(x, "values", x)
@@ -57,20 +57,20 @@ def prepare(x: Any, weight: Any, labels: Any, components: int | None = None) -> 
 
 
 def _harmless(x: Any, weight: Array) -> tuple[Any, Array]:
-    """Rows and weights, zero where nothing was seen; what counts for nothing and could overflow is overwritten."""
+    """Rows and weights: zero weight for unobserved rows; ignored rows replaced where they could overflow."""
     values: Any = getattr(x, "values", x)
-    if weight.shape[0] == 0:  # which may be a symbol, in `jax.export`
+    if weight.shape[0] == 0:  # possibly a symbol, in `jax.export`
         return x, weight
     values, counts, lib = _with_library(values, weight)
     counts = lib.where(unseen_rows(values), 0, counts)
     heaviest, size = lib.argmax(counts), lib.max(lib.abs(values).reshape(counts.shape[0], -1), axis=1)
-    # NaN is not at most anything.
+    # Written so that NaN counts as too large.
     ignored = (counts <= 0) & ~(size <= OVERFLOW_FACTOR * lib.max(lib.where((counts > 0) & ~lib.isnan(size), size, 0)))
 
     def harmless(leaf: Array) -> Array:
         leaf = lib.asarray(leaf)
         kept = lib.where(ignored.reshape(-1, *(1 for _ in leaf.shape[1:])), leaf[heaviest][None], leaf)
-        # Put there, not computed: cells that were not seen are no error under `jax_debug_nans`.
+        # Selected, not computed: missing cells raise no error under `jax_debug_nans`.
         return jax.device_put(kept, may_alias=False) if lib is np else kept
 
     if lib is jnp or ignored.any():
@@ -80,7 +80,7 @@ def _harmless(x: Any, weight: Array) -> tuple[Any, Array]:
 
 
 def _with_library(values: Array, weight: Array) -> tuple[Any, Any, Any]:
-    """Both, and the library for a look at them: NumPy if they are known and here, as it compiles nothing."""
+    """Both arrays, and the library to examine them with: NumPy for concrete local arrays, as it compiles nothing."""
     if not any(isinstance(array, Tracer) for array in (values, weight)):
         here = as_numpy_if_local(values), as_numpy_if_local(weight)
         if all(isinstance(array, np.ndarray) for array in here):
@@ -89,28 +89,28 @@ def _with_library(values: Array, weight: Array) -> tuple[Any, Any, Any]:
 
 
 def beside(x: Any, values: Any, dtype: Any) -> Array:
-    """Values for each row of an array (for each step of its sequences), on the devices where those are."""
+    """`values` for each row of an array (each step of its sequences), on the devices of that array."""
     values = values.astype(dtype, copy=False) if isinstance(values, np.ndarray) else values
     values, sharding = jnp.asarray(values, dtype), _sharding(x, np.ndim(values))
     return values if sharding is None else jax.device_put(values, sharding)
 
 
 def _sharding(x: Any, ndim: int) -> NamedSharding | None:
-    """How the first axes of an array are spread over devices, if they are."""
+    """Sharding of the leading axes of an array; None if it lies on one device."""
     mesh = mesh_of(x)
     return None if mesh is None else NamedSharding(mesh, P(*x.sharding.spec[:ndim]))
 
 
 def mesh_of(x: Any) -> Mesh | None:
-    """The devices that an array is spread over, if it is."""
+    """Mesh over which an array is sharded; None if it is not."""
     sharding = x.sharding if isinstance(x, jax.Array) and not isinstance(x, Tracer) else None
     return sharding.mesh if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) else None
 
 
 def _with_auto_mesh(data: Any) -> Any:
-    """Data on the same devices, of a mesh that leaves to the compiler how what comes of them is spread (Auto).
+    """Data on the same devices, of a mesh whose axes are `Auto`: the compiler chooses the sharding of results.
 
-    With another kind each array would have to say so.
+    With explicit axes each array operation would have to declare its sharding.
     """
 
     def eased(leaf: Any) -> Any:
@@ -123,12 +123,12 @@ def _with_auto_mesh(data: Any) -> Any:
 
 
 def as_weight(weight: Any, shape: tuple[Any, ...], rows: str, name: str = "weight") -> Any:
-    """Weights as an array of this shape, all of them finite and zero or above.
+    """Weights as an array of this shape, all finite and at least zero.
 
     Args:
-        weight: what was passed.
-        shape: that it must have.
-        rows: what it belongs to, for messages: `"3 rows"`.
+        weight: the argument.
+        shape: required shape.
+        rows: description of the rows, for messages: `"3 rows"`.
         name: of the argument, for messages.
     """
     weight = numbers(weight, name)
@@ -139,7 +139,7 @@ def as_weight(weight: Any, shape: tuple[Any, ...], rows: str, name: str = "weigh
 
 
 def check_weight(weight: Any, name: str = "weight") -> None:
-    """Raise ValueError unless all weights are finite and zero or above. Traced values cannot be looked at."""
+    """Raise ValueError unless all weights are finite and at least zero. Traced values cannot be checked."""
     if isinstance(weight, Tracer):
         return
     weight = as_numpy_if_local(weight)
@@ -152,12 +152,12 @@ def check_weight(weight: Any, name: str = "weight") -> None:
 
 
 def as_labels(labels: Any, name: str = "labels", steps: int | None = None) -> Any:
-    """Labels as an array, -1 where none is known: where a masked array is masked, where None stands, or NA.
+    """Labels as an array, -1 where unknown: masked, None or NA.
 
     Args:
-        labels: what was passed: integers, and if `steps` are given a list of them for each sequence.
+        labels: integers, or if `steps` is given a list of them for each sequence.
         name: of the argument, for messages.
-        steps: to how many steps those of a sequence are padded.
+        steps: padded number of steps of a sequence.
     """
     if isinstance(labels, jax.Array):
         return labels
@@ -174,8 +174,8 @@ def as_labels(labels: Any, name: str = "labels", steps: int | None = None) -> An
             return as_labels(np.asarray(getattr(labels, fill)(-1)), name)
     if isinstance(labels, (list, tuple)) and any(each is None for each in labels):
         labels = [-1 if each is None else each for each in labels]
-    found = numbers(labels, name)
-    return found.astype(np.int32) if not found.size else found
+    read = numbers(labels, name)
+    return read.astype(np.int32) if not read.size else read
 
 
 def check_labels(labels: Any, components: int | None, name: str = "labels") -> None:
@@ -192,18 +192,18 @@ def check_labels(labels: Any, components: int | None, name: str = "labels") -> N
 
 
 def as_floats(x: Any, dtype: Any = None, name: str = "x") -> Any:
-    """`x` as a float array on the device, NaN where a cell was not seen (masked, None, NA).
+    """`x` as a float array on the device, NaN where a cell is missing (masked, None, NA).
 
     Args:
         x: anything that holds numbers: see `arrays.numbers`.
-        dtype: that of the model which reads them; if left out that of x, as `arrays.float_type` has it.
+        dtype: that of the model; if left out, `arrays.float_type` of that of x.
         name: of the argument, for messages.
 
     Raises:
         TypeError: x does not hold numbers.
 
     Warns:
-        UserWarning: where 64-bit types are on, but the model's are not, and numbers are rounded.
+        UserWarning: numbers are rounded because the model's floats are narrower, although 64-bit types are enabled.
     """
     if isinstance(x, Incomplete):
         return replace(x, values=as_floats(x.values, dtype, name))
@@ -227,7 +227,7 @@ def as_floats(x: Any, dtype: Any = None, name: str = "x") -> Any:
 
 
 def as_table(x: Any, name: str = "x") -> Any:
-    """Rows `[n]` or `[n, D]`, one at least, as floats: for those who do not know of any model yet.
+    """Rows `[n]` or `[n, D]`, at least one, as floats, where there is no model yet.
 
     Raises:
         TypeError: x does not hold numbers.
@@ -246,7 +246,7 @@ def as_table(x: Any, name: str = "x") -> Any:
 
 
 def _is_rounded(x: np.ndarray, narrow: np.ndarray) -> bool:
-    """Have numbers lost digits?"""
+    """Whether conversion lost digits."""
     return not np.array_equal(narrow.astype(np.float64), x.astype(np.float64, copy=False), equal_nan=True)
 
 
@@ -260,14 +260,14 @@ def stack(arrays: Sequence[Any], length: int | np.integer, fill: float = 0) -> n
 
 
 def presence(lengths: Sequence[int] | np.ndarray, length: int | np.integer, dtype: Any) -> np.ndarray:
-    """One for rows that are there, zero for padding: `[len(lengths), length]`."""
+    """One for rows, zero for padding: `[len(lengths), length]`."""
     return (np.arange(length) < np.asarray(lengths)[:, None]).astype(dtype)
 
 
 def stacked(
     arrays: Sequence[np.ndarray], length: int, weight: Sequence[Any] | None, labels: Sequence[Any] | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Rows of several problems as one array, padded to a length with rows of weight zero; weights; labels, if known."""
+    """Rows of several problems as one padded array, weights (zero for padding), and labels if known."""
     there = presence([len(array) for array in arrays], length, float)
     if weight is not None:
         there = there * stack([np.asarray(w, float) for w in weight], length)

@@ -1,4 +1,4 @@
-"""The data of several problems, as a person passes them: an array, or a list of what each of them has."""
+"""Data of several problems, as a person passes them: one array, or a list with an entry for each problem."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from jaxem.data.sequences import Sequences
 def as_problems(
     xs: Any, weight: Any, labels: Any, problems: int | None = None, read: Callable[[Any], Any] | None = None
 ) -> tuple[Any, Any, Any]:
-    """What a person passed as the data of several problems: as arrays, or as lists of arrays or of `Sequences`.
+    """Data of several problems as arrays, or as lists of arrays or of `Sequences`.
 
     Args:
         xs, weight, labels: as `fit_many` takes them.
-        problems: how many models there are.
-        read: how a model reads the data of one problem, if there are models yet.
+        problems: number of models.
+        read: how a model reads the data of one problem, if there are models already.
 
     Raises:
         TypeError: data that are not numbers; the problem is named.
@@ -66,9 +66,9 @@ def as_problems(
 
 
 def _problem(x: Any, name: str, read: Callable[[Any], Any] | None, of_sequences: bool) -> Any:
-    """The data of one problem: an array, or `Sequences`."""
+    """Data of one problem: an array, or `Sequences`."""
     if not of_sequences:
-        # Of a network by the names of its variables.
+        # A network's data, by the names of its variables.
         x = read(x).values if read is not None and isinstance(x, Mapping) else cells(x)
         x = np.asarray(numbers(x, name))
         if not x.ndim:
@@ -84,14 +84,14 @@ def _problem(x: Any, name: str, read: Callable[[Any], Any] | None, of_sequences:
 
 
 def _weight_of(weight: Any, rows: int, i: int) -> np.ndarray:
-    """Those of one problem; one each if None was given."""
+    """Weights of one problem; one for each row if None."""
     if weight is None:
         return np.ones(rows)
     return np.asarray(as_weight(weight, (rows,), f"the {rows} rows of xs[{i}]", f"weight[{i}]"), float)
 
 
 def _labels_of(labels: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
-    """Those of one problem; none of them known if None was given."""
+    """Labels of one problem; -1 (unknown) if None."""
     if labels is None:
         return np.full(shape, -1, np.int32)
     known = as_labels(labels, name, *shape[1:])
@@ -103,5 +103,5 @@ def _labels_of(labels: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
 
 
 def _like_the_first(xs: Any) -> Any:
-    """The first problem; of an array that may lie on many devices something of its shape and type."""
+    """Data of the first problem; for a JAX array zeros of its shape and type, as it may lie on many devices."""
     return np.zeros(xs.shape[1:], xs.dtype) if isinstance(xs, jax.Array) else xs[0]

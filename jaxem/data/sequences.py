@@ -1,4 +1,4 @@
-"""Sequences of any lengths, as one array that the loops can read."""
+"""Sequences of any lengths, padded into one array."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Sequences:
     """S sequences of at most T steps. `Sequences.from_list` makes one from arrays of any lengths.
 
     Attributes:
-        values: `[S, T, ...]`; what stands beyond a length, or where the mask is False, is never looked at. A cell that
-            is NaN (or masked, in a masked array) was not seen, and a step of nothing else not observed.
+        values: `[S, T, ...]`; padding and steps where the mask is False may hold anything. A cell that
+            is NaN (or masked, in a masked array) is missing, and a step of missing cells only is not observed.
         length: `[S]` steps of each sequence, from 1 to T.
-        mask: `[S, T]` bool, False where nothing was observed; None if everything was.
-        patterns: not below the number of different sets of seen columns, if single cells are NaN; zero if none is.
-        axis: inside `jax.shard_map`, the axis of the mesh over whose devices the steps go on; `fit` sees to it.
+        mask: `[S, T]` bool, False where a step is not observed; None if all are.
+        patterns: upper bound of the number of distinct sets of observed columns; zero if no single cell is missing.
+        axis: inside `jax.shard_map`, the mesh axis over which steps are sharded; set by `fit`.
 
     Raises:
         ValueError: lengths or a mask that do not fit the values.
@@ -71,8 +71,8 @@ class Sequences:
         """Sequences from arrays `[T_s]` or `[T_s, D]` of any lengths.
 
         Args:
-            sequences: the arrays. A cell that is NaN was not seen, and a step of nothing else not observed.
-            mask: for each sequence an array `[T_s]` of booleans, False where nothing was observed.
+            sequences: the arrays. A NaN cell is missing, and a step of missing cells only is not observed.
+            mask: for each sequence an array `[T_s]` of booleans, False where a step is not observed.
 
         Raises:
             TypeError: a sequence does not hold numbers.
@@ -105,38 +105,38 @@ class Sequences:
 
     @property
     def steps(self) -> int:
-        """T: how many steps the longest has."""
+        """T, the number of steps of the longest sequence."""
         return self.values.shape[1]
 
     @property
     def there(self) -> Bool[Array, "s t"]:
-        """Which steps are within their sequence."""
+        """`[S, T]` bool: steps within their sequence."""
         return jnp.arange(self.steps, dtype=jnp.int32)[None] < self.length[:, None]
 
     @property
     def seen(self) -> Bool[Array, "s t"]:
-        """Which of them were observed."""
+        """`[S, T]` bool: observed steps."""
         return self.there if self.mask is None else self.there & self.mask
 
     def rows(self) -> Any:
-        """All steps one after the other, time first: `[T x S, ...]`."""
+        """All steps, time first: `[T x S, ...]`."""
         rows = jnp.swapaxes(self.values, 0, 1).reshape(self.steps * len(self), *self.values.shape[2:])
         return Incomplete(rows, self.patterns) if self.patterns else rows
 
     def alone(self) -> Sequences:
-        """Each step as a sequence of its own: `[S x T, 1, ...]`, for whom it does not matter which follow each other.
+        """Each step as a sequence of its own, `[S x T, 1, ...]`, for computations that ignore their order.
 
-        No step leaves its device, if sequences are spread over several.
+        No step leaves its device if sequences are sharded.
         """
         many = len(self) * self.steps
         values, mask = self.values.reshape(many, 1, *self.values.shape[2:]), self.seen.reshape(many, 1)
         return replace(self, values=values, length=jnp.ones(many, jnp.int32), mask=mask)
 
     def padded(self, count: int, steps: int, masked: bool) -> Sequences:
-        """The same sequences in a larger array, and others of one step beside them; of NumPy arrays."""
+        """The same sequences padded to `count` sequences of `steps` steps; of NumPy arrays."""
         short = count - len(self), steps - self.steps
         values = np.asarray(self.values)
-        # Filled with what is there: a family need not be able to read a zero.
+        # Filled with existing rows, because zero may be outside a family's support.
         values = np.pad(values, [(0, short[0]), (0, short[1]), *[(0, 0)] * (values.ndim - 2)], mode="edge")
         mask = None
         if masked:
@@ -147,12 +147,12 @@ class Sequences:
         )
 
     def split(self, array: Any) -> list[Any]:
-        """An array `[S, T, ...]` of something for each step, as a list without padding."""
+        """Array `[S, T, ...]` as a list of arrays without padding."""
         return [row[:length] for row, length in zip(array, np.asarray(self.length), strict=True)]
 
 
 def _together(arrays: Sequence[Any], longest: int) -> Any:
-    """Arrays of different lengths as one; those of which the values are not known yet, too."""
+    """Arrays of different lengths as one padded array; traced ones included."""
     if not any(isinstance(array, Tracer) for array in arrays):
         return stack(arrays, longest)
     dtype = np.result_type(*(float_type(array.dtype) for array in arrays))
@@ -162,12 +162,12 @@ def _together(arrays: Sequence[Any], longest: int) -> Any:
 
 
 def _gaps(values: np.ndarray, length: np.ndarray, mask: Any) -> tuple[Array, Array | None, int]:
-    """Values, mask and patterns, where some cells are NaN."""
+    """Values, mask and number of patterns; missing cells of unobserved steps are replaced."""
     there = presence(length, values.shape[1], bool)
     seen = there & ~np.isnan(values).reshape(*there.shape, -1).all(-1)
     seen = seen if mask is None else seen & np.asarray(mask)
     if seen.any():
-        # Harmless there, whatever the family: a step that was observed.
+        # An observed step is valid in any family.
         values = np.where(seen.reshape(*seen.shape, *(1 for _ in values.shape[2:])), values, values[seen][0])
     gaps = incomplete(values.reshape(-1, *values.shape[2:]))
     patterns = gaps.patterns if isinstance(gaps, Incomplete) else 0
@@ -177,13 +177,13 @@ def _gaps(values: np.ndarray, length: np.ndarray, mask: Any) -> tuple[Array, Arr
 def stacked(
     xs: Sequence[Sequences], steps: int, weight: Sequence[Any] | None, labels: Sequence[Any] | None
 ) -> tuple[Sequences, np.ndarray, np.ndarray | None]:
-    """Sets of sequences as one batch, padded to so many steps, and with sequences of weight zero.
+    """Sets of sequences as one batch, padded to `steps` steps and, with sequences of weight zero, to one size.
 
     Args:
         xs: the sets.
-        steps: not below those of any.
-        weight: for each set the weights of its sequences, or None for one each.
-        labels: for each set the known states of its sequences, or None.
+        steps: at least the number of steps of each set.
+        weight: for each set the weights of its sequences; one each if None.
+        labels: for each set the known states of its sequences; None if none are known.
     """
     counts = [len(x) for x in xs]
     most = max(counts)
@@ -200,23 +200,23 @@ def stacked(
 
 
 def as_sequences(x: Any, event_shape: tuple[int, ...] | None = None, dtype: Any = None) -> Sequences:
-    """What a person passes as sequences: `Sequences`, a list of arrays, or an array.
+    """`Sequences` from what a person passes: `Sequences`, a list of arrays, or an array.
 
     An array is one sequence `[T, ...]`, or with an axis more S of them, all of one length: `[S, T, ...]`.
 
     Args:
-        x: as said.
-        event_shape: that of a step, if it is known.
-        dtype: of the model's floats, if it is known.
+        x: the argument.
+        event_shape: shape of a step, if known.
+        dtype: of the model's floats, if known.
 
     Raises:
         TypeError: x does not hold numbers.
         ValueError: an array that cannot be sequences.
     """
-    found = x if isinstance(x, Sequences) else _read_sequences(x, event_shape)
-    if dtype is None or found.values.dtype == dtype:
-        return found
-    return replace(found, values=as_floats(found.values, dtype))
+    sequences = x if isinstance(x, Sequences) else _read_sequences(x, event_shape)
+    if dtype is None or sequences.values.dtype == dtype:
+        return sequences
+    return replace(sequences, values=as_floats(sequences.values, dtype))
 
 
 def _read_sequences(x: Any, event_shape: tuple[int, ...] | None) -> Sequences:
@@ -236,7 +236,7 @@ def _read_sequences(x: Any, event_shape: tuple[int, ...] | None) -> Sequences:
                 "the former, and jem.Sequences.from_list(x) for the latter"
             )
         values = values[..., 0]
-    # Without a model to say what a step is, two axes are steps and columns.
+    # Without a model to define a step, two axes are steps and columns.
     step = min(values.ndim, 2) - 1 if event_shape is None else len(event_shape)
     more = values.ndim - 1 - step
     if values.ndim == 0 or more not in (0, 1):
@@ -248,7 +248,7 @@ def _read_sequences(x: Any, event_shape: tuple[int, ...] | None) -> Sequences:
     length = jnp.full(len(several), several.shape[1], jnp.int32)
     if isinstance(values, Tracer):
         return Sequences(several, length)
-    if isinstance(values, jax.Array) and len(values.devices()) > 1:  # it stays where it is
+    if isinstance(values, jax.Array) and len(values.devices()) > 1:  # stays on its devices
         gaps = incomplete(values.reshape(-1, *several.shape[2:]) if more else values)
         seen = ~jnp.isnan(several).reshape(*several.shape[:2], -1).all(axis=-1)
         known = (seen, gaps.patterns) if isinstance(gaps, Incomplete) else (None, 0)

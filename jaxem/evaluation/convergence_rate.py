@@ -1,4 +1,4 @@
-"""How fast EM is: the share of each error that is left after a step."""
+"""Convergence rate of EM: the fraction of an error that is left after a step."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from jaxem.solvers.em import em_step
 def em_rate(
     model: Any, x: Any, *, weight: Any = None, prior: Any = None, labels: Any = None, iterations: int = 200
 ) -> Float[Array, ""]:
-    """The largest eigenvalue of the Jacobian of the EM map at a maximum.
+    """Convergence rate of EM: the largest eigenvalue of the Jacobian of the EM map at a maximum.
 
-    Close to the maximum every EM step leaves this share of the error. It is also the largest fraction of information
-    that is missing (Dempster, Laird and Rubin 1977): near 0 where the data all but show what is hidden, near 1 where
-    they hide it. Found by power iteration, with the Jacobian applied by `jax.jvp`, in unconstrained coordinates.
+    Close to the maximum every EM step leaves this fraction of the error. It is also the largest fraction of missing
+    information (Dempster, Laird and Rubin 1977): near 0 where the data almost determine the hidden variables, near 1
+    where they do not. Found by power iteration, with the Jacobian applied by `jax.jvp`, in unconstrained coordinates.
 
     Args:
-        model: a fitted model: the rate is that of its own neighbourhood, and means something at a maximum only.
+        model: a fitted model: the rate is local, and meaningful at a maximum only.
         x, weight, prior, labels: as in `fit`.
-        iterations: of the power method; each is a pass over the data and a half.
+        iterations: of the power method; each is one and a half passes over the data.
 
     Returns:
         A number; above one where the model is not at a maximum.

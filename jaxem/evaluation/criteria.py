@@ -1,4 +1,4 @@
-"""How many components: information criteria. Smaller is better."""
+"""Information criteria for the number of components. Smaller is better."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from jaxem.distributions.base import check_model
 
 
 def aic(log_likelihood: Any, parameters: Any) -> Any:
-    """Akaike's criterion, -2 log L + 2 p.
+    """Akaike's information criterion, -2 log L + 2 p.
 
     Args:
         log_likelihood: of the data alone, in nats, `[...]`.
-        parameters: free numbers in the model (`jaxem.core.constraints.free_parameters`), `[...]`.
+        parameters: number of free parameters (`jaxem.core.constraints.free_parameters`), `[...]`.
 
     >>> aic(-10.0, 3)
     26.0
@@ -24,11 +24,11 @@ def aic(log_likelihood: Any, parameters: Any) -> Any:
 
 
 def bic(log_likelihood: Any, parameters: Any, rows: Any) -> Any:
-    """Schwarz's criterion, -2 log L + p log n (Schwarz 1978).
+    """Bayesian information criterion, -2 log L + p log n (Schwarz 1978).
 
     Args:
         log_likelihood: of the data alone, in nats, `[...]`.
-        parameters: free numbers in the model, `[...]`.
+        parameters: number of free parameters, `[...]`.
         rows: n, the sum of the row weights, `[...]`.
 
     >>> round(float(bic(-10.0, 3, 100)), 4)
@@ -38,11 +38,11 @@ def bic(log_likelihood: Any, parameters: Any, rows: Any) -> Any:
 
 
 def icl(log_likelihood: Any, parameters: Any, rows: Any, entropy: Any) -> Any:
-    """The integrated completed likelihood, BIC + 2 x the entropy of the posteriors (Biernacki, Celeux, Govaert 2000).
+    """Integrated completed likelihood, BIC + 2 x posterior entropy (Biernacki, Celeux, Govaert 2000).
 
     Args:
         log_likelihood, parameters, rows: as for `bic`.
-        entropy: of the posteriors, summed over rows, in nats (see `entropy`), `[...]`.
+        entropy: posterior entropy, summed over rows, in nats (see `entropy`), `[...]`.
 
     >>> round(float(icl(-10.0, 3, 100, 2.0)), 4)
     37.8155
@@ -51,10 +51,10 @@ def icl(log_likelihood: Any, parameters: Any, rows: Any, entropy: Any) -> Any:
 
 
 def entropy(model: Any, x: Any, weight: Any = None) -> Array:
-    """How undecided a model is about what is hidden: sum_i w_i H(hidden | x_i), in nats.
+    """Posterior entropy of the hidden variables: sum_i w_i H(hidden | x_i), in nats.
 
     For a mixture that is -sum_i w_i sum_k r_ik log r_ik; for a hidden Markov model the entropy of whole paths. It is
-    log Z less the expected sum of the potentials.
+    log Z minus the expected sum of the potentials.
 
     Args:
         model: a mixture or another latent structure.

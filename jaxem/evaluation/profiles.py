@@ -1,4 +1,4 @@
-"""Solvers on many problems: who wins how often, at what cost, and where."""
+"""Races on many problems: performance and data profiles of solvers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WITHIN = GAPS[1]
 
 @dataclasses.dataclass(frozen=True)
 class Races:
-    """How several solvers did on many problems.
+    """Races of several solvers on many problems.
 
     Attributes:
         races: one for each problem, all with the same solvers.
@@ -41,16 +41,16 @@ class Races:
 
     @property
     def names(self) -> list[str]:
-        """Of the solvers."""
+        """Names of the solvers."""
         return [run.name for run in self.races[0].runs]
 
     @property
     def rates(self) -> np.ndarray:
-        """`[problems]` EM's own rate on each."""
+        """`[problems]` EM's convergence rate on each."""
         return np.array([race.rate for race in self.races])
 
     def cost(self, of: str = "passes", gap: float = WITHIN) -> np.ndarray:
-        """`[problems, solvers]` what it cost to arrive within `gap` nats a row of the best; inf if it never did.
+        """`[problems, solvers]` cost of arriving within `gap` nats a row of the best; inf if it never did.
 
         Args:
             of: `"passes"` over the data, or `"seconds"`.
@@ -61,16 +61,16 @@ class Races:
         """
         if of not in COSTS:
             raise ValueError(f"of is {of!r}; it must be one of {', '.join(COSTS)}")
-        found = np.full((len(self.races), len(self.names)), np.inf)
+        costs = np.full((len(self.races), len(self.names)), np.inf)
         for p, race in enumerate(self.races):
             for s, run in enumerate(race.runs):
                 step = run.arrival(gap)
                 if step is not None:
-                    found[p, s] = COSTS[of](run, step)
-        return found
+                    costs[p, s] = COSTS[of](run, step)
+        return costs
 
     def performance_profile(self, of: str = "passes", gap: float = WITHIN) -> tuple[np.ndarray, np.ndarray]:
-        """Dolan and More (2002): the share of problems that a solver does at most t times as dear as the best of all.
+        """Performance profile (Dolan and More 2002): share of problems solved at no more than t times the lowest cost.
 
         Returns:
             t `[m]`, rising from one, and shares `[m, solvers]`.
@@ -81,10 +81,10 @@ class Races:
         return _shares(ratio, first=1.0)
 
     def data_profile(self, gap: float = WITHIN) -> tuple[np.ndarray, np.ndarray]:
-        """More and Wild (2009): the share of problems solved with a budget of so many passes.
+        """Data profile (More and Wild 2009): share of problems solved with a budget of so many passes.
 
-        A unit of budget is as many passes as the model has free numbers, and one: that makes small and large problems
-        alike.
+        A unit of budget is as many passes as the model has free parameters, plus one, so that small and large
+        problems are comparable.
 
         Returns:
             budgets `[m]`, rising, and shares `[m, solvers]`.
@@ -95,11 +95,11 @@ class Races:
     def rows_of_table(self, gap: float = WITHIN) -> list[dict[str, Any]]:
         """One dict for each solver, over all problems."""
         passes, seconds = self.cost("passes", gap), self.cost("seconds", gap)
-        found = []
+        rows = []
         for s, name in enumerate(self.names):
             runs = [race.runs[s] for race in self.races]
             solved = np.isfinite(passes[:, s])
-            found.append(
+            rows.append(
                 {
                     "solver": name,
                     "setting": setting(runs[0].solver),
@@ -113,14 +113,14 @@ class Races:
                     "not converged": sum(not bool(run.fit.converged) for run in runs),
                 }
             )
-        return found
+        return rows
 
     def table(self, gap: float = WITHIN) -> Any:
-        """A polars DataFrame of them if polars is there, otherwise the list of dicts."""
+        """A polars DataFrame of `rows_of_table` if polars is installed, otherwise the list of dicts."""
         return as_table(self.rows_of_table(gap))
 
     def plot(self, gap: float = WITHIN) -> Figure:
-        """Performance and data profiles, and what each solver cost against EM's own rate."""
+        """Plot both profiles, and the cost of each solver against EM's convergence rate."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(13, 7.6), layout="constrained")
@@ -144,7 +144,7 @@ class Races:
         plain(ax)
 
     def _by_rate(self, ax: Axes, gap: float) -> None:
-        """Passes against 1 / (1 - rate): the number of EM steps that make an error e times smaller."""
+        """Plot passes against 1 / (1 - rate): the number of EM steps that make an error e times smaller."""
         passes, slow = self.cost("passes", gap), 1 / (1 - np.clip(self.rates, 0, 1 - 1e-12))
         size = float(np.clip(20 / np.sqrt(len(slow)), 3.5, 7))
         for s in range(len(self.names)):
@@ -159,7 +159,7 @@ class Races:
 
 
 def _log_scale(ax: Axes) -> None:
-    """A logarithmic x axis with plain numbers, some within each decade if there are few of these."""
+    """Make the x axis logarithmic with plain numbers, some within each decade if there are few of these."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     ax.set_xscale("log")
@@ -170,7 +170,7 @@ def _log_scale(ax: Axes) -> None:
 
 
 def _shares(cost: np.ndarray, first: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Every cost that occurs, and the share of problems, for each solver, that cost no more."""
+    """Every cost that occurs, and for each solver the share of problems that cost no more."""
     at = np.unique(cost[np.isfinite(cost)])
     at = at if first is None else np.union1d([first], at)
     return at, (cost[None] <= at[:, None, None]).mean(axis=1)
@@ -198,8 +198,8 @@ def compare_many(
     """Race solvers on many problems, each by itself as in `compare`.
 
     Args:
-        models: where all start, one for each problem: a list, or one model with a leading axis.
-        xs: data of each problem, as long.
+        models: the starts, one for each problem: a list, or one model with a leading axis.
+        xs: data of each problem, equally many.
         solvers: as in `compare`.
         weight, labels: for each problem as in `fit`, or None.
         prior: as in `fit`, the same for all.

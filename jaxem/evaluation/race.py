@@ -1,4 +1,4 @@
-"""EM against gradient: solvers race from the same start, on the same objective and the same data."""
+"""Races of solvers from the same start, on the same objective and the same data: EM against gradient methods."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GAPS = (1e-3, 1e-5, 1e-7)
-"""Nats a row below the best: what counts as having arrived."""
+"""Distances from the best, in nats a row, whose arrival times are reported."""
 ELSEWHERE = 1e-3
-"""A solver that converged further below the best than this, in nats a row, sits in another optimum."""
+"""A solver that converged further below the best than this, in nats a row, is in another optimum."""
 ENOUGH, MOST = 0.02, 5
-"""Seconds of runs that are enough to believe the fastest of them, and how many runs at most."""
+"""Seconds of runs after which the fastest is reliable, and the largest number of runs."""
 POLISH = 10_000
-"""Steps of the long run at least, however short the race is."""
+"""Smallest number of steps of the long run, however short the race is."""
 LINES = ("-", "--", "-.", ":")
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What one solver did.
+    """Run of one solver in a race.
 
     Attributes:
         name, solver: as given.
         fit: its result.
-        seconds: on the wall, of the fastest of a few calls after the first: nothing is compiled in it.
+        seconds: wall time of the fastest of a few calls after the first, without compilation.
         setup_seconds: of them, before the first step.
-        compile_seconds: what the first call took more.
-        gap: `[steps + 1]` how far the objective was below the best before each step, in nats a row; of a solver that
-            anneals, not before it is done.
+        compile_seconds: additional time of the first call.
+        gap: `[steps + 1]` distance of the objective below the best before each step, in nats a row; of a solver that
+            anneals, only after annealing.
     """
 
     name: str
@@ -66,17 +66,17 @@ class Run:
 
     @property
     def passes(self) -> np.ndarray:
-        """`[steps + 1]` passes over the data when each entry of `gap` was known; of a line search, on the average."""
+        """`[steps + 1]` passes over the data up to each entry of `gap`; those of line searches are averaged."""
         return float(self.fit.passes) * np.arange(1, len(self.gap) + 1) / len(self.gap)
 
     @property
     def times(self) -> np.ndarray:
-        """`[steps + 1]` the same, in seconds, with what came before the first step."""
+        """`[steps + 1]` seconds up to each entry of `gap`, setup included."""
         climbing = self.seconds - self.setup_seconds
         return self.setup_seconds + climbing * np.arange(1, len(self.gap) + 1) / len(self.gap)
 
     def arrival(self, gap: float) -> int | None:
-        """The first step after which it was never again further below the best than that."""
+        """First step after which the run stayed within `gap` of the best; None if there is none."""
         outside = np.flatnonzero(~(self.gap <= gap))
         step = int(outside[-1]) + 1 if len(outside) else 0
         return step if step < len(self.gap) else None
@@ -84,15 +84,15 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Race:
-    """How several solvers did on one problem.
+    """Runs of several solvers on one problem.
 
     Attributes:
         runs: one for each, in the order given.
-        best: the largest objective that any of them reached, or a long run in float64 that went on from there; NaN if
+        best: the largest objective that any of them reached, or a long run in float64 that continued from there; NaN if
             all failed.
         rows: sum of the weights of the rows (of the steps of sequences).
-        rate: EM's own at the best place, see `em_rate`: the largest fraction of information that is missing there.
-        free: how many free numbers the model has.
+        rate: EM's convergence rate at the best model, see `em_rate`: the largest fraction of missing information there.
+        free: number of free parameters.
 
     >>> import jax, jaxem as jem
     >>> race = jem.compare(jem.Poisson(1.0), jax.numpy.array([1.0, 3.0]), {"EM": jem.EM()})
@@ -107,16 +107,16 @@ class Race:
     free: int
 
     def below(self, run: Run) -> float:
-        """How far the model of a run is below the best, in nats a row."""
+        """Distance of a run's model below the best, in nats a row."""
         return (self.best - float(run.fit.objective)) / self.rows
 
     def elsewhere(self, run: Run) -> bool:
-        """Did it converge to another optimum?"""
+        """Whether a run converged to another optimum."""
         return bool(run.fit.converged) and self.below(run) > ELSEWHERE
 
     def rows_of_table(self) -> list[dict[str, Any]]:
-        """One dict for each solver: how it ended, and when it arrived within each of `GAPS` of the best."""
-        found = []
+        """One dict for each solver: its status, and when it arrived within each of `GAPS` of the best."""
+        rows = []
         for run in self.runs:
             row: dict[str, Any] = {
                 "solver": run.name,
@@ -133,15 +133,15 @@ class Race:
                 step = run.arrival(gap)
                 row[f"passes to {gap:g}"] = None if step is None else float(run.passes[step])
                 row[f"seconds to {gap:g}"] = None if step is None else float(run.times[step])
-            found.append(row)
-        return found
+            rows.append(row)
+        return rows
 
     def table(self) -> Any:
-        """A polars DataFrame of them if polars is there, otherwise the list of dicts."""
+        """A polars DataFrame of `rows_of_table` if polars is installed, otherwise the list of dicts."""
         return as_table(self.rows_of_table())
 
     def plot(self) -> Figure:
-        """The gap to the best against seconds and against passes over the data, both on logarithmic axes."""
+        """Plot the gap to the best against seconds and against passes over the data, on logarithmic axes."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(11, 4), layout="constrained")
@@ -176,21 +176,21 @@ def compare(
 ) -> Race:
     """Race solvers from the same start.
 
-    All climb the same objective (prior included) on the same arrays. Each is run several times, so that compilation,
-    what comes before the first step, and the steps are told apart. What is best is the largest objective of all, or
-    where a long run of SQUAREM in float64 ends that goes on from there.
+    All maximise the same objective (prior included) on the same arrays. Each is run several times, to separate
+    compilation, setup and steps. The best is the largest objective of all, or
+    that of a long run of SQUAREM in float64 that continues from there.
 
     Args:
-        model: where all start.
+        model: the start of all.
         x, weight, prior, labels: as in `fit`.
-        solvers: by the names that table and picture are to show; each as in `fit`. Or a list of them.
+        solvers: by name, for table and plot; each as in `fit`. Or a list of them.
         tol, max_steps: as in `fit`, for each.
 
     Returns:
         A `Race`: see `table` and `plot`.
 
     Raises:
-        ValueError: no solvers, or what `fit` says.
+        ValueError: no solvers, or any error of `fit`.
 
     >>> import jax, optax, jaxem as jem
     >>> x = jax.numpy.array([[-1.1], [-0.9], [-1.0], [1.9], [2.0], [2.1]])
@@ -207,7 +207,7 @@ def compare(
     x, weight, labels = prepare(x, weight, labels, hidden_states(model))
     given = {"weight": weight, "prior": prior, "labels": labels}
     raced = [_timed(solver, model, x, given, max_steps, tol) for solver in solvers.values()]
-    values = [float(found.objective) if np.isfinite(found.objective) else -np.inf for found, *_ in raced]
+    values = [float(result.objective) if np.isfinite(result.objective) else -np.inf for result, *_ in raced]
     best, rate = np.nan, np.nan
     if max(values) > -np.inf:
         leader = raced[int(np.argmax(values))][0].model
@@ -215,16 +215,16 @@ def compare(
         best = max(*values, polished)
     rows = float(model.observations(model.observe(x), weight))
     runs = []
-    for (name, solver), (found, clock) in zip(solvers.items(), raced, strict=True):
-        trace = np.array(found.trace, float)[: int(found.steps) + 1]
-        # While it anneals it speaks of something else.
+    for (name, solver), (result, clock) in zip(solvers.items(), raced, strict=True):
+        trace = np.array(result.trace, float)[: int(result.steps) + 1]
+        # While it anneals it reports another objective.
         trace[: solver.warmup] = np.nan
-        runs.append(Run(name, solver, found, *clock, (best - trace) / rows))
+        runs.append(Run(name, solver, result, *clock, (best - trace) / rows))
     return Race(tuple(runs), best, rows, rate, int(np.max(free_parameters(model))))
 
 
 def as_solvers(solvers: Any) -> dict[str, Any]:
-    """Solvers by the names that table and picture are to show; a list of them has the names that they have themselves.
+    """Solvers by name, for table and plot; those of a list have their own names.
 
     >>> as_solvers(["em", "squarem"])
     {'em': EM(), 'squarem': SQUAREM(solver=EM())}
@@ -242,7 +242,7 @@ def as_solvers(solvers: Any) -> dict[str, Any]:
 
 
 class _Clock(NamedTuple):
-    """As in `Run`."""
+    """Times, as in `Run`."""
 
     seconds: float
     setup_seconds: float
@@ -265,7 +265,7 @@ def _timed(solver: Any, model: Any, x: Any, given: Any, max_steps: int, tol: flo
 
     cold = once(tol)[1]
     found, warm = fastest(tol)
-    # Content with anything, it stops as early as it can: from two lengths follow the start and the steps.
+    # With an infinite tolerance it stops as early as possible: two lengths give the setup and the steps.
     early, short = fastest(np.inf)
     longer = int(found.steps) - int(early.steps)
     step = max(warm - short, 0.0) / longer if longer > 0 else warm / (int(found.steps) + 1)
@@ -275,12 +275,12 @@ def _timed(solver: Any, model: Any, x: Any, given: Any, max_steps: int, tol: flo
 
 @partial(jax.jit, static_argnames="max_steps")
 def _fit(solver: Any, model: Any, x: Any, given: Any, max_steps: int, tol: Any) -> Fit:
-    """Compiled as a whole: what `fit` checks takes as long as hundreds of steps on a few rows."""
+    """`fit`, compiled as a whole, because its checks take as long as hundreds of steps on a few rows."""
     return fit(model, x, solver, tol=tol, max_steps=max_steps, **given)
 
 
 def _polished(model: Any, x: Any, **given: Any) -> tuple[float, float]:
-    """The objective where a long run in float64 ends, from a model that is close to the top; and EM's rate there."""
+    """Objective of a long run in float64, from a model close to the maximum; and EM's convergence rate there."""
     weight, prior, labels = (given[name] for name in ("weight", "prior", "labels"))
     with jax.enable_x64(True):
         model, x = jax.tree.map(_widened, (model, x))
@@ -295,42 +295,42 @@ def _widened(leaf: Any) -> Any:
 
 
 def setting(solver: Any) -> str:
-    """A solver with its numbers, those within an optax transformation included."""
+    """A solver in words with its numbers, those within an optax transformation included."""
     if hasattr(solver, "transformation"):
-        found = _numbers(solver.transformation) | ({"batch_size": solver.batch_size} if solver.batches else {})
-        said = [f"{name}={value:g}" for name, value in found.items() if value]
+        numbers = _numbers(solver.transformation) | ({"batch_size": solver.batch_size} if solver.batches else {})
+        parts = [f"{name}={value:g}" for name, value in numbers.items() if value]
     elif not dataclasses.is_dataclass(solver):
         return repr(solver)
     else:
         fields = {field.name: getattr(solver, field.name) for field in dataclasses.fields(solver) if field.repr}
-        said = [f"{name}={_said(value)}" for name, value in fields.items() if name != "key"]
-    return f"{type(solver).__name__}({', '.join(said)})"
+        parts = [f"{name}={_in_words(value)}" for name, value in fields.items() if name != "key"]
+    return f"{type(solver).__name__}({', '.join(parts)})"
 
 
-def _said(value: Any) -> str:
+def _in_words(value: Any) -> str:
     if isinstance(value, jax.Array):
         return f"{value:g}" if value.ndim == 0 else str(value.tolist())
     return setting(value) if isinstance(value, Solver) else repr(value)
 
 
 def _numbers(node: Any) -> dict[str, float]:
-    """Optax keeps its numbers in the closures of its functions: there they are read."""
+    """Numbers of an optax transformation, read from the closures of its functions."""
     if isinstance(node, (tuple, list)):
         return {name: value for part in node for name, value in _numbers(part).items()}
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     cells = zip(node.__code__.co_freevars, node.__closure__, strict=True) if getattr(node, "__closure__", None) else ()
     for name, cell in cells:
         value = cell.cell_contents
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            # Optax goes downhill: its step sizes are negative.
-            found["learning_rate" if name == "step_size" else name] = abs(value)
+            # Optax minimises: its step sizes are negative.
+            numbers["learning_rate" if name == "step_size" else name] = abs(value)
         else:
-            found.update(_numbers(value))
-    return found
+            numbers.update(_numbers(value))
+    return numbers
 
 
 def as_table(rows: list[dict[str, Any]]) -> Any:
-    """A polars DataFrame if polars is there, otherwise the list."""
+    """A polars DataFrame if polars is installed, otherwise the list."""
     try:
         import polars as pl
     except ImportError:
@@ -339,12 +339,12 @@ def as_table(rows: list[dict[str, Any]]) -> Any:
 
 
 def line(i: int) -> dict[str, Any]:
-    """How the i-th solver is drawn: told apart by colour and by dashes."""
+    """Line style of the i-th solver, unique in colour and dashes."""
     return {"color": PALETTE[i % len(PALETTE)], "ls": LINES[(i + i // len(PALETTE)) % len(LINES)], "lw": 1.8}
 
 
 def plain(ax: Axes) -> None:
-    """Axes with a light grid and no frame; a logarithmic axis with nothing on it gets limits that it can show."""
+    """Style axes with a light grid and no frame; an empty logarithmic axis gets valid limits."""
     for axis, limit in ((ax.xaxis, ax.set_xlim), (ax.yaxis, ax.set_ylim)):
         if axis.get_scale() == "log" and not np.isfinite(axis.get_minpos()):
             limit(1, 10)

@@ -1,4 +1,4 @@
-"""What a person passed to a fit, looked at before anything is compiled."""
+"""Checks of the arguments of a fit, before anything is compiled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NUMERIC = (bool, int, float, np.generic, np.ndarray, jax.Array)
 
 
 def hidden_states(model: Any) -> int | None:
-    """How many hidden states `labels` may name, if the model has any."""
+    """Number of hidden states that `labels` may name; None if the model has none."""
     return model.child.batch_shape[-1] if hasattr(model, "child") else None
 
 
@@ -27,13 +27,13 @@ def check_starts(model: Any) -> None:
 
 
 def check_labelled(model: Any, labels: Any) -> None:
-    """Raise ValueError for labels of a family, which has nothing that they could name."""
+    """Raise ValueError for labels of a family, which has no components to name."""
     if labels is not None and isinstance(model, Family):
         raise ValueError(f"labels name hidden states, and a {type(model).__name__} has none; leave them out")
 
 
 def check_limits(tol: Any, max_steps: Any, shape: tuple[int, ...] = ()) -> int:
-    """The number of steps; ValueError for limits that make no sense, for a `tol` that is not one number, or `shape`."""
+    """The number of steps; ValueError for limits out of range, a `tol` that is not one number or of this `shape`."""
     if isinstance(tol, float) and tol >= 0:
         return whole(max_steps, "max_steps", 0)
     if not isinstance(tol, Tracer):
@@ -49,7 +49,7 @@ def check_limits(tol: Any, max_steps: Any, shape: tuple[int, ...] = ()) -> int:
 
 
 def check_prior(prior: Any) -> None:
-    """Raise TypeError for what cannot be a prior of any model."""
+    """Raise TypeError for a value that cannot be a prior of any model."""
     if isinstance(prior, type) or not all(isinstance(leaf, NUMERIC) for leaf in jax.tree.leaves(prior)):
         raise TypeError(f"prior is {said_of(prior)}; pass one such as jem.priors.Weak(), or pseudo-statistics")
 

@@ -1,4 +1,4 @@
-"""How a fit ends: its result, and the best of several starts."""
+"""The end of a fit: its result, and the best of several starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxem.fitting.status import Status
 
 
 def make_result(solver: Any, start: Any, end: Progress, trace: Array | None, floor: Statistics, weight: Array) -> Fit:
-    """The result of a fit that has ended."""
+    """Result of a fit that has ended."""
     rows = jnp.sum(weight)
     end = keep_best_if_diverged(end, rows)
     status = degeneracy_status(start, end.model, end.status, floor, rows)
@@ -32,14 +32,14 @@ def make_result(solver: Any, start: Any, end: Progress, trace: Array | None, flo
 
 
 SOUNDNESS = np.array([0 if status.failed else 1 if status.degenerate else 2 for status in sorted(Status)], np.int32)
-"""By status: failed, degenerate, sound."""
+"""Rank of each status: 0 failed, 1 degenerate, 2 sound."""
 
 
 def best_restart(objective: Array, status: Array) -> Array:
-    """The index, on the last axis, of the start to keep.
+    """Index, on the last axis, of the start to keep.
 
     A sound fit comes before a degenerate one (a collapsed covariance, a vanished component, a fall of the objective),
-    however high that is, for its likelihood has no limit but the floor; and both before one that failed. Among equals
+    however high its objective, which only the floor limits; and both before one that failed. Among equals
     the highest objective counts: the first, of those that are equal within rounding.
     """
     soundness = jnp.asarray(SOUNDNESS)[status]

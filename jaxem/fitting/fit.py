@@ -41,7 +41,7 @@ def fit(
 
     Maximises sum_i weight_i log p(x_i) + log prior. It can be jitted and vmapped; calls with the same shapes compile
     once, whatever `tol` is. It can be differentiated, forward and in reverse, with respect to x, weight and prior, by
-    the implicit function theorem at the place where it ended: the memory that takes does not grow with the steps, and
+    the implicit function theorem at the model where it ended: memory does not grow with the steps, and
     the start does not matter. Fit with a small `tol` for that: the derivative is as exact as the maximum.
 
     It runs on as many devices as x lies on: pass arrays with a `jax.sharding.NamedSharding` over their first axis, or
@@ -49,20 +49,20 @@ def fit(
     the result is that of one device, up to rounding, and lies on all of them. The devices may be those of several
     processes, each of which then makes the same call; weights and labels may be spread like x, or be known in full to
     every process. `Sequences` may also be spread over their second axis, time: so an `HMM` is fitted to one sequence
-    that is too long for one device. Under `jit`, and where x itself is differentiated, nobody knows how it is spread
-    before the program runs: then the compiler divides the work as it sees fit.
+    that is too long for one device. Under `jit`, and where x itself is differentiated, the sharding of x is unknown
+    before the program runs: then the compiler divides the work.
 
     Args:
-        model: where to start. With one leading axis of R starts, all are fitted and the best is returned: the highest
-            objective among those that ended soundly; a degenerate fit (`covariance_collapsed`, `component_vanished`,
+        model: the initial parameters. With one leading axis of R starts, all are fitted and the best is returned: the
+            highest objective among sound ones; a degenerate fit (`covariance_collapsed`, `component_vanished`,
             `log_likelihood_decreased`) only if there is no sound one, and one that failed only if all did.
         x: rows, `[n]` or `[n, D]`, or `Sequences`: an array, a masked array, a list, a frame of pandas, polars or
             Arrow, of numbers of any type. They are read as floats of the model's type, with a warning where that costs
             digits; without `jax_enable_x64`, where nothing is float64, float64 data become float32 without one. A cell
-            that is NaN, masked or None was not seen: it is integrated out (under `jit`, where values are not known,
+            that is NaN, masked or None is missing: it is integrated out (under `jit`, where values are unknown,
             pass `jem.incomplete(x)` for that).
-        solver: how to climb: a solver, its class or its name (`"squarem"`), or an optax transformation.
-        weight: `[n]` weights of rows (of sequences), zero or above. What has weight zero is ignored.
+        solver: a solver, its class or its name (`"squarem"`), or an optax transformation.
+        weight: `[n]` weights of rows (of sequences), at least zero. Rows of weight zero are ignored.
         prior: pseudo-statistics, or something that makes them (see `jaxem.priors`).
         labels: `[n]` integers, the known component of a row or -1; for sequences the known state of each step.
         tol: stop when the predicted remaining gain is below this many nats a row.
@@ -96,7 +96,7 @@ def fit(
     check_starts(model)
     check_prior(prior)
     check_rows(model, x)
-    # What is with other processes cannot be looked at.
+    # Rows on other processes cannot be checked here.
     if not isinstance(weight, Tracer) and weight.is_fully_addressable:
         model.check(x, weight, prior)
     limits = Limits(jnp.asarray(tol, weight.dtype), jnp.asarray(max_steps, jnp.int32))
@@ -116,11 +116,13 @@ def fit(
 
 @partial(jax.jit, static_argnames="trace")
 def _fit(solver: Any, models: Any, x: Any, weight: Array, prior: Any, limits: Limits, *, trace: Blank) -> Fit:
-    return _arrived(trace, solver, models, limits, x, weight, prior)
+    return _fit_differentiable(trace, solver, models, limits, x, weight, prior)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _arrived(trace: Blank, solver: Any, models: Any, limits: Limits, x: Any, weight: Array, prior: Any) -> Fit:
+def _fit_differentiable(
+    trace: Blank, solver: Any, models: Any, limits: Limits, x: Any, weight: Array, prior: Any
+) -> Fit:
     def climbed(model: Any) -> Fit:
         return _climb(trace, solver, model, limits, x, weight, prior)
 
@@ -130,10 +132,10 @@ def _arrived(trace: Blank, solver: Any, models: Any, limits: Limits, x: Any, wei
     return jax.tree.map(lambda leaf: leaf[best_restart(fits.objective, fits.status)], fits)
 
 
-@_arrived.defjvp
-def _arrived_jvp(trace: Blank, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Fit, Fit]:
+@_fit_differentiable.defjvp
+def _fit_differentiable_jvp(trace: Blank, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Fit, Fit]:
     solver, _, _, *data = primals
-    fit = _arrived(trace, *primals)
+    fit = _fit_differentiable(trace, *primals)
 
     def pseudo(x: Any, weight: Array, prior: Any) -> Statistics:
         return regularisers(fit.model, x, weight, prior)[1]
@@ -145,7 +147,7 @@ def _climb(trace: Blank, solver: Any, model: Any, limits: Limits, x: Any, weight
     if isinstance(x, ShardedRows):
         data, rows = x.prepared(model, weight)
     else:
-        # Small data is put into the layout of the loop once; large data is, chunk by chunk, in every pass.
+        # Small data is precomputed once; large data in every pass, chunk by chunk.
         data = x if solver.batches or in_chunks(model, x, weight) else model.expand(model.observe(x))
         rows = informed(model, x, weight)
     floor, pseudo = regularisers(model, x, weight, prior)
@@ -157,6 +159,6 @@ def _climb(trace: Blank, solver: Any, model: Any, limits: Limits, x: Any, weight
         now = advance(solver, carry[0], data, weight, rows, pseudo, limits)
         return now, carry[1].at[now.steps].set(now.objective)
 
-    begun = begin(solver, model, data, weight, pseudo), trace.filled(weight.dtype)
-    end, objectives = jax.lax.while_loop(running, step, begun)
+    initial = begin(solver, model, data, weight, pseudo), trace.filled(weight.dtype)
+    end, objectives = jax.lax.while_loop(running, step, initial)
     return make_result(solver, model, end, objectives, floor, weight)

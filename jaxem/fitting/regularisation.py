@@ -1,4 +1,4 @@
-"""What a fit adds to the statistics of the rows: the floor and the prior."""
+"""Pseudo-statistics that a fit adds to those of the rows: the floor and the prior."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from jaxem.fitting.sources.sharded import ShardedRows
 from jaxem.priors import kind
 
 SCALE_ROWS = 65_536
-"""At most this many rows, evenly spaced, say how wide the data are (see `spacing`)."""
+"""Number of evenly spaced rows, at most, that determine the scale of the data (see `spacing`)."""
 
 
 def regulariser(floor: Statistics, prior: Any, model: Any, x: Any, weight: Array) -> Statistics:
-    """The pseudo-statistics of every M-step: the floor, and what the prior adds to it.
+    """Pseudo-statistics of every M-step: the floor plus the prior.
 
     Raises:
         ValueError: a prior that was made for another kind of model.
@@ -26,14 +26,16 @@ def regulariser(floor: Statistics, prior: Any, model: Any, x: Any, weight: Array
     if prior is None:
         return floor
     x = x.x if isinstance(x, Labelled) else x  # a prior scales itself to the rows, whatever their labels
-    said = f"a {type(prior).__name__} is no prior of a {kind(model)}; pass one that is made for it (see jaxem.priors)"
+    message = (
+        f"a {type(prior).__name__} is no prior of a {kind(model)}; pass one that is made for it (see jaxem.priors)"
+    )
     try:
         made = prior.statistics(model, x, weight) if hasattr(prior, "statistics") else prior
     except AttributeError as error:
-        raise ValueError(f"prior: {said}: {error}") from error
+        raise ValueError(f"prior: {message}: {error}") from error
     given, wanted = jax.tree.structure(made), jax.tree.structure(floor)
     if given != wanted:
-        raise ValueError(f"prior has the structure {given}, and the statistics of this model are {wanted}: {said}")
+        raise ValueError(f"prior has the structure {given}, and the statistics of this model are {wanted}: {message}")
     for mine, its in zip(jax.tree.leaves(made), jax.tree.leaves(floor), strict=True):
         if np.broadcast_shapes(np.shape(mine), its.shape) != its.shape:
             raise ValueError(f"prior has pseudo-statistics of shape {np.shape(mine)}, and the model's are {its.shape}")
@@ -41,11 +43,11 @@ def regulariser(floor: Statistics, prior: Any, model: Any, x: Any, weight: Array
 
 
 class Blank(NamedTuple):
-    """What a trace is before the first step.
+    """Layout of a trace before the first step.
 
     Attributes:
-        length: one more than the steps.
-        refused: is NaN an error, whoever it comes from (`jax_debug_nans`)? Then -inf stands for what was not reached.
+        length: number of steps plus one.
+        refused: whether `jax_debug_nans` is on. Then -inf stands for steps not reached.
     """
 
     length: int
@@ -60,7 +62,7 @@ class Blank(NamedTuple):
 
 
 def regularisers(model: Any, x: Any, weight: Array, prior: Any) -> tuple[Statistics, Statistics]:
-    """The floor, and the floor with the prior: they need the scale of the data, not every row of it."""
+    """The floor, and the floor plus the prior: they need the scale of the data only, not every row."""
     every = spacing(weight.shape[0])
     some = (
         x.sample(weight, every) if isinstance(x, ShardedRows) else jax.tree.map(lambda leaf: leaf[::every], (x, weight))
@@ -70,9 +72,9 @@ def regularisers(model: Any, x: Any, weight: Array, prior: Any) -> tuple[Statist
 
 
 def spacing(n: Any) -> int:
-    """Every how many of n rows one is taken, to have `SCALE_ROWS` at most.
+    """Stride at which n rows are subsampled to at most `SCALE_ROWS`.
 
-    A power of two: so who reads rows one after the other, and does not know n, ends with the same ones. All of them
+    A power of two, so that a streaming reader that halves its sample as it grows keeps exactly the same rows. 1
     where n is a symbol (in `jax.export`).
 
     >>> [spacing(n) for n in (1, 65_536, 65_537, 200_000)]

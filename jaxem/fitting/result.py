@@ -1,4 +1,4 @@
-"""What a fit gives back."""
+"""The result of a fit."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from jaxem.fitting.status import Status
 
 @module
 class Fit:
-    """A fitted model and how it came about. From `fit_many` every field has a leading axis, one entry a problem.
+    """A fitted model and how the fit went. From `fit_many` every field has a leading axis, one entry a problem.
 
     Attributes:
         model: the fitted model; `log_likelihood` is that of this very model.
         log_likelihood: of the data alone, in nats, summed over weighted rows.
-        objective: what was maximised: `log_likelihood` plus the log-density of the prior, up to a constant.
+        objective: the maximised sum: `log_likelihood` plus the log-density of the prior, up to a constant.
         steps: of the solver (M-steps, for EM) that led to the model.
-        converged: did it end by the stopping rule?
+        converged: whether the stopping rule ended it.
         status: a `Status` code; see `status_name` and `status_message`.
-        passes: over the data that this took: one a step for EM, three for SQUAREM, as many as it needs for LBFGS.
+        passes: over the data: one a step for EM, three for SQUAREM, as many as its line searches take for LBFGS.
         trace: `[max_steps + 1]` the objective before each step, NaN beyond the last (-inf where
             `jax_debug_nans` refuses NaN); None from `fit_many`.
     """
@@ -39,24 +39,24 @@ class Fit:
 
     @property
     def status_name(self) -> Any:
-        """The status as a word, or as an array of words."""
+        """Name of the status, or an array of names."""
         names = np.array([Status(int(code)).name for code in np.ravel(self.status)], dtype=object)
         return names[0] if np.ndim(self.status) == 0 else names.reshape(np.shape(self.status))
 
     @property
     def status_message(self) -> Any:
-        """The status as a sentence, or as a list of sentences."""
+        """Status as a sentence, or a list of sentences."""
         sentences = [Status(int(code)).sentence for code in np.ravel(self.status)]
         return sentences[0] if np.ndim(self.status) == 0 else sentences
 
     @property
     def words(self) -> Any:
-        """The former name of `status_name`."""
+        """Former name of `status_name`."""
         return self._renamed("words", "status_name")
 
     @property
     def reason(self) -> Any:
-        """The former name of `status_message`."""
+        """Former name of `status_message`."""
         return self._renamed("reason", "status_message")
 
     def _renamed(self, old: str, new: str) -> Any:

@@ -1,4 +1,4 @@
-"""How a fit ended: a code for each model of a batch, a word for tables, a sentence for people."""
+"""Status of a fit: a code for each model of a batch, a word for tables, a sentence for people."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 
 
 class Status(enum.IntEnum):
-    """How a fit ended. The value is what arrays hold, the name is the word in tables.
+    """Status of a fit. Arrays hold its value, tables its name.
 
     >>> import jaxem as jem
     >>> jem.Status(1).name, jem.Status(1).sentence
@@ -33,17 +33,17 @@ class Status(enum.IntEnum):
 
     @property
     def sentence(self) -> str:
-        """What happened, and what to do about it."""
+        """Sentence on what happened, and what to do about it."""
         return _SENTENCES[self]
 
     @property
     def failed(self) -> bool:
-        """Is there no usable model?"""
+        """Whether there is no usable model."""
         return self in _FAILED
 
     @property
     def degenerate(self) -> bool:
-        """Is there a model, but one that says more about the floor that it rests on than about the data?"""
+        """Whether the model exists but is determined by its floor more than by the data."""
         return self in _DEGENERATE
 
 

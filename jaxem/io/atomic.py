@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all."""
+"""Files that are complete or absent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write(path: Path, content: bytes) -> None:
-    """A file that appears whole or not at all, even if the machine stops while it is written."""
+    """Write a file atomically: it is complete or absent, even if the machine stops meanwhile."""
     unfinished = temporary(path)
     try:
         with unfinished.open("wb") as file:
@@ -20,12 +20,12 @@ def write(path: Path, content: bytes) -> None:
 
 
 def temporary(path: Path) -> Path:
-    """Where a file is while it is being written."""
+    """Temporary path of a file while it is written."""
     return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
 def sweep(folder: Path) -> None:
-    """Remove what processes that were killed left half written."""
+    """Remove temporary files that killed processes left."""
     for path in folder.glob(".*.part"):
         if path.suffixes[-2:-1] and path.suffixes[-2][1:].isdigit():
             path.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""Acceleration of any monotone solver: fewer steps to the same place, and never downhill.
+"""Acceleration of a monotone solver: fewer steps to the same place, and never downhill.
 
-A step is one of the other solver, from a model that is on trial. If the objective there has not fallen below that of
-the model that is carried, the trial becomes that; else a step was lost, and plain ones are taken instead.
+Each step of the inner solver starts at a trial model. If the objective there has not fallen below that of the current
+model, the trial becomes the current model; else the step was lost, and unaccelerated ones are taken instead.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ class Proposal(NamedTuple):
 
 @module
 class Trial:
-    """What an accelerated solver carries.
+    """State of an accelerated solver.
 
     Attributes:
-        like: where it began. What is fixed there is fixed for good, and all coordinates are relative to it: they mean
-            the same in every step, whatever becomes of a probability on the way.
-        log_likelihood, objective: of the model that is carried; -inf before they are known.
-        gain: what a plain step from that model gains, to first order.
-        slowness: how many such steps the rest is worth: the most that was seen of late.
-        ahead: `[p]` coordinates of the model on trial.
-        tried, move: `[q]` the place (`_place`) of the last model that was on trial, and the plain step from there.
+        like: the initial model, to which all coordinates are relative: they mean the same in every step, whatever
+            becomes of a probability on the way, and what it holds fixed stays fixed.
+        log_likelihood, objective: of the current model; -inf before they are known.
+        gain: of an unaccelerated step from the current model, to first order.
+        slowness: remaining gain in units of `gain`: the largest recent estimate.
+        ahead: `[p]` coordinates of the trial model.
+        tried, move: `[q]` the place (`_place`) of the last trial, and the unaccelerated step from there.
         kind, memory: as proposed with that model.
     """
 
@@ -81,7 +81,7 @@ class Trial:
 
 
 class Accelerated(Solver):
-    """Trials and what becomes of them.
+    """Base class of accelerated solvers: judges their trial models.
 
     What you write: a frozen pytree with a field `solver`, and
 
@@ -107,7 +107,7 @@ class Accelerated(Solver):
 
     @property
     def window(self) -> int:
-        """Gains come in bursts: one by one they would look like the end."""
+        """Twelve steps: gains come in bursts, between which single ones look like the end."""
         return 12
 
     def remember(self, at: Float[Array, "p"]) -> Any:
@@ -119,44 +119,44 @@ class Accelerated(Solver):
         raise NotImplementedError
 
     def left(self, state: Trial) -> Array:
-        """What a plain step gains, times what the rest is worth; and ten times that, as no two trials see the same."""
+        """Gain of an unaccelerated step times `slowness`; times ten, because estimates differ between trials."""
         return WARY * state.gain * state.slowness
 
     def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Trial:
-        """The model itself is on trial first."""
+        """Initial state: the model itself is the first trial."""
         at, never = flat(model)[0], jnp.full((), -jnp.inf, weight.dtype)
         here, ones = _place(model), jnp.ones_like(never)
         return Trial(model, never, never, -never, ones, at, here, here, *Proposal.fallback(at, self.remember(at))[1:])
 
     def step(self, model: Any, state: Trial, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Any:
-        """One plain step from the trial; the objective stands still while none is taken."""
+        """One unaccelerated step from the trial; the objective stays as it is while no trial is accepted."""
         known = jnp.isfinite(state.objective)
         here, model_at = flat(model, state.like)
         trial = select(known, model_at(state.ahead), model)
-        # Of what lies too far out to be a number the model holds the closest number inside.
+        # Where a coordinate is too large, the model holds the nearest value inside its set.
         tried = jnp.where(known, flat(trial, state.like)[0], here)
         plain = self.solver.init(model, x, weight, prior)
         stepped, plain, log_likelihood = self.solver.step(trial, plain, x, weight, prior)
         objective = log_likelihood + trial.expected_log_prob(prior)
-        # NaN is not at least anything; but if a plain step led there, that is for the stopping rule to see.
+        # NaN compares as False; but a fallback is accepted even then, for the stopping rule to see.
         taken = (state.kind == FALLBACK) | ((state.kind == CANDIDATE) & (objective >= state.objective))
         image = flat(stepped, state.like)[0]
         ahead, kind, memory = self.propose(state.memory, taken, tried, image)
         gain, place = jnp.asarray(self.solver.left(plain), objective.dtype), _place(trial)
         move = _place(stepped) - place
         slowness = jnp.where(known, _slowness(state, place, move, jnp.where(taken, gain, state.gain)), 1)
-        found = Trial(state.like, log_likelihood, objective, gain, slowness, ahead, place, move, kind, memory)
-        kept = replace(found, log_likelihood=state.log_likelihood, objective=state.objective, gain=state.gain)
+        accepted = Trial(state.like, log_likelihood, objective, gain, slowness, ahead, place, move, kind, memory)
+        rejected = replace(accepted, log_likelihood=state.log_likelihood, objective=state.objective, gain=state.gain)
         came_in = jnp.where(known, state.log_likelihood, log_likelihood)
-        return select(taken, trial, model), select(taken, found, kept), came_in
+        return select(taken, trial, model), select(taken, accepted, rejected), came_in
 
 
 def _place(model: Any) -> Float[Array, "q"]:
-    """Numbers whose differences say how far apart two models are.
+    """Numbers whose differences measure the distance of two models.
 
-    Not coordinates: one that runs off to an edge would count for ever more, though less and less depends on it. Roots
-    of probabilities stand still there (their distance is Hellinger's), and so do logarithms of what is next to nothing
-    beside the largest.
+    Not coordinates: one that diverges towards an edge would dominate, though less and less depends on it. Square roots
+    of probabilities converge there (their distance is Hellinger's), and so do logarithms of what is negligible beside
+    the largest.
     """
     each = zip(walk(model), to_coordinates(model), strict=True)
     return ravel_pytree([_settling(leaf, free) for leaf, free in each])[0]
@@ -175,10 +175,10 @@ def _settling(leaf: Leaf, free: Array) -> Any:
 
 
 def _slowness(state: Trial, tried: Array, move: Array, gain: Array) -> Array:
-    """How many plain steps of the last size the rest is worth.
+    """Remaining gain in units of the last unaccelerated step's.
 
-    From one trial to the next plain steps shorten by the distance divided by that (they vanish at the maximum). Most
-    trials see what is fast only, so the slowest is remembered for as long as gains do not fall.
+    Between two trials such steps shorten by the distance divided by this number (they vanish at the maximum). Most
+    trials see only fast directions, so the largest estimate is kept for as long as gains do not fall.
     """
     distance, shorter = jnp.sum((tried - state.tried) ** 2), jnp.sum((move - state.move) ** 2)
     seen = jnp.sqrt(distance / jnp.where(shorter > 0, shorter, jnp.inf))
@@ -189,4 +189,4 @@ def _slowness(state: Trial, tried: Array, move: Array, gain: Array) -> Array:
 
 WARY = 10.0
 FORGETS = 0.25
-"""Gains that fall by ten let the slowest be forgotten by this power of ten."""
+"""Decay of the remembered slowness: gains that fall by ten let it fall by ten to this power."""

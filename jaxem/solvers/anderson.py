@@ -1,4 +1,4 @@
-"""Anderson's mixing of the last EM steps."""
+"""Anderson acceleration: the next model from the last several EM steps."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ EASIEST, HARDEST = 1e-12, 1e6
 
 
 HARDER, EASIER = 1e3, 10.0
-"""By what the damping rises after a lost step and falls after a good one, between its bounds."""
+"""Factors by which the damping rises after a lost step and falls after a good one, between its bounds."""
 
 
 @module
 class _Mixing:
-    """What Anderson's acceleration remembers.
+    """Memory of Anderson acceleration.
 
     Attributes:
-        count: models taken.
-        before, image: the last model that was taken, and the plain step from there.
-        moves, residuals: `[memory, p]` the last differences of models, and of their plain steps less themselves.
-        damping: relative to the largest residual.
+        count: number of accepted models.
+        before, image: the last accepted model, and the unaccelerated step from there.
+        moves, residuals: `[memory, p]` last differences of models, and of their residuals.
+        damping: relative to the largest squared residual difference.
     """
 
     count: Int[Array, ""]
@@ -40,15 +40,15 @@ class _Mixing:
 
 @module
 class Anderson(Accelerated):
-    """Anderson acceleration (Walker and Ni 2011), damped and safeguarded, of another solver, EM as a rule.
+    """Anderson acceleration (Walker and Ni 2011), damped and safeguarded, of another solver, usually EM.
 
     With residuals f = G(z) - z of the last models z, the next on trial is z + f - (Z + F) c, where F and Z hold
     differences of residuals and of models and c minimises |f - F c|^2 + damping |c|^2. Damping rises after a lost step
     and eases while all goes well; the memory is emptied each time that it is full (Henderson and Varadhan 2019).
 
     Args:
-        solver: what is accelerated; without state.
-        memory: differences that are kept at most.
+        solver: the solver to accelerate; without state.
+        memory: largest number of differences kept.
 
     Raises:
         ValueError: a memory below one.
@@ -70,11 +70,11 @@ class Anderson(Accelerated):
 
     @property
     def window(self) -> int:
-        """A little more than it remembers."""
+        """A little more than `memory`."""
         return self.memory + 2
 
     def remember(self, at: Float[Array, "p"]) -> _Mixing:
-        """Nothing."""
+        """An empty memory."""
         none = jnp.zeros((self.memory, at.size), at.dtype)
         return _Mixing(jnp.zeros((), jnp.int32), at, at, none, none, jnp.full((), EASIEST, at.dtype))
 
@@ -88,13 +88,13 @@ class Anderson(Accelerated):
         damped = gram + jnp.diag(memory.damping * jnp.max(size) + jnp.where(size > 0, 0, 1))
         share, _ = linalg.solve(damped, jnp.matmul(residuals, image - tried, precision=HIGHEST))
         ahead = image - jnp.matmul(share, moves + residuals, precision=HIGHEST)
-        # The plain step after a lost one says nothing for less of it.
+        # The unaccelerated step after a lost one is no reason for less damping.
         damping = jnp.where(memory.count == 1, memory.damping, jnp.maximum(memory.damping / EASIER, EASIEST))
         mixed = _Mixing(memory.count + 1, tried, image, moves, residuals, damping)
         return select(taken, Proposal.candidate(ahead, mixed), Proposal.fallback(memory.image, again))
 
     def _with(self, memory: _Mixing, tried: Array, image: Array) -> tuple[Array, Array]:
-        """The differences, with those to the model that was taken now."""
+        """The differences, with those to the model just accepted."""
         slot = jnp.maximum(memory.count - 1, 0) % self.memory
         residual = (image - tried) - (memory.image - memory.before)
 

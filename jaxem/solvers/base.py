@@ -1,4 +1,4 @@
-"""What every solver is: a value with two verbs. The loops around it exist once."""
+"""The interface of solvers: a value with two verbs. The loops around it exist once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxem.distributions.base import Statistics
 
 
 class Solver:
-    """How to climb.
+    """Base class of solvers: how to take one step of a fit.
 
     What you write: a frozen pytree with
 
@@ -22,13 +22,13 @@ class Solver:
     at its rows by one call of `solvers.em.expectation` and no other way.
 
     Attributes:
-        monotone: does the objective never fall? If it need not, a fall is no failure.
-        smooth: do its gains shrink smoothly, step by step, and does `left` say what a step gains? Then the stopping
+        monotone: whether the objective never falls. If it may, a fall is no failure.
+        smooth: whether gains shrink smoothly, step by step, and `left` is the gain of a step. Then the stopping
             rule needs no differences of log-likelihoods, of which float32 has few digits.
-        window: steps between two looks of the stopping rule, if not.
-        passes: over the data, of a step.
-        over: the sum over what is hidden whose value it climbs.
-        batches: does it take the rows in batches? Then x comes as it was passed, rows first.
+        window: steps between two looks of the stopping rule, if not smooth.
+        passes: over the data, in a step.
+        over: the semiring, the sum over hidden variables whose value is maximised.
+        batches: whether it takes the rows in batches. Then x comes as it was passed, rows first.
 
     >>> import jax, jaxem as jem
     >>> from jaxem.core.pytree import module
@@ -47,38 +47,38 @@ class Solver:
 
     @property
     def window(self) -> int:
-        """Every step."""
+        """Steps between two looks of the stopping rule: 1."""
         return 1
 
     @property
     def passes(self) -> int:
-        """One."""
+        """Passes over the data in a step: 1."""
         return 1
 
     @property
     def batches(self) -> bool:
-        """No: all rows at once."""
+        """Whether rows are taken in batches: no."""
         return False
 
     @property
     def warmup(self) -> int:
-        """Steps before the first look."""
+        """Steps before the first look of the stopping rule."""
         return 0
 
     def spent(self, state: Any, calls: Array) -> Array:
-        """Passes over the data in so many calls of `step`, the last of which left this state."""
+        """Passes over the data in `calls` calls of `step`, the last of which returned `state`."""
         return self.passes * calls
 
     def left(self, state: Any) -> Array | float:
-        """What the last step knows to be left to gain from the model that came in, in nats.
+        """Remaining gain, in nats, from the model that the last step started from.
 
-        The fit goes on while that is above the tolerance. Of a smooth solver it is what the step itself gains, of
-        others as a rule what a plain EM step would (`solvers.em.gain`); zero if it does not know.
+        The fit goes on while it is above the tolerance. For a smooth solver it is the gain of the step itself, for
+        others usually that of an EM step (`solvers.em.gain`); zero if unknown.
         """
         return 0.0
 
     def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Any:
-        """What is carried from step to step.
+        """Initial state of the solver.
 
         Raises:
             ValueError: this solver cannot fit this model.
@@ -86,5 +86,5 @@ class Solver:
         return None
 
     def step(self, model: Any, state: Any, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Any:
-        """`(the next model, state, log-likelihood of the model that came in)`."""
+        """One step: `(the next model, state, log-likelihood of the model that came in)`."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Expectation-maximisation, one step at a time."""
+"""Expectation-maximisation, one step at a time: EM and its hard, annealed and stochastic variants."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from jaxem.solvers.base import Solver
 from jaxem.solvers.edges import lift
 
 CHUNK = 8_192
-"""Rows in one pass of the E-step: more than this and the responsibilities are made, used and dropped chunk by chunk."""
+"""Rows in a chunk of the E-step; the responsibilities of more rows are never held at once."""
 
 BYTES = 1 << 28
-"""On an accelerator, as many rows as need so much for their responsibilities and features: there a chunk costs some
-twenty launches, 60 microseconds, whatever its size. (Reckoned; not measured.)"""
+"""Bytes of responsibilities and features in a chunk on an accelerator, where a chunk costs some twenty launches, 60
+microseconds, whatever its size. (Reckoned; not measured.)"""
 
 
 @module
 class EM(Solver):
     """Expectation-maximisation (Dempster, Laird and Rubin 1977).
 
-    Each step takes expected statistics under the current model and maximises; with a prior it adds the prior's
-    pseudo-statistics first, and climbs the log-likelihood plus the prior.
+    Each step computes expected statistics under the current model and maximises Q; a prior adds its
+    pseudo-statistics first, and the objective is the log-likelihood plus the log-prior.
 
     >>> import jaxem as jem
     >>> jem.EM()
@@ -44,19 +44,19 @@ class EM(Solver):
     smooth: ClassVar[bool] = True
 
     def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Array:
-        """What a step is known to gain: nothing is, yet."""
+        """Initial state: the gain of the last step, zero so far."""
         return jnp.full((), jnp.inf, weight.dtype)
 
     def left(self, state: Any) -> Array | float:
-        """What the step gained, to first order."""
+        """Gain of the last step, to first order."""
         return 0.0 if state is None else state
 
     def step(
         self, model: Any, state: Any, x: Any, weight: Float[Array, "n"], prior: Statistics
     ) -> tuple[Any, Any, Array]:
-        """One step: `(the next model, what it gains, log-likelihood of the model that came in)`.
+        """One step: `(the next model, its gain, log-likelihood of the model that came in)`.
 
-        Within a solver that has no use for it the state is None, and stays so.
+        Within a solver that does not use the gain the state stays None.
         """
         new, log_likelihood, gain = em_step(model, x, weight, prior, self.over)
         return new, None if state is None else gain, log_likelihood
@@ -64,9 +64,9 @@ class EM(Solver):
 
 @module
 class HardEM(EM):
-    """Every row belongs wholly to its most probable component (Celeux and Govaert 1992: classification EM).
+    """Classification EM: every row belongs wholly to its most probable component (Celeux and Govaert 1992).
 
-    It climbs sum_i max_z log p(x_i, z), which is what it reports as the log-likelihood: k-means for spherical Gaussians
+    It maximises sum_i max_z log p(x_i, z), reported as the log-likelihood: k-means for spherical Gaussians
     of equal weights and one variance, Viterbi training for hidden Markov models.
 
     >>> import jax, jaxem as jem
@@ -82,8 +82,8 @@ class HardEM(EM):
 class AnnealedEM(Solver):
     """EM on flattened posteriors, which sharpen step by step (Ueda and Nakano 1998).
 
-    At temperature T responsibilities are proportional to p(x, z)^(1/T), and T log sum_z p(x, z)^(1/T) is what it
-    reports as the log-likelihood of a row. After the last temperature it is EM, and the stopping rule begins to look.
+    At temperature T responsibilities are proportional to p(x, z)^(1/T), and T log sum_z p(x, z)^(1/T) is
+    reported as the log-likelihood of a row. After the last temperature it is EM, and the stopping rule starts.
 
     Args:
         temperatures: `[A]`, one for each of the first steps; falling, above zero.
@@ -109,21 +109,21 @@ class AnnealedEM(Solver):
 
     @property
     def warmup(self) -> int:
-        """Steps that are not EM's yet."""
+        """Number of steps at temperatures, before EM."""
         return len(self.temperatures)
 
     def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> tuple[Array, Array]:
-        """How many steps were taken, and what the last gained."""
+        """Initial state: number of steps, and gain of the last."""
         return jnp.zeros((), jnp.int32), jnp.full((), jnp.inf, weight.dtype)
 
     def left(self, state: tuple[Array, Array]) -> Array:
-        """What the step gained, to first order."""
+        """Gain of the last step, to first order."""
         return state[1]
 
     def step(
         self, model: Any, state: tuple[Array, Array], x: Any, weight: Float[Array, "n"], prior: Statistics
     ) -> tuple[Any, tuple[Array, Array], Array]:
-        """As that of `EM`, at the temperature of the step."""
+        """One step of EM at the temperature of the step."""
         steps, _ = state
         annealing = steps < len(self.temperatures)
         temperature = jnp.where(annealing, self.temperatures[jnp.minimum(steps, len(self.temperatures) - 1)], 1)
@@ -134,10 +134,10 @@ class AnnealedEM(Solver):
 
 @module
 class StochasticEM(Solver):
-    """What is hidden is drawn from its posterior, row by row, and then taken as known (Celeux and Diebolt 1985).
+    """EM with hidden variables drawn from their posterior, row by row (Celeux and Diebolt 1985).
 
-    It wanders about the top instead of settling, and can leave a poor place that holds EM: the best model that it came
-    by is returned, after `max_steps`. What it reports is the exact log-likelihood.
+    It wanders about the maximum instead of settling, and can leave a poor local one; the best model visited
+    is returned after `max_steps`. It reports the exact log-likelihood.
 
     Args:
         key: a JAX random key.
@@ -157,28 +157,28 @@ class StochasticEM(Solver):
 
     @property
     def window(self) -> int:
-        """It does not climb step by step."""
+        """Looks of the stopping rule are far apart, because single steps need not climb."""
         return 25
 
     def left(self, state: Any) -> Array | float:
-        """Nobody knows: it goes on to the step limit, and does not converge by chance."""
+        """Infinity: the remaining gain is unknown, and the fit goes on to the step limit."""
         return math.inf
 
     def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Array:
-        """How many steps were taken."""
+        """Initial state: the number of steps."""
         return jnp.zeros((), jnp.int32)
 
     def step(
         self, model: Any, state: Array, x: Any, weight: Float[Array, "n"], prior: Statistics
     ) -> tuple[Any, Array, Array]:
-        """As that of `EM`, of one draw."""
+        """One step of EM with one draw of the hidden variables."""
         drawn = Sampled(jax.random.fold_in(self.key, state))
         new, log_likelihood, _ = em_step(model, x, weight, prior, drawn)
         return new, state + 1, log_likelihood
 
 
 def em_step(model: Any, x: Any, weight: Array, prior: Statistics, over: Any = log_sum) -> tuple[Any, Array, Array]:
-    """The model after an E- and an M-step, the log-likelihood of the one before, and what the step gains.
+    """One E- and M-step: the new model, the log-likelihood of the old one, and the gain.
 
     To that counts what shares next to zero, of which the step itself gains nothing, would gain as they grow. `over` is
     as in `expectation`.
@@ -190,11 +190,11 @@ def em_step(model: Any, x: Any, weight: Array, prior: Statistics, over: Any = lo
 
 
 def gain(model: Any, new: Any, counted: Statistics) -> Array:
-    """What the step from a model to the maximum of Q gains, in nats, to first order: half of slope times step.
+    """Gain, in nats to first order, of the step from a model to the maximum of Q: half of slope times step.
 
-    The slope of Q along the step is taken at both ends, and at the maximum it is nothing but rounding, which both have
-    in common. So this keeps its digits where a difference of two log-likelihoods, or of two Q, has none left: it is
-    good to far below the rounding of their sums.
+    The slope of Q along the step is taken at both ends; at the maximum it is only rounding, which both have in
+    common and which cancels. So this keeps its digits where a difference of two log-likelihoods, or of two Q, has
+    none left: it is accurate to far below the rounding of their sums.
     """
     step = jax.tree.map(jnp.subtract, new, model)
 
@@ -205,10 +205,10 @@ def gain(model: Any, new: Any, counted: Statistics) -> Array:
 
 
 class RowSource:
-    """Rows that are not all here: on other devices, or gone by, batch by batch. They know how to take their E-step.
+    """Base class of rows that compute their own E-step: sharded over devices, or already reduced batch by batch.
 
     What you write: `expectation(model, weight, over)`, as the function of that name. What you get: every solver that
-    asks for nothing else of x.
+    uses x in no other way.
     """
 
     def expectation(self, model: Any, weight: Array, over: Any) -> tuple[Array, Statistics]:
@@ -216,10 +216,10 @@ class RowSource:
 
 
 def expectation(model: Any, x: Any, weight: Float[Array, "n"], over: Any = log_sum) -> tuple[Array, Statistics]:
-    """The log-likelihood and the expected statistics of weighted rows: the E-step, `over` what is hidden.
+    """E-step: log-likelihood and expected statistics of weighted rows; `over` is the sum over hidden variables.
 
-    Statistics add over rows, so a large x that has not been observed yet goes through in chunks, and nothing of size
-    rows x components is kept.
+    Statistics add over rows, so a large x that has not been precomputed is processed in chunks, and nothing of size
+    rows x components is held.
     """
     if isinstance(x, RowSource):
         return x.expectation(model, weight, over)
@@ -231,7 +231,7 @@ def expectation(model: Any, x: Any, weight: Float[Array, "n"], over: Any = log_s
         (high, low), statistics = carry
         start = jnp.minimum(i * size, n - size)
         rows, row_weight = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size), (x, weight))
-        # The last chunk reaches back over rows that have been counted, so that all have one shape.
+        # The last chunk reaches back over rows already counted, so that all have one shape.
         row_weight = jnp.where(start + jnp.arange(size, dtype=start.dtype) >= i * size, row_weight, 0)
         part, more = _expectation(model, rows, row_weight, over)
         return two_sum(high, low, part), add(statistics, more)
@@ -243,25 +243,25 @@ def expectation(model: Any, x: Any, weight: Float[Array, "n"], over: Any = log_s
 
 
 def no_rows(model: Any, x: Any, weight: Array) -> Statistics:
-    """What a sum of statistics begins with: nothing, about a reference near some rows.
+    """Zero statistics about a reference near some rows: the initial value of a sum.
 
-    Constants, because a sum does not depend on what it is kept about; and the scale of a single row, zero, has no
+    The reference is a constant, because a sum does not depend on it, and the scale of a single row, zero, has no
     derivative.
     """
     return scale(jax.lax.stop_gradient(model).floor(*jax.lax.stop_gradient((x, weight))), 0)
 
 
 def in_chunks(model: Any, x: Any, weight: Array) -> bool:
-    """Is x an array of rows, not observed yet, that is too large to go through in one piece?
+    """Whether x is an array of rows, not precomputed yet, too large for one chunk.
 
-    How many a symbol stands for (in `jax.export`) nobody knows: those go through in one piece.
+    The size of a symbol (in `jax.export`) is unknown: such rows are one chunk.
     """
     n, rows = weight.shape[0], x.x if isinstance(x, Labelled) else x
     return isinstance(n, int) and n > chunk_rows(model, x) and isinstance(rows, (jax.Array, ByRow))
 
 
 def chunk_rows(model: Any, x: Any) -> int:
-    """How many rows make a chunk: on a CPU more of those with gaps, which are sorted in every pass."""
+    """Rows in a chunk: on a CPU more for incomplete rows, which are sorted in every pass."""
     if jax.default_backend() == "cpu":
         return 16 * CHUNK if isinstance(x.x if isinstance(x, Labelled) else x, Incomplete) else CHUNK
     members = model.child.batch_shape[-1] if isinstance(model, Latent) else 1
@@ -272,8 +272,8 @@ def chunk_rows(model: Any, x: Any) -> int:
 
 
 def _expectation(model: Any, x: Any, weight: Array, over: Any) -> tuple[Array, Statistics]:
-    # A family has nothing hidden to sum over.
+    # A family has no hidden variables to sum over.
     log_prob, pullback = model.e_step(x, over) if isinstance(model, Hidden) else model.e_step(x)
-    # A row of weight zero adds nothing even where it is impossible: 0 x -inf would be NaN.
+    # A row of weight zero adds nothing even if it is impossible: 0 x -inf would be NaN.
     counts = (weight > 0) | jnp.isfinite(log_prob)
     return total(jnp.where(counts, weight * jnp.where(counts, log_prob, 0), 0)), pullback(weight)

@@ -1,4 +1,4 @@
-"""Gradient ascent on the same log-likelihood, with optax: all rows at once, or batches of them."""
+"""Gradient ascent on the objective, with optax: all rows at once, or in batches; and L-BFGS."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from jaxem.solvers.minibatch import check_size, epoch
 from jaxem.solvers.objective import gradient_of, objective, plain_step, value_and_gradient
 
 FARTHEST = 4.0
-"""Nats by which a line search may move a logarithm."""
+"""Largest change of a logarithm in a line search, in nats."""
 
 
 @module
 class Gradient(Solver):
-    """Any optax transformation, on the unconstrained coordinates of the model.
+    """Gradient ascent by any optax transformation, on the unconstrained coordinates of the model.
 
-    It minimises minus the objective for each row, so a learning rate means the same for few rows and for many. It need
-    not climb at every step: the stopping rule looks at what 25 of them gain. What a transformation may ask for besides
-    the gradient it gets: `value`, `grad` and `value_fn`, as line searches and Polyak's step do.
+    It minimises minus the objective per row, so a learning rate means the same for few rows and for many. It need
+    not climb at every step: the stopping rule looks at the gain of 25 steps. Besides the gradient a transformation may
+    ask for `value`, `grad` and `value_fn`, as line searches and Polyak's step do.
 
-    With `batch_size` a step is a look at all rows, which the stopping rule needs, and then a shuffled pass over them
-    with one update for each batch.
+    With `batch_size` a step is one evaluation of all rows, which the stopping rule needs, and then a shuffled pass
+    over them with one update for each batch.
 
     Args:
-        transformation: an optax `GradientTransformation`, or what has its `init` and `update` (`MultiSteps`). Keep the
-            object for further fits: another one, made by the same call, is another program to compile.
+        transformation: an optax `GradientTransformation`, or anything with its `init` and `update` (`MultiSteps`). Keep
+            the object for further fits: another one, made by the same call, is another program to compile.
         batch_size: rows (or sequences) of an update; all of them if left out.
         key: a JAX random key for the order of the rows.
 
@@ -68,34 +68,34 @@ class Gradient(Solver):
 
     @property
     def window(self) -> int:
-        """Steps between two looks: they need not climb one by one."""
+        """Steps between two looks of the stopping rule, because single ones need not climb."""
         return 5 if self.batches else 25
 
     @property
     def passes(self) -> int:
-        """One to look and, in batches, one to learn."""
+        """One evaluation, and in batches another pass to learn."""
         return 2 if self.batches else 1
 
     def spent(self, state: Any, calls: Array) -> Array:
-        """Those, and what line searches took."""
+        """Passes of the steps and of their line searches."""
         return super().spent(state, calls) + state[3]
 
     @property
     def batches(self) -> bool:
-        """If a size was given."""
+        """Whether a batch size was given."""
         return self.batch_size is not None
 
     def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Any:
-        """The state of the transformation, how many steps were made, what is left to gain, and passes of searches."""
+        """Initial state: of the transformation, number of steps, remaining gain, passes of line searches."""
         none = jnp.zeros((), jnp.int32)
-        return _begun(self.transformation, to_coordinates(model)), none, _unknown(weight), none
+        return _initial_state(self.transformation, to_coordinates(model)), none, _unknown(weight), none
 
     def left(self, state: Any) -> Array:
-        """What an EM step would have gained: a schedule that stands still is not the top."""
+        """Gain of an EM step: it stays large where the gains of a decaying learning rate vanish."""
         return state[2]
 
     def step(self, model: Any, state: Any, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Any:
-        """One E-step, whose statistics give the gradient, and one update; in batches, one for each of them."""
+        """One E-step, whose statistics give the gradient, and one update; in batches, one update for each of them."""
         inner, steps, _, searched = state
         log_likelihood, statistics = expectation(model, x, weight)
         promised, rows = plain_step(model, statistics, prior).left, _rows(weight)
@@ -107,19 +107,19 @@ class Gradient(Solver):
             updates, inner = _update(
                 self.transformation, inner, free, height / rows, slope, (model, x, weight, prior), rows
             )
-            return _moved(model, free, updates), inner, searched + _searched(inner)
+            return _moved(model, free, updates), inner, searched + _linesearch_evaluations(inner)
 
         def learn(carry: Any, batch: Any, batch_weight: Array) -> Any:
             _, height, gradient = value_and_gradient(carry[0], batch, batch_weight, prior)
             return updated(carry, batch, batch_weight, height, gradient)
 
-        begun = model, inner, searched
+        initial = model, inner, searched
         if self.batch_size is None:
             height = log_likelihood + model.expected_log_prob(prior)
-            model, inner, searched = updated(begun, x, weight, height, gradient_of(model, statistics, prior))
+            model, inner, searched = updated(initial, x, weight, height, gradient_of(model, statistics, prior))
         else:
             key = jax.random.fold_in(self.key, steps)
-            model, inner, searched = epoch(key, x, weight, self.batch_size, learn, begun)
+            model, inner, searched = epoch(key, x, weight, self.batch_size, learn, initial)
         return model, (inner, steps + 1, promised, searched), log_likelihood
 
 
@@ -127,15 +127,14 @@ class Gradient(Solver):
 class LBFGS(Solver):
     """Limited-memory BFGS of optax, with its zoom line search (Nocedal and Wright 2006, chapters 3 and 7).
 
-    It moves no logarithm (of a rate, of a ratio of probabilities) by more than a few nats at once: far out, the
-    gradient of a probability has vanished, and nothing leads back. Where the line search finds nothing higher, or less
-    than what probabilities next to an edge would gain away from it, it takes an EM step, and remembers nothing of what
-    came before.
+    No logarithm (of a rate, of a ratio of probabilities) moves by more than a few nats at once: far out, the
+    gradient of a probability has vanished, and nothing leads back. Where the line search gains nothing, or less
+    than moving probabilities away from an edge would, it takes an EM step and clears its memory.
 
     Args:
-        memory: how many steps it remembers.
-        max_linesearch_steps: evaluations in one line search at most.
-        most: its former name.
+        memory: number of steps remembered.
+        max_linesearch_steps: largest number of evaluations in one line search.
+        most: former name of `max_linesearch_steps`.
 
     >>> import jax, jaxem as jem
     >>> fit = jem.fit(jem.Poisson(1.0), jax.numpy.array([0.0, 2.0, 8.0, 12.0]), jem.LBFGS())
@@ -156,28 +155,34 @@ class LBFGS(Solver):
 
     @property
     def window(self) -> int:
-        """A line search may gain nothing once."""
+        """Several steps, because a single line search may gain nothing."""
         return 3
 
     def _transformation(self, logarithms: Coordinates) -> Any:
-        import optax  # which takes its time, and who never asks for it need not wait
+        import optax  # imported late, because it is slow to import
 
-        return optax.lbfgs(memory_size=self.memory, linesearch=_bounded(self.max_linesearch_steps, logarithms))
+        return optax.lbfgs(
+            memory_size=self.memory, linesearch=_bounded_linesearch(self.max_linesearch_steps, logarithms)
+        )
 
     def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Any:
-        """Nothing remembered yet, nothing evaluated, nothing known of what is left to gain."""
-        return _begun(self._transformation([]), to_coordinates(model)), jnp.zeros((), jnp.int32), _unknown(weight)
+        """Initial state: empty memory, remaining gain unknown."""
+        return (
+            _initial_state(self._transformation([]), to_coordinates(model)),
+            jnp.zeros((), jnp.int32),
+            _unknown(weight),
+        )
 
     def left(self, state: Any) -> Array:
-        """What an EM step would have gained."""
+        """Gain of an EM step."""
         return state[2]
 
     def spent(self, state: Any, calls: Array) -> Array:
-        """Line searches take as many evaluations as they need."""
+        """Passes of the steps and of their line searches."""
         return state[1]
 
     def step(self, model: Any, state: Any, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Any:
-        """One E-step for the gradient, and those of the line search."""
+        """One E-step for the gradient, and the evaluations of the line search."""
         free, rows = to_coordinates(model), _rows(weight)
         before, evaluations, _ = state
         log_likelihood, statistics = expectation(model, x, weight)
@@ -188,34 +193,34 @@ class LBFGS(Solver):
         gained = -inner[-1].value - height
         plain = plain_step(model, statistics, prior)
         higher = (gained > 4 * float(jnp.finfo(height.dtype).eps) * jnp.abs(height)) & (gained * rows >= plain.lift)
-        evaluations = evaluations + 1 + _searched(inner)
-        # What underflows in an EM step is not zero for good.
-        inside, forgotten = from_coordinates(to_coordinates(plain.model, model), model), _begun(search, free)
+        evaluations = evaluations + 1 + _linesearch_evaluations(inner)
+        # A probability that underflows in an EM step can still come back.
+        inside, forgotten = from_coordinates(to_coordinates(plain.model, model), model), _initial_state(search, free)
         ahead, inner = select(higher, (_moved(model, free, updates), inner), (inside, forgotten))
         return ahead, (inner, evaluations, plain.left), log_likelihood
 
 
-def _bounded(most: int, logarithms: Coordinates) -> Any:
-    """The zoom line search of optax, which moves no logarithm by more than `FARTHEST` at once.
+def _bounded_linesearch(most: int, logarithms: Coordinates) -> Any:
+    """The zoom line search of optax, limited so that no logarithm moves by more than `FARTHEST`.
 
     Args:
-        most: evaluations.
+        most: largest number of evaluations.
         logarithms: one for a coordinate that is a logarithm, zero for others.
     """
-    import optax  # which takes its time, and who never asks for it need not wait
+    import optax  # imported late, because it is slow to import
 
     def search(farthest: Any = None) -> Any:
         return optax.scale_by_zoom_linesearch(most, max_learning_rate=farthest, initial_guess_strategy="one")
 
-    def update(updates: Any, state: Any, params: Any = None, **told: Any) -> Any:
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         moved = [jnp.max(jnp.abs(one) * is_log, initial=0) for one, is_log in zip(updates, logarithms, strict=True)]
-        return search(FARTHEST / jnp.maximum(jnp.max(jnp.stack(moved)), 1e-30)).update(updates, state, params, **told)
+        return search(FARTHEST / jnp.maximum(jnp.max(jnp.stack(moved)), 1e-30)).update(updates, state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(search().init, update)
 
 
-def _begun(transformation: Any, free: Coordinates) -> Any:
-    """The state of a transformation, of arrays."""
+def _initial_state(transformation: Any, free: Coordinates) -> Any:
+    """Initial state of a transformation, with arrays as leaves."""
     with _ordinary_promotion():
         return jax.tree.map(jnp.asarray, transformation.init(free))
 
@@ -223,8 +228,8 @@ def _begun(transformation: Any, free: Coordinates) -> Any:
 def _update(
     transformation: Any, state: Any, free: Coordinates, height: Array, slope: Coordinates, data: Any, rows: Array
 ) -> tuple[Coordinates, Any]:
-    """What a transformation makes of the slope of the objective of a row, whose height it is; and its state."""
-    import optax  # which takes its time, and who never asks for it need not wait
+    """One update by a transformation, given `height` and `slope` of the objective; and its state."""
+    import optax  # imported late, because it is slow to import
 
     def cost(free: Any) -> Array:
         free = jax.tree.map(lambda leaf: leaf.astype(rows.dtype), free)
@@ -235,16 +240,16 @@ def _update(
         transformation = optax.with_extra_args_support(transformation)
     with _ordinary_promotion():
         found = transformation.update(downhill, state, free, value=-height, grad=downhill, value_fn=cost)
-    # With 64-bit types on, optax makes float64 of float32 in places.
+    # With 64-bit types enabled, optax makes float64 of float32 in places.
     return jax.tree.map(lambda new, old: new if new.dtype == old.dtype else new.astype(old.dtype), found, (free, state))
 
 
-def _searched(state: Any) -> Array:
-    """Evaluations of the line searches in the last update, if the transformation has any."""
+def _linesearch_evaluations(state: Any) -> Array:
+    """Evaluations of the line search in the last update; zero for transformations without one."""
     import optax
 
-    found = optax.tree_utils.tree_get_all_with_path(state, "num_linesearch_steps")
-    return sum((count.astype(jnp.int32) for _, count in found), jnp.zeros((), jnp.int32))
+    counts = optax.tree_utils.tree_get_all_with_path(state, "num_linesearch_steps")
+    return sum((count.astype(jnp.int32) for _, count in counts), jnp.zeros((), jnp.int32))
 
 
 def _unknown(weight: Array) -> Array:
@@ -257,7 +262,7 @@ def _moved(model: Any, free: Coordinates, updates: Coordinates) -> Any:
 
 @contextlib.contextmanager
 def _ordinary_promotion() -> Iterator[None]:
-    """Optax is written for JAX's own rules of promotion; a person may have switched on stricter ones."""
+    """JAX's standard promotion rules, which optax relies on, whatever the user has configured."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 

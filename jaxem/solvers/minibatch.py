@@ -1,4 +1,4 @@
-"""A shuffled pass over the rows, some at a time."""
+"""A shuffled pass over the rows, batch by batch."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from jaxtyping import Array, Float
 def epoch(
     key: Array, x: Any, weight: Float[Array, "n"], size: int, learn: Callable[[Any, Any, Array], Any], carry: Any
 ) -> Any:
-    """`carry = learn(carry, rows, weight)` for one batch after the other; every row comes once.
+    """Fold `carry = learn(carry, rows, weight)` over batches of rows in random order, each row once.
 
     Args:
-        key: decides the order.
+        key: random key of the order.
         x: an array, or a pytree of arrays, with rows first.
         weight: `[n]`.
-        size: rows of a batch. Those that are missing from the last are spread over all, with weight zero.
-        learn: what to do with a batch. Its weights stand for all rows, on the average: they are multiplied by the
-            number of batches.
-        carry: what it begins with.
+        size: rows of a batch. Rows of weight zero fill up the last one; they are spread over all batches.
+        learn: update by one batch. Its weights are multiplied by the number of batches, so that on average they stand
+            for all rows.
+        carry: initial value.
     """
     n = len(weight)
     batches = -(-n // size)
@@ -37,6 +37,6 @@ def epoch(
 
 
 def check_size(name: str, size: Any, otherwise: str) -> None:
-    """Raise ValueError unless `size` is a number of rows; `otherwise` is what to use instead."""
+    """Raise ValueError unless `size` is a number of rows; `otherwise` names the alternative."""
     if size is None or int(size) != size or size < 1:
         raise ValueError(f"{name}: batch_size is {size}; it must be a whole number above zero, or use {otherwise}")

@@ -17,19 +17,19 @@ from jaxem.solvers.em import expectation
 from jaxem.solvers.objective import information, plain_step, value_and_gradient
 
 MOST = 200
-"""Free numbers above which a Hessian costs more passes than it saves."""
+"""Number of free parameters above which a Hessian costs more passes than it saves."""
 EASED, RAISED = 0.1, 10.0
 
 
 @module
 class Newton(Solver):
-    """Newton's method with the exact Hessian, damped as by Levenberg and Marquardt; an EM step where it would fall.
+    """Newton's method with the exact Hessian, damped (Levenberg-Marquardt); an EM step where it would fall.
 
-    A step takes a pass for each free number of the model, and a few, so it is for models with few of them; close to
-    the top the number of digits doubles with every step.
+    A step takes a pass for each free parameter, and a few more, so it is for models with few of them; close to
+    the maximum the number of digits doubles with every step.
 
     Raises:
-        ValueError: in `fit`, for a model with more than 200 free numbers.
+        ValueError: in `fit`, for a model with more than 200 free parameters.
 
     >>> import jax, jaxem as jem
     >>> fit = jem.fit(jem.Poisson(1.0), jax.numpy.array([0.0, 2.0, 8.0, 12.0]), jem.Newton())
@@ -39,22 +39,22 @@ class Newton(Solver):
 
     @property
     def window(self) -> int:
-        """A step that was damped too much gains little, and the next much."""
+        """Several steps, because one that is damped too much gains little."""
         return 2
 
     def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Any:
-        """How much it is damped, the passes that were made, and what is left to gain."""
+        """Initial state: damping, passes so far, remaining gain."""
         size = flat(model)[0].size
         if size > MOST:
             raise ValueError(f"Newton: the model has {size} free numbers, more than {MOST}; use LBFGS()")
         return jnp.full((), 1e-2, weight.dtype), jnp.zeros((), jnp.int32), jnp.full((), jnp.inf, weight.dtype)
 
     def left(self, state: Any) -> Array:
-        """What the step gains, by gradient and information."""
+        """Gain of the step, from gradient and information."""
         return state[2]
 
     def spent(self, state: Any, calls: Array) -> Array:
-        """A pass for each free number, and four."""
+        """A pass for each free parameter, and four more, per step."""
         return state[1]
 
     def step(self, model: Any, state: Any, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Any:
@@ -72,7 +72,7 @@ class Newton(Solver):
         def height(model: Any) -> Array:
             return expectation(model, x, weight)[0] + model.expected_log_prob(prior)
 
-        # NaN is not at least anything. A step that rises, if less than EM's, was damped too much.
+        # NaN compares as False. A step that rises, but less than EM's, was damped too much.
         reached = height(ahead)
         rises = reached >= log_likelihood + model.expected_log_prob(prior)
         damping = jnp.where(rises, EASED * damping, jnp.minimum(RAISED * damping, 1e3))

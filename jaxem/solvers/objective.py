@@ -1,4 +1,4 @@
-"""What all solvers climb, in coordinates, with its gradient by Fisher's identity.
+"""The objective of all solvers as a function of coordinates, with its gradient by Fisher's identity.
 
 The gradient of log p(x) is that of Q, the expected log-probability, at the posterior of the same parameters (Fisher
 1925; Dempster, Laird and Rubin 1977). So the E-step that EM takes gives the gradient as well: same sums, same chunks,
@@ -26,26 +26,26 @@ from jaxem.solvers.em import expectation
 def value_and_gradient(
     model: Any, x: Any, weight: Array, prior: Statistics, over: Any = log_sum
 ) -> tuple[Array, Array, Coordinates]:
-    """The log-likelihood, that plus the log-prior, and the gradient of the latter in coordinates."""
+    """Log-likelihood, objective (log-likelihood plus log-prior), and gradient of the objective in coordinates."""
     log_likelihood, statistics = expectation(model, x, weight, over)
     gradient = gradient_of(model, statistics, prior)
     return log_likelihood, log_likelihood + model.expected_log_prob(prior), gradient
 
 
 def gradient_of(model: Any, statistics: Statistics, prior: Statistics) -> Coordinates:
-    """The gradient of Q, and at the statistics of that very model of the objective, in coordinates."""
+    """Gradient of Q in coordinates; with the model's own expected statistics, gradient of the objective."""
     counted = add(statistics, prior)
     return jax.grad(lambda free: from_coordinates(free, model).expected_log_prob(counted))(to_coordinates(model))
 
 
 class Plain(NamedTuple):
-    """The EM step from a model, and what it says to a solver that sees coordinates only.
+    """The EM step from a model, for a solver that sees coordinates only.
 
     Attributes:
         model: after that step, lifted off the edges that it moves away from.
-        left: what it would gain, to first order: half the gradient times the step, in coordinates, and `lift`. It is
+        left: its gain, to first order: half the gradient times the step, in coordinates, plus `lift`. It is
             zero at a maximum only, and does not depend on units.
-        lift: what probabilities next to zero or one would gain away from there.
+        lift: gain of the probabilities near zero or one that move away from there.
     """
 
     model: Any
@@ -54,10 +54,10 @@ class Plain(NamedTuple):
 
 
 def plain_step(model: Any, statistics: Statistics, prior: Statistics) -> Plain:
-    """The EM step from a model with these expected statistics.
+    """EM step from a model with these expected statistics.
 
-    In log-ratios the gradient of a probability vanishes with it, whatever pulls at it. The slope of Q in the
-    probability itself does not: that, and by how much the EM step multiplies it, say what it is worth to come back.
+    In log-ratios the gradient with respect to a probability vanishes with it, however steep Q is. The slope of Q in the
+    probability itself does not: with the factor by which EM multiplies it, it gives the gain of coming back.
     """
     counted = add(statistics, prior)
     new = model.m_step(counted)
@@ -71,7 +71,7 @@ def plain_step(model: Any, statistics: Statistics, prior: Statistics) -> Plain:
 
 
 def _lifted(leaf: Leaf, new: Array, slope: Array) -> tuple[Array, Array]:
-    """New values of a parameter, what grows next to an edge lifted off it, and what that is worth."""
+    """New values of a parameter, those that grow near an edge lifted off it, and the gain of that."""
     if leaf.restricted:
         return new, jnp.zeros((), new.dtype)
     if leaf.constraint is simplex:
@@ -95,7 +95,7 @@ def _grown(shares: Array, new: Array, slope: Array) -> tuple[Array, Array]:
 
 @jax.custom_vjp
 def objective(free: Coordinates, like: Any, x: Any, weight: Array, prior: Statistics) -> Array:
-    """The log-likelihood plus the log-prior at some coordinates. Only they have a derivative."""
+    """The objective as a function of coordinates, the only argument with a derivative."""
     model = from_coordinates(free, like)
     return expectation(model, x, weight)[0] + model.expected_log_prob(prior)
 
@@ -113,7 +113,7 @@ objective.defvjp(_forward, _backward)
 
 
 def columns(function: Callable[[Array], Array], at: Float[Array, "p"]) -> Float[Array, "p p"]:
-    """The derivative of a function of coordinates, a column for each: one after the other, to hold one at a time."""
+    """Jacobian of a function of coordinates, computed column by column to hold one at a time."""
 
     def column(direction: Array) -> Array:
         return jax.jvp(function, (at,), (direction,))[1]
@@ -122,9 +122,9 @@ def columns(function: Callable[[Array], Array], at: Float[Array, "p"]) -> Float[
 
 
 def information(model: Any, x: Any, weight: Array, prior: Statistics, over: Any = log_sum) -> Float[Array, "p p"]:
-    """The observed information: minus the second derivative of the objective, in coordinates.
+    """Observed information: minus the Hessian of the objective in coordinates.
 
-    A coordinate that moves nothing has a row of zeros; it gets a one on the diagonal, so that it stays where it is.
+    A coordinate without effect has a row of zeros; its diagonal is set to one, so that it stays where it is.
     """
     at, model_at = flat(model)
 

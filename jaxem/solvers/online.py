@@ -1,4 +1,4 @@
-"""Online EM: statistics that follow the data batch by batch, for those who cannot wait for the end of a pass."""
+"""Online EM: expected statistics updated batch by batch."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from jaxem.solvers.objective import plain_step
 
 @module
 class OnlineEM(Solver):
-    """Stochastic approximation of the expected statistics (Cappe and Moulines 2009).
+    """Online EM: stochastic approximation of the expected statistics (Cappe and Moulines 2009).
 
     After batch t, with g = t^-decay,
 
         statistics = (1 - g) statistics + g (those of the batch, times the number of batches)
 
-    and an M-step. A step is a look at all rows, which the stopping rule needs, and then a shuffled pass over them.
+    followed by an M-step. A step evaluates all rows, for the stopping rule, and then makes a shuffled pass over them.
 
     Args:
         batch_size: rows (or sequences) of a batch.
-        decay: above 0.5 and not above 1, for convergence; smaller forgets faster. An array, so it never compiles anew.
+        decay: in (0.5, 1], for convergence; smaller forgets faster. An array, so a change compiles nothing.
         key: a JAX random key for the order of the rows.
 
     Raises:
@@ -56,44 +56,44 @@ class OnlineEM(Solver):
 
     @property
     def batches(self) -> bool:
-        """Always."""
+        """Whether rows are taken in batches: yes."""
         return True
 
     @property
     def window(self) -> int:
-        """Passes need not climb one by one."""
+        """Several passes, because single ones need not climb."""
         return 5
 
     @property
     def passes(self) -> int:
-        """One to look, one to learn."""
+        """One evaluation, and one pass to learn."""
         return 2
 
     def init(self, model: Any, x: Any, weight: Array, prior: Statistics) -> Any:
-        """Statistics that the first batch replaces, how many batches and passes were made, and what is left to gain."""
+        """Initial state: statistics that the first batch replaces, numbers of batches and passes, remaining gain."""
         none = jnp.zeros((), jnp.int32)
         return scale(prior, 0), none, none, jnp.full((), jnp.inf, weight.dtype)
 
     def left(self, state: Any) -> Array:
-        """What an EM step would have gained."""
+        """Gain of an EM step."""
         return state[3]
 
     def step(self, model: Any, state: Any, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Any:
-        """The log-likelihood of all rows, and then a pass in batches."""
+        """Log-likelihood of all rows, and then a pass in batches."""
         log_likelihood, exact = expectation(model, x, weight)
         promised = plain_step(model, exact, prior).left
         model, (statistics, seen, passes, _) = self.learned(model, state, x, weight, prior)
         return model, (statistics, seen, passes, promised), log_likelihood
 
     def learned(self, model: Any, state: Any, x: Any, weight: Float[Array, "n"], prior: Statistics) -> tuple[Any, Any]:
-        """`(model, state)` after a shuffled pass over rows, with an update for each batch of them."""
+        """`(model, state)` after a shuffled pass over the rows, with an update for each batch."""
         statistics, seen, passes, promised = state
 
         def learn(carry: Any, batch: Any, batch_weight: Array) -> Any:
             model, statistics, seen = carry
             share = (seen + 1).astype(weight.dtype) ** -self.decay.astype(weight.dtype)
             new = expectation(model, batch, batch_weight)[1]
-            # The newer first: moments are kept about its reference, which is near.
+            # The newer first: moments are kept about its reference, which is near the data.
             statistics = add(scale(new, share), scale(statistics, 1 - share))
             return model.m_step(add(statistics, prior)), statistics, seen + 1
 

@@ -11,19 +11,19 @@ from jaxem.core.pytree import module, replace, select
 from jaxem.solvers.accelerated import Accelerated, Proposal
 
 GROWTH, SHRINKAGE = 4.0, 2.0
-"""By what the longest extrapolation grows when it was of use, and shrinks when it was not."""
+"""Factors by which the longest extrapolation grows when it succeeded and shrinks when it failed."""
 
 
 @module
 class _Cycle:
-    """Where SQUAREM stands in its three plain steps.
+    """Position of SQUAREM in its cycle of three steps.
 
-    Attributes:
+    phase: 0 from z0, 1 from z1, 2 from the extrapolated point.
         phase: 0 from z0, 1 from z1, 2 from the extrapolated point.
-        z0: where the cycle began.
+        z0: first model of the cycle.
         z2: the model to fall back on.
-        stretch: by how many plain steps it extrapolated.
-        longest: by how many it may.
+        stretch: length of the extrapolation, in unaccelerated steps.
+        longest: upper limit of `stretch`.
     """
 
     phase: Int[Array, ""]
@@ -35,14 +35,14 @@ class _Cycle:
 
 @module
 class SQUAREM(Accelerated):
-    """Squared extrapolation (Varadhan and Roland 2008, scheme S3) of another solver, EM as a rule.
+    """Squared extrapolation (Varadhan and Roland 2008, scheme S3) of another solver, usually EM.
 
     Two steps from z0 give r = z1 - z0 and v = (z2 - z1) - r; the next point is z0 - 2 a r + a^2 v with
     a = -|r| / |v|, and one step more from there begins the next cycle, unless the objective has fallen below that at
-    z0: then z2 does, and a step was lost. How large `a` may be adapts.
+    z0: then z2 does, and a step was lost. The upper limit of |a| adapts.
 
     Args:
-        solver: what is accelerated; without state.
+        solver: the solver to accelerate; without state.
 
     >>> import jax, jaxem as jem
     >>> x = jax.numpy.array([[-1.1], [-0.9], [-1.0], [1.9], [2.0], [2.1]])
@@ -54,7 +54,7 @@ class SQUAREM(Accelerated):
     solver: Any
 
     def remember(self, at: Float[Array, "p"]) -> _Cycle:
-        """At the beginning of a cycle."""
+        """The beginning of a cycle."""
         one = jnp.ones((), at.dtype)
         return _Cycle(jnp.zeros((), jnp.int32), at, at, one, one)
 

@@ -1,4 +1,4 @@
-"""Solvers by the words that people type for them, and whatever else stands for one."""
+"""Solvers by name, and conversion of anything that stands for a solver."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ SOLVERS: dict[str, Callable[[], Solver]] = {
     "lbfgs": LBFGS,
     "newton": Newton,
 }
-"""Those that need to be told nothing."""
+"""Constructors of solvers that need no arguments, by name."""
 
 
 def as_solver(solver: Any, name: str = "solver") -> Any:
-    """A solver: one as it is, one by its class or its name, or an optax transformation, whose `Gradient` it becomes.
+    """A solver from a solver, its class or name, or an optax transformation (as `Gradient`).
 
     Args:
-        solver: what was passed.
+        solver: the argument.
         name: of the argument, for messages.
 
     Raises:
-        TypeError: something else, or a class that needs arguments.
-        ValueError: a name that is not there.
+        TypeError: anything else, or a class that needs arguments.
+        ValueError: an unknown name.
 
     >>> as_solver("L-BFGS"), as_solver(EM)
     (LBFGS(memory=10, max_linesearch_steps=20), EM())

@@ -1,7 +1,7 @@
-"""Finished groups of a job on disk, so that nothing finished is lost: the same command goes on from them.
+"""Finished groups of a job on disk, so that the same command continues from them.
 
-`OUT/parts` holds a file for each finished slab, whole or not there at all, and `job.json`, which says whose they are.
-All of it goes once the results are in place.
+`OUT/parts` holds a file for each finished slab, complete or absent, and `job.json`, which describes their job.
+The folder is removed once the results are in place.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from jaxem.io import atomic
 from jaxem.io.models import load_unchecked, save
 
 INCIDENTAL = ("table", "out", "workers", "memory", "restart", "coordinator", "processes", "process", "distributed")
-"""Options that change no number in the results; of the table its rows count, not its name."""
+"""Options that change no number in the results; of the table the rows count, not the name."""
 Result = tuple[Scores, np.ndarray, Any, Any]
-"""Of a slab: scores, choice, models and where its rows belong, as `Outcome.store` takes them."""
+"""Result of a slab: scores, choice, models and where its rows belong, as `Outcome.store` takes them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,29 +50,29 @@ class Parts:
 
     @property
     def folder(self) -> Path:
-        """Where the parts are."""
+        """Folder of the parts."""
         return self.out / "parts"
 
     @property
     def owner(self) -> Path:
-        """The file that says whose they are."""
+        """File that describes their job."""
         return self.folder / "job.json"
 
     @property
     def advice(self) -> str:
-        """What to do when the job ends before its time."""
+        """Advice for a job that ends early."""
         return f"the finished groups are in {self.folder}, from where the same command goes on"
 
     @property
     def lock(self) -> Path:
-        """The file that process 0 holds."""
+        """Lock file of process 0."""
         return self.folder / "lock"
 
     def write(self, slab: Slab, result: Result) -> None:
-        """Keep what was found for a slab.
+        """Write the result of a slab.
 
         Raises:
-            InputError: there is no room, or no right to write.
+            InputError: no space, or no permission to write.
         """
         scores, choice, models, belonging = result
         numbers = tuple(getattr(scores, field.name) for field in dataclasses.fields(Scores))
@@ -82,20 +82,20 @@ class Parts:
             raise unwritable(self.out, error, self.advice) from error
 
     def read(self, slab: Slab) -> Result | None:
-        """What was found for a slab; None if it is still to be fitted."""
+        """Result of a slab; None if it is still to be fitted."""
         try:
             groups, numbers, choice, fitted, belonging = load_unchecked(self._place(slab))
         except (FileNotFoundError, ValueError):
             return None
-        # Another jaxem may have put other groups together.
+        # Another version of jaxem may have grouped them differently.
         return (Scores(*numbers), choice, fitted, belonging or None) if np.array_equal(groups, slab.groups) else None
 
     def present(self) -> list[Path]:
-        """The files of all finished slabs."""
+        """Files of all finished slabs."""
         return sorted(self.folder.glob("slab-*.safetensors"))
 
     def remove(self) -> None:
-        """Forget them; last of all whose they were, so that after a kill in between the rest is no riddle."""
+        """Remove all parts, and `job.json` last, so that after a kill in between the rest still has an owner."""
         for path in self.present():
             path.unlink()
         atomic.sweep(self.folder)
@@ -108,7 +108,7 @@ class Parts:
 
 
 def described(command: str, options: dict[str, Any], grouped: Grouped) -> dict[str, Any]:
-    """All that decides what a job finds, for `job.json`: its options in words, its rows as a hash, who works on it.
+    """Description for `job.json` of all that determines the results: options, a hash of the rows, processes.
 
     >>> import polars as pl; from jaxem.cli.columns import ColumnModel; from jaxem.cli.table import groups
     >>> grouped = groups.group(pl.DataFrame({"x": [1.0, 2.0]}), ColumnModel.parse(["gaussian"], ["x"]))
@@ -130,7 +130,7 @@ def described(command: str, options: dict[str, Any], grouped: Grouped) -> dict[s
 
 
 def changes(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """In words, how the descriptions of two jobs differ.
+    """Differences between the descriptions of two jobs, in words.
 
     >>> job = {"command": "fit", "options": {"by": "", "seed": 0}, "rows": "1f", "versions": {"jaxem": "1"}}
     >>> changes(job, job | {"options": {"by": "city", "seed": 1}, "rows": "2e"})
@@ -140,18 +140,18 @@ def changes(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """
     if was["command"] != now["command"]:
         return [f"it was jaxem {was['command']}"]
-    found = []
+    differences = []
     for kind, prefix in (("options", "--"), ("versions", "")):
         for name in {**was[kind], **now[kind]}:
-            before, after = (_said(job[kind].get(name)) for job in (was, now))
+            before, after = (_in_words(job[kind].get(name)) for job in (was, now))
             if before != after:
-                found.append(f"{prefix}{name.replace('_', '-')} was {before} and is {after}")
-    if not found and was["rows"] != now["rows"]:
-        found.append("the rows of the table have changed")
-    return found
+                differences.append(f"{prefix}{name.replace('_', '-')} was {before} and is {after}")
+    if not differences and was["rows"] != now["rows"]:
+        differences.append("the rows of the table have changed")
+    return differences
 
 
-def _said(value: Any) -> str:
+def _in_words(value: Any) -> str:
     return "not given" if value in ("", None) or value is False else "given" if value is True else str(value)
 
 
@@ -162,16 +162,16 @@ def opened(
     restart: bool,
     together: contextlib.AbstractContextManager[tuple[int, int]],
 ) -> Iterator[Parts]:
-    """The parts of a job, on which nobody but its own processes works meanwhile.
+    """Parts of a job, locked for its own processes.
 
     Args:
         out: the folder of the job's results.
         job: as `described`.
-        restart: forget what an earlier run finished.
-        together: where the processes meet, see `cluster.met`: when it ends, process 0 has prepared the folder.
+        restart: discard the parts of an earlier run.
+        together: meeting of the processes, see `cluster.met`; when it ends, process 0 has prepared the folder.
 
     Raises:
-        InputError: another job has finished groups there, or is at work there, or the folder cannot be written; a
+        InputError: another job has parts there, or is running there, or the folder cannot be written; a
             process that has other options than process 0, or does not see its files.
     """
     with contextlib.ExitStack() as held:
@@ -193,12 +193,12 @@ def opened(
             raise KeyboardInterrupt(parts.advice) from interruption
         if index == 0 and not parts.owner.exists():
             parts.lock.unlink()
-            with contextlib.suppress(OSError):  # what is there beside our own is none of our business
+            with contextlib.suppress(OSError):  # other contents of the folder stay
                 parts.folder.rmdir()
 
 
 def _take(parts: Parts, job: dict[str, Any], restart: bool, held: contextlib.ExitStack) -> None:
-    """Take the folder for this job, and keep it for as long as `held`."""
+    """Lock the folder for this job, for as long as `held`."""
     try:
         parts.folder.mkdir(exist_ok=True)
         if not _locked(held.enter_context(parts.lock.open("a"))):
@@ -211,21 +211,21 @@ def _take(parts: Parts, job: dict[str, Any], restart: bool, held: contextlib.Exi
 
 
 def _locked(file: IO[str]) -> bool:
-    """Is the file ours alone now? It stays so until it is closed, or the process ends in whatever way."""
+    """Whether the file could be locked; until it is closed, or the process ends in whatever way."""
     try:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except (ImportError, OSError):  # a system, or a file system, that has no such locks
+    except (ImportError, OSError):  # a system, or a file system, without such locks
         return True
-    # Whoever held it before may have ended by removing it.
+    # Its previous holder may have removed it.
     return os.path.exists(file.name) and os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
 
 
 def _begin(parts: Parts, job: dict[str, Any], restart: bool) -> None:
-    """Go on with the parts that are there if they are of this job; else begin with none."""
+    """Continue with the parts of this job, if there are any; else begin without."""
     if parts.owner.exists() and parts.present() and not restart:
         if found := changes(_parsed(parts.owner), _plain(job)):
             raise InputError(
@@ -240,7 +240,7 @@ def _begin(parts: Parts, job: dict[str, Any], restart: bool) -> None:
 
 
 def _plain(job: dict[str, Any]) -> dict[str, Any]:
-    """As it comes back from a file."""
+    """The description as it is read back from a file."""
     return json.loads(json.dumps(job))
 
 

@@ -64,7 +64,7 @@ def models(outcome: Outcome) -> pl.DataFrame:
 
 
 def selection(outcome: Outcome) -> pl.DataFrame:
-    """One row for each group and number of components (states): its scores, its status and why, was it chosen."""
+    """One row for each group and number of components (states): scores, status, reason, whether it was chosen."""
     grouped, scores, counts = outcome.grouped, outcome.scores, np.array(outcome.settings.components)
     groups, tried = scores.status.shape
     group, tries = np.repeat(np.arange(groups), tried), np.tile(np.arange(tried), groups)
@@ -95,14 +95,14 @@ def assignments(outcome: Outcome) -> pl.DataFrame:
     """Every row of the table, in its order: `row` (from 1), the group's key, `component` (from 0), `probability`.
 
     Component and probability are null for rows that do not count and for groups without a model. In a sequence it is
-    `state`, that on the most probable path, and a step that was not seen has one, too.
+    `state`, that on the most probable path, which an unobserved step has, too.
     """
     if outcome.component is None or outcome.probability is None:
         raise ValueError("the job was not asked for assignments; set assign=True in its Settings")
     grouped = outcome.grouped
     component = np.full(len(grouped.group_of), -1)
     probability = np.full(len(component), np.nan)
-    there = grouped.row > 0  # the others are steps that the table lacks
+    there = grouped.row > 0  # 0: steps that the table lacks
     rows = grouped.row[there] - 1
     component[rows], probability[rows] = outcome.component[there], outcome.probability[there]
     row = pl.DataFrame({"row": np.arange(1, len(component) + 1)})
@@ -115,7 +115,7 @@ def assignments(outcome: Outcome) -> pl.DataFrame:
 def nested(values: np.ndarray, counts: np.ndarray, square: bool = False) -> pl.Series:
     """`[G, K, ...]` as a column of nested lists, of the first `counts` entries each; null where that is zero.
 
-    Numbers `[G]` are a column of numbers. Of a `square`, `[G, K, K]`, the inner lists have so many entries, too.
+    Numbers `[G]` are a column of numbers. In a `square` `[G, K, K]` the inner lists are cut likewise.
     """
     values = np.asarray(values)
     if values.ndim == 1:

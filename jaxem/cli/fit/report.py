@@ -1,4 +1,4 @@
-"""The report: one self-contained page that says what was fitted, how it went, and what did not work."""
+"""The report of a fit: one self-contained page on what was fitted, how it went, and what failed."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 
 EXAMPLES = 12
 CHAINS = 6
-"""Examples of sequences: each takes a row of the page."""
+"""Number of sequences shown as examples: each takes a row of the page."""
 SHOWN = 400
-"""Steps of them that are drawn."""
+"""Number of their steps that are drawn."""
 WORST = 10
 NUMBERS = 40
-"""Rows of a table of parameters at most."""
+"""Largest number of rows of a table of parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """The parameters of one group's model.
+    """Parameters of one group's model.
 
     Attributes:
         group: its label.
-        count: of its components (states).
-        rows: the name of a number, and its value in each component; a single one if they share it.
-        more: numbers that are not shown.
+        count: number of its components (states).
+        rows: name of a number, and its value in each component; a single one if they share it.
+        more: number of rows not shown.
     """
 
     group: str
@@ -52,10 +52,10 @@ def page(outcome: Outcome, source: str, command: str, seconds: dict[str, float])
     """The report as HTML, pictures included.
 
     Args:
-        outcome: what the job found.
-        source: the name of the table.
-        command: what was typed.
-        seconds: what each part of the work took on the wall (`reading`, ...); the job's own time is added.
+        outcome: result of the job.
+        source: name of the table.
+        command: as typed.
+        seconds: wall time of each part of the work (`reading`, ...); that of the job is added.
     """
     settings, grouped = outcome.settings, outcome.grouped
     fitted = int((outcome.choice >= 0).sum())
@@ -105,7 +105,7 @@ def _components(outcome: Outcome) -> list[Bar]:
 
 
 def _parameters(outcome: Outcome, groups: list[int]) -> list[Fitted]:
-    """The numbers of some groups' models."""
+    """Parameters of some groups' models."""
     if not groups:
         return []
     models: Any = jax.tree.map(lambda leaf: leaf[groups], outcome.models)
@@ -121,7 +121,7 @@ def _rows(parameter: Parameter, i: int, count: int) -> Iterator[tuple[str, list[
     """Each number of a parameter of one model, with its values in the components (states)."""
     values, entries = parameter.values[i], list(parameter.entries)
     if parameter.states == 2:
-        # Transitions: columns are the states that are left.
+        # Columns of transitions are the states from which they start.
         values, entries = values[:count, :count], [tuple(str(k) for k in range(count))]
     values = values[:count] if parameter.states else values[None]
     axes = [list(enumerate(names)) for names in entries]
@@ -131,19 +131,19 @@ def _rows(parameter: Parameter, i: int, count: int) -> Iterator[tuple[str, list[
         if symmetric and at[0] < at[1]:
             continue
         said = parameter.name + (" to" if parameter.states == 2 else "")
-        yield f"{said} {', '.join(names)}".strip(), [_said(value) for value in values[(slice(None), *at)]]
+        yield f"{said} {', '.join(names)}".strip(), [_in_words(value) for value in values[(slice(None), *at)]]
 
 
-def _said(value: Any) -> str:
-    """A number; a dash where a component has no such parameter."""
+def _in_words(value: Any) -> str:
+    """A number as text; a dash where a component has no such parameter."""
     return "-" if np.isnan(value) else f"{value:.4g}"
 
 
 def _examples(outcome: Outcome, groups: list[int]) -> str:
-    """Small multiples, as the source of an image: groups of many sizes of model, in the order of that size."""
+    """Small multiples as a data URI: groups with many sizes of model, by size."""
     draw = _mixtures if outcome.grouped.first is None else _chains
     with jax.enable_x64(outcome.settings.dtype == "float64"), jax.default_device(jax.devices("cpu")[0]):
-        figure = draw(outcome, groups, _belonging(outcome, groups))
+        figure = draw(outcome, groups, _assigned(outcome, groups))
     return embedded(figure)
 
 
@@ -187,11 +187,11 @@ def _title(ax: Axes, outcome: Outcome, group: int, size: str) -> None:
 
 
 def _typical(outcome: Outcome, most: int) -> list[int]:
-    """Groups to show: in turn from each number of components, the rather large ones among its groups."""
+    """Groups to show: in turn from each number of components, rather large ones among its groups."""
     queues = []
     for k in outcome.settings.components:
         mine = np.flatnonzero(outcome.components == k)
-        # Not the largest and the smallest of each first: those at four fifths of the order, and on from there.
+        # Not the extremes of each first: those at four fifths of the order, and on from there.
         spread = mine[np.argsort(outcome.grouped.n[mine], kind="stable")][:: max(len(mine) // most, 1)]
         rank = np.abs(np.arange(len(spread)) - 0.8 * (len(spread) - 1))
         queues.append(spread[np.argsort(rank, kind="stable")].tolist())
@@ -200,8 +200,8 @@ def _typical(outcome: Outcome, most: int) -> list[int]:
     return [group for _, _, group in chosen]
 
 
-def _belonging(outcome: Outcome, groups: list[int]) -> list[np.ndarray]:
-    """The component (the state) of each row of some groups, in one compiled call."""
+def _assigned(outcome: Outcome, groups: list[int]) -> list[np.ndarray]:
+    """Component (state) of each row of some groups, in one compiled call."""
     grouped = outcome.grouped
     shape = int(grouped.longest[groups].max()), int(grouped.sequences[groups].max())
     slab = Slab(0, np.array(groups), *shape, len(groups), grouped.patterns)
@@ -212,7 +212,7 @@ def _belonging(outcome: Outcome, groups: list[int]) -> list[np.ndarray]:
 
 
 def _worst(outcome: Outcome) -> list[dict[str, Any]]:
-    """The groups that are furthest from a clean convergence: other endings first, then the most steps."""
+    """Groups furthest from a clean convergence: other statuses first, then the most steps."""
     fitted = np.flatnonzero(outcome.choice >= 0)
     clean = outcome.status[fitted] == int(Status.converged)
     order = np.lexsort([-outcome.chosen("steps")[fitted], clean])[:WORST]
@@ -229,7 +229,7 @@ def _worst(outcome: Outcome) -> list[dict[str, Any]]:
 
 
 def _failures(outcome: Outcome) -> list[Listed]:
-    """For each reason: the groups without a model."""
+    """Groups without a model, by reason."""
     grouped, found = outcome.grouped, []
     missing = np.flatnonzero(outcome.choice < 0)
     lacking = missing[grouped.lacks[missing] & (grouped.n[missing] >= outcome.settings.min_rows)]

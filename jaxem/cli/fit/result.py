@@ -1,4 +1,4 @@
-"""What the main job found: a score for every group and number of components (or states), and the chosen models."""
+"""Result of the main job: scores for every group and number of components (or states), and the chosen models."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ class Scores:
 
 @dataclasses.dataclass
 class Outcome:
-    """Everything that the job found.
+    """Result of a job.
 
     Attributes:
-        grouped, settings: what was asked.
+        grouped, settings: its arguments.
         scores: `[G, C]`.
         choice: `[G]` index into `settings.components`, -1 for none.
-        models: the chosen models as one of NumPy arrays `[G, K, ...]`, components by falling weight (states by the time
-            that is spent in them), padded with some of weight zero; None if nothing was fitted.
-        component, probability: `[N]` for each row, if asked for: its most probable component (its state on the most
+        models: the chosen models stacked in one of NumPy arrays `[G, K, ...]`, components by falling weight (states by
+            the time spent in them), padded with some of weight zero; None if nothing was fitted.
+        component, probability: `[N]` for each row, if requested: its most probable component (its state on the most
             probable path), and the probability of that; -1 and NaN where the group has no model.
-        seconds, compile_seconds: on the wall; and of compilation, summed over workers.
-        fits: how many were made.
-        workers: threads that made them.
-        before: groups that an earlier run of the same job had finished.
-        interrupted: was it ended early?
+        seconds, compile_seconds: wall time; and time of compilation, summed over workers.
+        fits: number of fits.
+        workers: number of threads.
+        before: number of groups that an earlier run of the same job had finished.
+        interrupted: whether it ended early.
     """
 
     grouped: Grouped
@@ -77,7 +77,7 @@ class Outcome:
 
     @classmethod
     def empty(cls, grouped: Grouped, settings: Settings) -> Outcome:
-        """Before any fit: what cannot be fitted says why, the rest is `interrupted` until its result is stored."""
+        """Outcome before any fit: groups that cannot be fitted have their status, others are `interrupted` for now."""
         n, counts = grouped.n[:, None], np.array(settings.components)
         cases = [n < max(settings.min_rows, 1), grouped.lacks[:, None], ~grouped.varies[:, None], n < counts]
         codes = [int(Status.too_few_rows)] * 2 + [int(Status.no_variation), int(Status.too_few_rows)]
@@ -92,12 +92,12 @@ class Outcome:
 
     @property
     def fittable(self) -> np.ndarray:
-        """`[G]` bool: groups for which some number of components was still to be fitted, when this was empty."""
+        """`[G]` bool: groups for which some number of components remained to be fitted at the beginning."""
         return (self.scores.status == int(Status.interrupted)).any(axis=1)
 
     @property
     def status(self) -> np.ndarray:
-        """`[G]` codes: of the chosen fit; without one, of the smallest number of components."""
+        """`[G]` status codes: of the chosen fit; without one, of the smallest number of components."""
         return self._of_choice(self.scores.status)
 
     @property
@@ -125,7 +125,7 @@ class Outcome:
         return scores[np.arange(len(scores)), np.maximum(self.choice, 0)]
 
     def store(self, slab: Slab, scores: Scores, choice: np.ndarray, models: Any, belonging: Any) -> None:
-        """Put the result of a slab in its place."""
+        """Store the result of a slab in its place."""
         groups = slab.groups
         possible = self.grouped.n[groups, None] >= np.array(self.settings.components)
         for field in dataclasses.fields(Scores):
@@ -143,7 +143,7 @@ class Outcome:
 
 
 def unstacked(values: np.ndarray, index: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
-    """Of something for each row of a slab, `[size, length]` or `[size, sequences, length]`, that at some places."""
+    """Values for the rows of a slab, `[size, length]` or `[size, sequences, length]`, at some places."""
     return values[index if values.ndim == 3 else (index[0], index[2])]
 
 
@@ -154,20 +154,20 @@ def summarise(
 
     Args:
         results: for each number of components, in order: models `[size, K, ...]`, log-likelihood, steps, status, and
-            how many free numbers there were at the start (see `free_numbers`).
+            the number of free parameters at the start (see `free_numbers`).
         x, weight: what was fitted, `[size, ...]` (see `schedule.stack`).
-        settings: how to choose.
+        settings: criterion of choice.
         groups: how many of `size` are not padding.
-        n: `[groups]` rows that were seen.
+        n: `[groups]` number of observed rows.
     """
     entropy = np.stack([np.asarray(entropies(models, x, weight)) for models, *_ in results], axis=1)
     scores, picked, models = scored(results, entropy[:groups], settings, n)
-    found = None
+    assignment = None
     if settings.assign:
         component, probability = (np.asarray(part) for part in belonging(models, x))
         none = (picked < 0).reshape(-1, *(1 for _ in component.shape[1:]))
-        found = np.where(none, -1, component), np.where(none, np.nan, probability)
-    return scores, picked[:groups], jax.tree.map(lambda leaf: leaf[:groups], models), found
+        assignment = np.where(none, -1, component), np.where(none, np.nan, probability)
+    return scores, picked[:groups], jax.tree.map(lambda leaf: leaf[:groups], models), assignment
 
 
 def scored(
@@ -182,8 +182,8 @@ def scored(
     counts, groups = settings.components, len(n)
     results = [(widen(models, max(counts)), *rest) for models, *rest in results]
     size = len(results[0][1])
-    told = list(zip(*results, strict=True))[1:]
-    log_likelihood, steps, status, free = (np.stack(part, axis=1)[:groups] for part in told)
+    columns = list(zip(*results, strict=True))[1:]
+    log_likelihood, steps, status, free = (np.stack(part, axis=1)[:groups] for part in columns)
     log_likelihood, entropy = log_likelihood.astype(float), entropy.astype(float)
     rows = n[:, None].astype(float)
     scores = Scores(
@@ -207,10 +207,10 @@ def scored(
 
 
 def choose(criterion: np.ndarray, status: np.ndarray) -> np.ndarray:
-    """`[G]` where the criterion is least; -1 if every fit failed.
+    """`[G]` index of the smallest criterion; -1 if every fit failed.
 
-    A degenerate fit (collapsed, vanished) is taken only if there is no sound one: its likelihood says more about the
-    floor that it rests on than about the data.
+    A degenerate fit (collapsed, vanished) is chosen only if there is no sound one: its likelihood depends on
+    its floor more than on the data.
     """
     value = np.where(np.isin(status, FAILED) | np.isnan(criterion), np.inf, criterion)
     sound = np.where(np.isin(status, DEGENERATE), np.inf, value)
@@ -219,9 +219,9 @@ def choose(criterion: np.ndarray, status: np.ndarray) -> np.ndarray:
 
 
 def free_numbers(starts: Any, capacity: int) -> np.ndarray:
-    """`[G]` how many numbers a fit could move from starts `[G, R, K, ...]`; all in one shape, to compile it once.
+    """`[G]` numbers of free parameters of starts `[G, R, K, ...]`; all in one shape, to compile it once.
 
-    Not those of where it ended: an estimate that has reached zero was free.
+    Not of the fitted models: an estimate that has reached zero was free.
     """
     groups, restarts = starts.batch_shape
     flat = jax.tree.map(lambda leaf: leaf.reshape(groups * restarts, *leaf.shape[2:]), starts)
@@ -229,7 +229,7 @@ def free_numbers(starts: Any, capacity: int) -> np.ndarray:
 
 
 def _by_share(models: Any) -> Any:
-    """Components in the order of falling weight, states of time spent in them, so that unused ones come last."""
+    """Sort components by falling weight, states by time spent in them, so that unused ones come last."""
     share = np.array(models.occupancy())
     share[:, : fixed_states(models)] = np.inf
     order = np.argsort(-share, axis=1, kind="stable")
@@ -243,7 +243,7 @@ def _by_share(models: Any) -> Any:
 
 
 def _one(models: Any, k: int) -> Any:
-    """The first of stacked models, with its first k components."""
+    """First of stacked models, with its first k components."""
     first = map_states(lambda a, axis: np.take(a, np.arange(k), axis), models)
     return jax.tree.map(lambda leaf: leaf[0], first)
 
@@ -257,13 +257,13 @@ def _failures_are_nan(scores: Scores) -> Scores:
 
 @jax.jit
 def entropies(models: Any, x: Any, weight: Any) -> jax.Array:
-    """`[size]` how undecided each model is about what is hidden, in nats."""
+    """`[size]` posterior entropy of each model's hidden variables, in nats."""
     return jax.vmap(criteria.entropy)(models, x, weight)
 
 
 @jax.jit
 def belonging(models: Any, x: Any) -> tuple[jax.Array, jax.Array]:
-    """For each row its most probable component (its state on the most probable path), and the probability of that."""
+    """Most probable component of each row (state on the most probable path), and its probability."""
 
     def one(model: Any, x: Any) -> tuple[jax.Array, jax.Array]:
         chosen = model.decode(x)

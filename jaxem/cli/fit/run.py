@@ -40,18 +40,18 @@ def run(
 ) -> Outcome:
     """Fit all groups that can be fitted. A fit that fails is a status in the result, never an exception.
 
-    Touches no JAX flag. `KeyboardInterrupt` ends it early: what is complete is returned, `interrupted` says so, and
+    Sets no JAX flag. `KeyboardInterrupt` ends it early: what is complete is returned, `interrupted` is set, and
     the other groups have that status.
 
     Args:
         grouped: the rows, see `jaxem.cli.table.groups`.
-        settings: how to fit and choose.
+        settings: of fits and choice.
         progress: called with (groups done, fits done), from several threads; `expected` says how many there will be.
         parts: where finished slabs are kept; those that are there already are not fitted again. Of several processes
             each fits its share, and process 0 returns all.
 
     Raises:
-        InputError: a finished slab cannot be kept, or another process is gone.
+        InputError: a finished slab cannot be written, or another process is dead.
     """
     began = time.perf_counter()
     outcome = Outcome.empty(grouped, settings)
@@ -84,13 +84,13 @@ def run(
 
 
 def expected(grouped: Grouped, settings: Settings) -> tuple[int, int]:
-    """How many groups will be fitted, and how many fits that takes."""
+    """Number of groups to be fitted, and number of fits for them."""
     groups = int(Outcome.empty(grouped, settings).fittable.sum())
     return groups, groups * len(settings.components) * settings.restarts
 
 
 def _free_devices(settings: Settings) -> tuple[queue.SimpleQueue[Any], int]:
-    """Each device of this process as many times as slabs may be on it at once; and how often in all."""
+    """Each device of this process, repeated as often as slabs may share it; and how many in all."""
     devices = jax.local_devices(backend=settings.device) * settings.workers
     free = queue.SimpleQueue()
     for device in devices:
@@ -99,9 +99,9 @@ def _free_devices(settings: Settings) -> tuple[queue.SimpleQueue[Any], int]:
 
 
 def _shares(outcome: Outcome, slabs: list[Slab], parts: Parts | None) -> tuple[list[Slab], list[Slab]]:
-    """The slabs to fit in this process, and those to wait for; what an earlier run found is stored.
+    """Slabs to fit in this process, and slabs to wait for; results of an earlier run are stored.
 
-    What is unfinished is dealt out in turn, so that each process has as much to do when a job goes on, too.
+    Unfinished slabs are dealt out in turn, so that each process has as much to do in a continued job, too.
     """
     if parts is None:
         return slabs, []
@@ -120,7 +120,7 @@ def _shares(outcome: Outcome, slabs: list[Slab], parts: Parts | None) -> tuple[l
 
 
 def _await(parts: Parts, stop: threading.Event, tally: _Tally, each: int, slab: Slab) -> Result | None:
-    """What another process finds for a slab, of so many fits for each group; None if it was stopped before."""
+    """Result of a slab from another process, with `each` fits for each group; None if stopped before."""
     while (result := parts.read(slab)) is None:
         if stop.wait(0.2):
             return None
@@ -139,7 +139,7 @@ def _fit_slab(
     parts: Parts | None,
     slab: Slab,
 ) -> Result | None:
-    """Scores for every number of components and the chosen models, or None if it was stopped."""
+    """Scores for every number of components and the chosen models; None if stopped."""
     if stop.is_set():
         return None
     # Both are settings of this thread only.
@@ -154,8 +154,8 @@ def _fit_slab(
             for i, k in enumerate(counts):
                 part = slice(i * slab.size, (i + 1) * slab.size)
                 members = jax.tree.map(lambda leaf, part=part: leaf[part], fit.model)
-                told = fit.log_likelihood[part], fit.steps[part], fit.status[part], free_numbers(starts[k], most)
-                results.append((members, *told))
+                scores = fit.log_likelihood[part], fit.steps[part], fit.status[part], free_numbers(starts[k], most)
+                results.append((members, *scores))
         chosen = summarise(results, x, weight, settings, len(slab.groups), grouped.n[slab.groups])
         if parts is not None:
             parts.write(slab, chosen)
@@ -165,7 +165,7 @@ def _fit_slab(
 
 @contextlib.contextmanager
 def _device(free: queue.SimpleQueue[Any]) -> Iterator[None]:
-    """A device that is free, until the end."""
+    """A free device, until the end."""
     device = free.get()
     try:
         with jax.default_device(device):
@@ -175,7 +175,7 @@ def _device(free: queue.SimpleQueue[Any]) -> Iterator[None]:
 
 
 def starting_models(kind: ColumnModel, settings: Settings, slab: Slab, x: Any, weight: np.ndarray) -> dict[int, Any]:
-    """Models `[size, restarts]` to start from, for each number of components; mixtures in the shape of the largest."""
+    """Starts `[size, restarts]` for each number of components; mixtures in the shape of the largest."""
     key = jax.random.fold_in(jax.random.key(settings.seed), slab.index)
     begin = partial(jem.start_many, weight=weight, restarts=settings.restarts, method=settings.method)
     starts, most = {}, max(settings.components)
@@ -221,7 +221,7 @@ def _collect(outcome: Outcome, futures: dict[Any, Slab]) -> None:
 
 
 class _Tally:
-    """How much is done, counted over threads; a person is told of what was done before, too."""
+    """Counter of finished work over threads; the user also sees what an earlier run did."""
 
     def __init__(self, progress: Callable[[int, int], None] | None, groups: int, fits: int) -> None:
         self.progress, self.lock = progress, threading.Lock()
@@ -253,7 +253,7 @@ class _Tally:
 
 @contextlib.contextmanager
 def compilation_seconds() -> Iterator[Callable[[], float]]:
-    """Measures what XLA's compilations take, summed over threads."""
+    """Time of XLA's compilations, summed over threads."""
     seconds = []
 
     def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:

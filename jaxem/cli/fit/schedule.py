@@ -1,4 +1,4 @@
-"""Which groups are fitted together, and in which shapes: every shape is a compilation, all padding is work in vain."""
+"""Schedule of groups in slabs of few shapes: every shape is a compilation, all padding is wasted work."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from jaxem.data.padding import SHAPE, padded_lengths
 from jaxem.data.sequences import Sequences
 
 SLAB = 512
-"""Groups in a slab at most."""
+"""Largest number of groups in a slab."""
 ENTRIES = 1 << 23
 """Numbers in the stacked rows of a slab at most (64 MiB): a few large groups make a small slab."""
 LENGTHS = 4
-"""Padded lengths at most."""
+"""Largest number of padded lengths."""
 GAPS = 2
-"""What a step takes more over rows with gaps, in steps over complete rows."""
+"""Cost of a step over incomplete rows, in steps over complete rows."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Slab:
-    """Groups that are fitted together: their numbers, and the rows, sequences and groups that they are padded to.
+    """Groups that are fitted together: their indices, and the rows, sequences and groups that they are padded to.
 
-    `patterns` is not below the number of sets of columns that rows of any of them have; 0 if all are complete.
+    `patterns` is an upper bound of the number of patterns in any of them; 0 if all rows are complete.
     """
 
     index: int
@@ -40,12 +40,11 @@ class Slab:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All of a job.
+    """Schedule of a job.
 
     Attributes:
-        slabs: in the order of working: first one of each length, so that workers do not wait for one compilation.
-        capacities: `(components in a shape, numbers of components that use it)`; what a number does not use of its
-            shape has weight zero.
+        slabs: in working order: first one of each length, so that workers do not wait for one compilation.
+        capacities: `(components in a shape, numbers of components that use it)`; unused components have weight zero.
     """
 
     slabs: list[Slab]
@@ -53,12 +52,12 @@ class Plan:
 
 
 def plan(grouped: Grouped, fittable: np.ndarray, components: Sequence[int], restarts: int) -> Plan:
-    """The slabs of the groups that are `fittable` (`[G]` bool), and the shapes that cost least in all."""
+    """Slabs of the groups that are `fittable` (`[G]` bool), and the shapes that cost least in all."""
     groups = np.flatnonzero(fittable)
     if not len(groups):
         return Plan([], [])
     n, options = grouped.longest[groups], []
-    # A chain with states that are not in use would have structural zeros.
+    # A chain with unused states would have structural zeros.
     most = len(components) if grouped.first is None else 1
     for lengths in (padded_lengths(n, shapes) for shapes in range(1, LENGTHS + 1)):
         rows = int(lengths[np.searchsorted(lengths, n)].sum())
@@ -69,7 +68,7 @@ def plan(grouped: Grouped, fittable: np.ndarray, components: Sequence[int], rest
     work, _, lengths, shared = min(options, key=lambda option: option[:2])
     price = SHAPE * (1 + len(shared)) / (restarts * sum(components) * float(n.mean()))
     widths = padded_lengths(grouped.sequences[groups], price=price, multiple=1)
-    # Groups without gaps by themselves, if what that saves is worth as many shapes again.
+    # Complete groups are apart, if that saves more than as many shapes again.
     gaps, compiling = grouped.has_gaps[groups], SHAPE * len(lengths) * (1 + len(shared))
     apart = GAPS * (work - compiling) * n[~gaps].sum() > compiling * n.sum()
     patterns = np.where(gaps | (not apart), grouped.patterns, 0)
@@ -111,16 +110,16 @@ def _padded_size(groups: int) -> int:
 
 
 def stack(grouped: Grouped, slab: Slab, dtype: str) -> tuple[Any, np.ndarray]:
-    """What is fitted, and its weights: rows `[size, length, D]`, or `Sequences` of `[size, sequences, length, D]`.
+    """Data and weights of a slab: rows `[size, length, D]`, or `Sequences` of `[size, sequences, length, D]`.
 
-    Rows are `Incomplete` if the slab has patterns. A group that only pads has a single row.
+    Rows are `Incomplete` if the slab has patterns. A padding group has a single row.
     """
     rows, index = places(grouped, slab)
     shape = slab.size, slab.sequences, slab.length
     there, seen = np.zeros((2, *shape), bool)
     there[index], seen[index] = True, grouped.seen[rows]
     there[len(slab.groups) :, 0, 0] = seen[len(slab.groups) :, 0, 0] = True
-    # What is not there, or was not seen, holds something harmless: a row of the group that was.
+    # Padding and unobserved steps hold an observed row of the group.
     some = grouped.some[np.resize(slab.groups, slab.size)]
     x = np.broadcast_to(grouped.x[some][:, None, None], (*shape, grouped.x.shape[1])).astype(dtype)
     known = grouped.seen[rows]
@@ -133,7 +132,7 @@ def stack(grouped: Grouped, slab: Slab, dtype: str) -> tuple[Any, np.ndarray]:
 
 
 def places(grouped: Grouped, slab: Slab) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """All rows of a slab's groups, and where each stands in `[size, sequences, length]`."""
+    """All rows of a slab's groups, and the place of each in `[size, sequences, length]`."""
     size = grouped.size[slab.groups]
     within = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
     rows = np.repeat(grouped.start[slab.groups], size) + within

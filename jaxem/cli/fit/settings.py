@@ -1,4 +1,4 @@
-"""How groups are fitted and a size chosen: what the options of the command say."""
+"""Settings of fits and of the choice of a size, from the options of the command."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How to fit and choose.
+    """Settings of fits and choice.
 
     Attributes:
         components: the numbers of components (of states) to try, ascending.
-        restarts: starts for each.
+        restarts: number of starts for each.
         min_rows: a group with fewer rows that count is not fitted.
-        select: the criterion, `bic`, `aic` or `icl`; the smallest is chosen.
+        select: criterion to minimise: `bic`, `aic` or `icl`.
         seed: of all random draws.
         prior: `weak` (worth about a row a component) or `none` (maximum likelihood with a floor).
         dtype: `float64` or `float32`.
         tol: stop when the predicted remaining gain is below this many nats a row.
         max_steps: EM steps at most.
         method: of starting: `mixed` (k-means++ and random in turn), `kmeans++` or `random`.
-        assign: find the component (the state) of every row.
-        workers: slabs that are worked on at once, on each device.
+        assign: whether to find the component (state) of every row.
+        workers: number of slabs in work at once, on each device.
         device: `cpu`, `gpu` or `tpu`; slabs are dealt out to all that this process has.
     """
 

@@ -1,8 +1,8 @@
-"""The main job for one table that does not fit into memory: mixtures of all its rows, streamed.
+"""The main job for one table that exceeds memory: mixtures of all its rows, streamed.
 
-The table is read once, a piece at a time: its cells are checked, and the rows that count are written as numbers into a
+The table is read once, piece by piece: its cells are checked, and the rows that count are written as numbers into a
 file in the folder of the results, which every step of EM then reads. Some rows, evenly spaced, are kept (`Sample`):
-with them fits start, and from them the report draws. A table of fewer rows than those is its own sample, and its
+fits start from them, and the report draws them. A table of fewer rows than those is its own sample, and its
 results are those of `jaxem.cli.fit.run`.
 """
 
@@ -42,16 +42,16 @@ from jaxem.fitting.sources.summary import DatasetSummary, Spaced
 from jaxem.latent.components import narrow
 
 COPIES = 6
-"""How many times over the usual way holds the cells of one large group: as a table, as numbers, in slabs, in fits."""
+"""Copies of the cells of one large group in the ordinary job: as a table, as numbers, in slabs, in fits."""
 
 PIECE = 1 << 23
-"""Bytes of a CSV in a piece."""
+"""Bytes in a piece of a CSV."""
 
 
 def needed(source: str | Path, columns: Sequence[str]) -> float:
-    """Bytes of memory that a table would take in the usual way.
+    """Bytes of memory that a table would take in the ordinary job.
 
-    Parquet and Arrow files know their number of rows; that of a CSV is guessed from the length of its first lines.
+    Parquet and Arrow files store their number of rows; that of a CSV is estimated from the length of its first lines.
 
     Raises:
         InputError: as `files.opened`.
@@ -71,37 +71,37 @@ def _rows(path: Path, columns: Sequence[str]) -> float:
         return sum(piece.num_rows for piece in record_batches(path, columns, ROWS))
     with dialect.unpacked(path) as file:
         start = file.read(1 << 20)
-    # As a rule, text is packed four times as tight.
+    # Text is usually compressed to a quarter.
     size = path.stat().st_size * (4 if path.suffix.lower() == ".gz" else 1)
     return size / max(len(start), 1) * start.count(b"\n")
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample(Grouped):
-    """Some rows of a table that count, as one group, with what was counted over the whole of it.
+    """Some rows of a table that count, as one group, with counts over the whole table.
 
     Attributes:
-        cells: that the rows lack which count, in all.
+        cells: number of missing cells in all rows that count.
     """
 
     cells: int = 0
 
     @property
     def missing_cells(self) -> int:
-        """In the whole table."""
+        """Number of missing cells in the whole table."""
         return self.cells
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table whose rows lie in files.
+    """A table whose rows are in files.
 
     Attributes:
-        grouped: some of them.
+        grouped: a sample of them.
         rows: `[n, D]` those that count, as numbers of the type `dtype`, one after the other.
-        counts: for each row of the table a byte: does it count?
-        share: which of several processes this is, and how many there are. The batches are dealt out in turn; a process
-            keeps only its own, and process 0 all, because in the end it says where each row belongs.
+        counts: a byte for each row of the table: whether it counts.
+        share: index of this process, and number of processes. Batches are dealt out in turn; a process
+            keeps only its own, and process 0 all, because it assigns the rows at the end.
     """
 
     grouped: Sample
@@ -139,12 +139,12 @@ def read(
     out: Path,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[Table]:
-    """The rows of a table, checked as `groups.group` does, in files in the folder `out` that are gone in the end.
+    """Rows of a table, checked as by `groups.group`, in temporary files in the folder `out`.
 
     Of several processes each reads the whole table, and keeps its `share`.
 
     Raises:
-        InputError: as `files.read` and `groups.group`, and `typed.check_range`.
+        InputError: as of `files.read` and `groups.group`, and `parsing.check_range`.
     """
     with tempfile.TemporaryDirectory(prefix=".rows.", dir=out) as folder:
         try:
@@ -210,7 +210,7 @@ def _read(
 
 
 def _frames(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
-    """Some columns of a table, a piece at a time; those of a CSV as text."""
+    """Some columns of a table, piece by piece; those of a CSV as text."""
     with files.readable(path):
         for piece in _csv(path, columns) if files.suffix(path) in dialect.SEPARATORS else _arrow(path, columns):
             yield from piece.iter_slices(ROWS)
@@ -221,7 +221,7 @@ def _arrow(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
 
 
 def _csv(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
-    """Pieces of text, each under the names of the columns, for the same reader that reads whole files."""
+    """Pieces of text, each under the names of the columns, for the same reader as whole files."""
     style = files.style(path, columns)
     with style.open(path) as file:
         names, text = b"", b""
@@ -244,14 +244,14 @@ def _parsed(text: bytes, columns: Sequence[str], style: dialect.Dialect) -> pl.D
 
 
 def _end_of_row(text: bytes, at: int, towards: int) -> int:
-    """Behind the first newline, from the one at `at` on in a direction, that is not within quotes; 0 if none is."""
+    """Position behind the first newline outside quotes, from the one at `at` in a direction; 0 if there is none."""
     while at >= 0 and text.count(b'"', 0, at) % 2:
         at = text.find(b"\n", at + 1) if towards > 0 else text.rfind(b"\n", 0, at)
     return at + 1
 
 
 def _categories(path: Path, kind: ColumnModel, null: Sequence[str]) -> pl.DataFrame:
-    """The values that columns of categories hold anywhere: read before each piece, they get the same numbers in all."""
+    """All values of categorical columns: read in front of each piece, they get the same numbers in all."""
     names = [name for name, word in zip(kind.columns, kind.words, strict=True) if word == "categorical"]
     found = [pl.DataFrame()] * len(names)
     for piece in _frames(path, names) if names else ():
@@ -261,19 +261,19 @@ def _categories(path: Path, kind: ColumnModel, null: Sequence[str]) -> pl.DataFr
                 pl.concat([found[i], frame.select(name)]).unique() if found[i].width else frame.select(name).unique()
             )
             if found[i].height > groups.MOST_CATEGORIES + 1:
-                groups.numbers(found[i], ColumnModel.parse(["categorical"], [name]))  # which says so
+                groups.numbers(found[i], ColumnModel.parse(["categorical"], [name]))  # raises the error
     return pl.concat(found, how="horizontal") if found else pl.DataFrame()
 
 
 def run(
     table: Table, settings: Settings, progress: Callable[[int, int], None] | None = None
 ) -> tuple[Outcome, Assignments | None]:
-    """Fit mixtures to all rows of a table, and choose one; and where every row belongs, if that was asked for.
+    """Fit mixtures to all rows of a table, and choose one; and the component of every row, if requested.
 
-    As `jaxem.cli.fit.run.run`, for one group. Several processes come to the same result.
+    As `jaxem.cli.fit.run.run`, for one group. All processes return the same result.
 
     Raises:
-        InputError: another process is gone.
+        InputError: another process is dead.
     """
     try:
         return _run(table, settings, progress)
@@ -320,12 +320,12 @@ def _run(
 
 
 def _together(starts: Sequence[Any]) -> Any:
-    """Sets of starts `[1, restarts]` as one with a single axis."""
+    """Sets of starts `[1, restarts]` along a single axis."""
     return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate([leaf[0] for leaf in leaves])), *starts)
 
 
 def _best(fits: jem.Fit, i: int, restarts: int) -> tuple[Any, ...]:
-    """Of the i-th set of starts the best: model, log-likelihood, steps and status, each with an axis of one."""
+    """Best fit of the i-th set of starts: model, log-likelihood, steps and status, each with an axis of one."""
     first = i * restarts
     some = slice(first, first + restarts)
     at = first + int(best_restart(fits.objective[some], fits.status[some]))
@@ -334,7 +334,7 @@ def _best(fits: jem.Fit, i: int, restarts: int) -> tuple[Any, ...]:
 
 
 def _entropies(table: Table, found: DatasetSummary, models: list[Any]) -> np.ndarray:
-    """`[1, C]` how undecided each model is about its components, over all rows."""
+    """`[1, C]` posterior entropy of each model's components, over all rows."""
     parts = [
         np.asarray(_undecided(models, x, weight), float) for x, weight, _ in read_ahead(table.batches, found.laid_out)
     ]
@@ -349,14 +349,14 @@ def _undecided(models: list[Any], x: Any, weight: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Assignments:
-    """Where every row of a table belongs: found a piece at a time, while it is written."""
+    """Component of every row of a table, computed piece by piece while it is written."""
 
     table: Table
     found: DatasetSummary
     outcome: Outcome
 
     def write_parquet(self, path: Path) -> None:
-        """What `frames.assignments` says of every row, into a file."""
+        """Write the frame of `frames.assignments` into a file."""
         import pyarrow.parquet as pq
 
         with contextlib.ExitStack() as files:
@@ -382,7 +382,7 @@ class Assignments:
                 before += len(count)
 
     def _belonging(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The component of each row, and the probability of that."""
+        """Component of each row, and its probability."""
         x, _, n = self.found.laid_out(batch)
         if not n or self.outcome.choice[0] < 0:
             return np.full(len(batch), -1), np.full(len(batch), np.nan)

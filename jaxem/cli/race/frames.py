@@ -1,4 +1,4 @@
-"""Tables out of a race: its solvers, its problems, and what each solver did on each."""
+"""Tables of a race: its solvers, its problems, and each solver on each problem."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def solvers(outcome: Outcome) -> pl.DataFrame:
 def problems(outcome: Outcome) -> pl.DataFrame:
     """One row for each problem.
 
-    Columns: `problem` (its name), `table`, `group`, `start` (from 1), `rows`, `free` (numbers of the model), `rate`
-    (EM's own), `best` (the largest objective that is known, in the units of the race), and `fewest passes` and
+    Columns: `problem` (its name), `table`, `group`, `start` (from 1), `rows`, `free` (number of parameters), `rate`
+    (EM's own), `best` (the largest known objective, in the units of the race), and `fewest passes` and
     `fastest`: the solvers that were; null if none arrived.
     """
     wins = {"fewest passes": winners(outcome, "passes"), "fastest": winners(outcome, "seconds")}
@@ -49,12 +49,12 @@ def runs(outcome: Outcome) -> pl.DataFrame:
 
 
 def winners(outcome: Outcome, of: str) -> list[list[str]]:
-    """For each problem who arrived at the least cost, in `passes` or `seconds`; several if equal, or nobody."""
+    """Solvers that arrived at the least cost, in `passes` or `seconds`, for each problem; several if equal, or none."""
     names = np.array(outcome.races.names)
     return [names[(cost == cost.min()) & np.isfinite(cost)].tolist() for cost in outcome.races.cost(of)]
 
 
 def _frame(rows: list[dict[str, Any]], types: dict[str, Any] | None = None) -> pl.DataFrame:
-    """NaN is null; what is null throughout is a number, unless `types` says otherwise."""
+    """A frame with null for NaN; columns of nulls are numbers, unless `types` says otherwise."""
     frame = pl.DataFrame(rows, infer_schema_length=None, schema_overrides=types)
     return frame.with_columns(pl.col(pl.Null).cast(pl.Float64)).fill_nan(None)

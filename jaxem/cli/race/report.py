@@ -1,4 +1,4 @@
-"""The report of a race: one self-contained page that says who won, how often, and what did not work; and a summary."""
+"""The report of a race: one self-contained page, and a summary for the terminal."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SHOWN = 60
-"""Problems in the table of the page."""
+"""Number of problems in the table of the page."""
 REACHED = 1e-10
-"""Nats a row: a gap below is none."""
+"""Gap, in nats a row, that counts as none."""
 
 
 def page(outcome: Outcome, command: str, seconds: dict[str, float]) -> str:
     """The report as HTML, pictures included.
 
     Args:
-        outcome: what the race found.
-        command: what was typed.
-        seconds: what each part of the work took on the wall (`reading`, ...); the race's own time is added.
+        outcome: result of the race.
+        command: as typed.
+        seconds: wall time of each part of the work (`reading`, ...); that of the race is added.
     """
     card, races = outcome.card, outcome.races
     rates, settings = races.rates[np.isfinite(races.rates)], card.settings
@@ -65,7 +65,7 @@ def page(outcome: Outcome, command: str, seconds: dict[str, float]) -> str:
 
 
 def summary(outcome: Outcome) -> Table:
-    """The solvers, as a table for a terminal."""
+    """Table of the solvers, for a terminal."""
     from rich.box import HORIZONTALS
     from rich.table import Table
 
@@ -91,7 +91,7 @@ def summary(outcome: Outcome) -> Table:
 
 
 def headline(outcome: Outcome) -> str:
-    """Who won, in a sentence."""
+    """The winners, in a sentence."""
     (lean, fewest), (fast, fastest) = (_most(winners(outcome, of)) for of in ("passes", "seconds"))
     if not lean:
         return f"No solver came within {WITHIN:g} nats a row of the best on any problem."
@@ -105,7 +105,7 @@ def headline(outcome: Outcome) -> str:
 
 
 def in_digits(gap: float | None) -> str:
-    """A gap in nats a row, as short as it can be said.
+    """A gap in nats a row, as short as possible.
 
     >>> in_digits(0.00721), in_digits(3e-13), in_digits(None)
     ('7.2e-3', '0', '-')
@@ -116,7 +116,7 @@ def in_digits(gap: float | None) -> str:
 
 
 def three(number: float | None) -> str:
-    """Three digits, or more before the point.
+    """A number with three digits, or more before the point.
 
     >>> three(0.91234), three(1404.4), three(None)
     ('0.912', '1,404', '-')
@@ -127,7 +127,7 @@ def three(number: float | None) -> str:
 
 
 def _most(won: list[list[str]]) -> tuple[list[str], int]:
-    """Who won most often, and how often."""
+    """The solvers that won most often, and how often."""
     counts = Counter(name for names in won for name in names)
     most = max(counts.values(), default=0)
     return [name for name, count in counts.items() if count == most], most
@@ -145,7 +145,7 @@ def _colour(solver: int) -> str:
 
 
 def _solvers(outcome: Outcome) -> list[dict[str, Any]]:
-    """The rows of the table of solvers: how often each arrived, at what cost, and what was left."""
+    """Rows of the table of solvers: how often each arrived, at what cost, and its remaining gap."""
     races = outcome.races
     arrived = [[row[f"solved to {gap:g}"] for row in races.rows_of_table(gap)] for gap in GAPS]
     found = []
@@ -165,7 +165,7 @@ def _solvers(outcome: Outcome) -> list[dict[str, Any]]:
 
 
 def _problems(outcome: Outcome) -> list[dict[str, Any]]:
-    """The rows of the table of problems."""
+    """Rows of the table of problems."""
     best = {
         of: zip(winners(outcome, of), outcome.races.cost(of).min(axis=1), strict=True) for of in ("passes", "seconds")
     }
@@ -184,7 +184,7 @@ def _problems(outcome: Outcome) -> list[dict[str, Any]]:
 
 
 def _extremes(outcome: Outcome) -> list[tuple[str, Race]]:
-    """The problems in which most and least is hidden, by EM's rate; without any, the first."""
+    """Problems with the largest and the smallest EM rate; the first one if no rate is known."""
     rates = outcome.races.rates
     if not np.isfinite(rates).any():
         places = [0]
@@ -206,7 +206,7 @@ def _astray(outcome: Outcome) -> list[Listed]:
 
 
 def _end(race: Race, run: Run) -> tuple[str, str, str]:
-    """How a run ended, if not at the best: a letter, words and a sentence; otherwise three times nothing."""
+    """End of a run that did not reach the best: a letter, words and a sentence; empty strings otherwise."""
     status = Status(int(run.fit.status))
     if not run.fit.converged:
         return "x", status.name.replace("_", " "), status.sentence
@@ -225,7 +225,7 @@ def _left_out(outcome: Outcome, status: Status) -> Listed:
 
 
 def _padding(outcome: Outcome) -> float:
-    """The share of entries in the arrays that only pad."""
+    """Fraction of padding in the arrays."""
     held = sum(problem.group.rows for problem in outcome.card.problems)
     steps = [getattr(problem.x, "steps", 1) for problem in outcome.card.problems]
     entries = sum(len(problem.weight) * of for problem, of in zip(outcome.card.problems, steps, strict=True))

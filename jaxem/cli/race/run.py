@@ -1,4 +1,4 @@
-"""The race: from groups of tables and starts, problems; on all of them every solver, and who did what.
+"""The race: problems from groups of tables and starts, and every solver on each of them.
 
 Problems are padded to few lengths, with weight zero, because every shape is a compilation for every solver.
 """
@@ -28,20 +28,20 @@ from jaxem.fitting.status import Status
 from jaxem.solvers.newton import MOST
 
 SHAPE = 5_000
-"""What one more compiled shape costs, in rows of problems."""
+"""Cost of one more compiled shape, in rows of problems."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What to race on what.
+    """Settings of a race.
 
     Attributes:
         contenders: the solvers.
-        size: how many components (states).
-        starts: of each group; each is a problem.
-        groups: at most so many, the largest first.
-        min_rows: a group with fewer rows that count is left out.
-        scale: put the columns of Gaussian families and their like into standard units within each group?
+        size: number of components (states).
+        starts: for each group; each is a problem.
+        groups: largest number, the largest groups first.
+        min_rows: groups with fewer rows that count are left out.
+        scale: whether columns of location-scale families are standardised within each group.
         prior, method, tol, max_steps, seed, dtype: as in `jaxem.cli.fit.settings.Settings`.
     """
 
@@ -65,8 +65,8 @@ class Group:
 
     Attributes:
         table: its name.
-        grouped, index: the rows of that table, and which group it is.
-        several: are there other tables?
+        grouped, index: the rows of that table, and the index of the group.
+        several: whether there are other tables.
     """
 
     table: str
@@ -76,17 +76,17 @@ class Group:
 
     @property
     def rows(self) -> int:
-        """How many count."""
+        """Number of rows that count."""
         return int(self.grouped.n[self.index])
 
     @property
     def name(self) -> str:
-        """In its table."""
+        """Name within its table."""
         return self.grouped.label(self.index)
 
     @property
     def label(self) -> str:
-        """As much of table and name as tells groups apart."""
+        """Name with as much of the table's name as tells groups apart."""
         if self.grouped.undivided:
             return self.table
         return f"{self.table}: {self.name}" if self.several else self.name
@@ -94,12 +94,12 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Where all set out from, and on what.
+    """A start and its data.
 
     Attributes:
         label: of the group, and of the start if there are several.
-        group, start: which.
-        model: where all start.
+        group, start: their indices.
+        model: the start.
         x, weight: data, padded with weight zero.
     """
 
@@ -113,13 +113,13 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class RacePlan:
-    """What will be raced.
+    """The problems of a race.
 
     Attributes:
-        tables, settings: what was asked.
+        tables, settings: the arguments.
         problems: the largest groups first.
-        left_out: groups that cannot be raced, by the reason.
-        smaller: how many could, but were not among the largest.
+        left_out: groups that cannot be raced, by reason.
+        smaller: number of groups that could, but were not among the largest.
     """
 
     tables: Mapping[str, Grouped]
@@ -130,18 +130,18 @@ class RacePlan:
 
     @property
     def noun(self) -> str:
-        """What is hidden, in a word."""
+        """Noun for one value of the hidden variable: component or state."""
         return next(iter(self.tables.values())).noun
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What was found.
+    """Result of a race.
 
     Attributes:
-        card: what was raced.
+        card: the plan.
         races: one for each problem.
-        seconds: on the wall, everything included.
+        seconds: wall time in all.
     """
 
     card: RacePlan
@@ -150,11 +150,11 @@ class Outcome:
 
 
 def prepare(tables: Mapping[str, Grouped], settings: Settings = Settings()) -> RacePlan:
-    """Choose the groups, and where to start on each.
+    """Choose the groups, and the starts on each.
 
     Args:
         tables: the rows, by the names of the tables; see `jaxem.cli.table.groups`.
-        settings: what to race on what.
+        settings: of the race.
 
     Raises:
         InputError: no group can be raced, or Newton's method cannot take the model.
@@ -170,7 +170,7 @@ def prepare(tables: Mapping[str, Grouped], settings: Settings = Settings()) -> R
 
 
 def run(card: RacePlan, progress: Callable[[int, int], None] | None = None) -> Outcome:
-    """Race. A solver that fails is a status in the result, never an exception. Touches no JAX flag.
+    """Race all solvers. A solver that fails is a status in the result, never an exception. Sets no JAX flag.
 
     Args:
         card: see `prepare`.
@@ -192,7 +192,7 @@ def run(card: RacePlan, progress: Callable[[int, int], None] | None = None) -> O
 
 
 def solvers(problems: Sequence[Problem], settings: Settings) -> dict[str, Any]:
-    """The solvers, by name; batches are no larger than the smallest problem."""
+    """Solvers by name; batches are no larger than the smallest problem."""
     batch = min(BATCH, *(len(problem.weight) for problem in problems))
     key = jax.random.key(settings.seed)
     return {contender.name: contender.make(contender.rate, batch, key) for contender in settings.contenders}
@@ -200,7 +200,7 @@ def solvers(problems: Sequence[Problem], settings: Settings) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _numbers(settings: Settings) -> Iterator[None]:
-    """Float type and device, of this thread only."""
+    """Set float type and device, of this thread only."""
     with jax.enable_x64(settings.dtype == "float64"), jax.default_device(jax.devices("cpu")[0]):
         yield
 
@@ -253,7 +253,7 @@ def _problems(tables: Mapping[str, Grouped], chosen: Sequence[Group], settings: 
 
 
 def _starts(rank: int, grouped: Grouped, x: Any, weight: jax.Array, settings: Settings) -> Any:
-    """Models with a leading axis."""
+    """Starts along a leading axis."""
     structure = jem.Mixture if grouped.first is None else jem.HMM
     key = jax.random.fold_in(jax.random.key(settings.seed), rank)
     given = {"weight": weight, "restarts": settings.starts, "method": settings.method}
@@ -261,7 +261,7 @@ def _starts(rank: int, grouped: Grouped, x: Any, weight: jax.Array, settings: Se
 
 
 def in_standard_units(grouped: Grouped, groups: Sequence[int]) -> Grouped:
-    """Columns whose family takes any units, of some groups: about the group's mean and in its standard deviations.
+    """Standardise columns of location-scale families by mean and standard deviation of each group.
 
     EM takes the same steps in any units; a gradient does not, and a learning rate means nothing in minutes. A spherical
     family has one variance for all columns, so they share one unit.

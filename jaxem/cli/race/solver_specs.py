@@ -1,4 +1,4 @@
-"""The solvers of a race, by the words that people type for them."""
+"""Solvers of a race, by the words that people type for them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxem.cli.errors import InputError
 
 MOMENTUM = 0.9
 BATCH = 64
-"""Rows in a batch of the solvers that take them in batches."""
+"""Rows in a batch, for solvers that take batches."""
 
 
 def _adam(rate: float, batch: int, key: jax.Array) -> Any:
@@ -30,13 +30,13 @@ def _sgd(rate: float, batch: int, key: jax.Array) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """One solver.
+    """One solver of a race.
 
     Attributes:
         name: in tables and pictures.
-        make: the solver, from a learning rate, the rows of a batch and a random key; many need none of them.
-        about: what it is, in a few words.
-        rate: its learning rate, None for a solver without one.
+        make: its constructor, from a learning rate, the rows of a batch and a random key.
+        about: a short description.
+        rate: default learning rate, None for a solver without one.
     """
 
     name: str
@@ -59,23 +59,23 @@ USUAL = ("em", "squarem", "anderson", "lbfgs", "adam", "sgd")
 
 
 def parse(words: Sequence[str]) -> tuple[Contender, ...]:
-    """The contenders that `em`, `adam` or `adam:0.01` stand for.
+    """Contenders from words such as `em`, `adam` or `adam:0.01`.
 
     Raises:
-        InputError: nobody, an unknown word, a solver twice, a learning rate that is none or that the solver has not.
+        InputError: no word, an unknown one, a solver twice, a learning rate that is invalid or not taken.
 
     >>> [contender.name for contender in parse(["em", "adam", "adam:0.01"])]
     ['EM', 'Adam 0.05', 'Adam 0.01']
     """
-    found: dict[str, Contender] = {}
+    contenders: dict[str, Contender] = {}
     for word in words:
         contender = _parse(word)
-        if contender.name in found:
+        if contender.name in contenders:
             raise InputError(f"--solvers {','.join(words)}: {word} is there twice; name each solver once")
-        found[contender.name] = contender
-    if not found:
+        contenders[contender.name] = contender
+    if not contenders:
         raise InputError(f"--solvers is empty; choose from {', '.join(CONTENDERS)}")
-    return tuple(found.values())
+    return tuple(contenders.values())
 
 
 def _parse(word: str) -> Contender:

@@ -1,6 +1,6 @@
-"""How a text table is written: its encoding, lines of comment before it, the separator of cells, the decimal mark.
+"""Dialect of a text table: encoding, comment lines, separator of cells, decimal mark.
 
-All of it is read off the first lines. Files in plain UTF-8 are then read as they are; others through a stream that
+All of it is detected from the first lines. Files in plain UTF-8 are then read directly; others through a stream that
 recodes them.
 """
 
@@ -19,13 +19,13 @@ from typing import Any
 import polars as pl
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": ","}
-"""What separates cells as a rule, by the ending of the file's name."""
+"""Usual separator, by the ending of the file's name."""
 
 OTHERS = (";", "\t", ",", "|")
-"""What may separate them besides, the most likely first."""
+"""Other separators, the most likely first."""
 
 FIRST = 1 << 16
-"""Bytes of a file that are looked at."""
+"""Bytes of a file that are examined."""
 
 ROWS = 50
 """Rows among them that must agree on the number of cells."""
@@ -38,13 +38,13 @@ THOUSANDS = r"^\s*[+-]?\d{1,3}(,\d{3})+\s*$"
 
 @dataclasses.dataclass(frozen=True)
 class Dialect:
-    """How a text table is written.
+    """Format of a text table.
 
     Attributes:
         separator: of cells.
         encoding: as Python names it.
-        comments: lines before the names of the columns.
-        marked: do the names begin with a comment sign, which is not part of the first?
+        comments: number of lines before the names of the columns.
+        marked: whether the names begin with a comment sign, which is not part of the first.
     """
 
     separator: str
@@ -54,7 +54,7 @@ class Dialect:
 
     @property
     def plain(self) -> bool:
-        """Can a reader of UTF-8 take the file as it is, names first?"""
+        """Whether a UTF-8 reader can take the file directly, names first."""
         return self.encoding in ("utf-8", "utf-8-sig") and not self.comments and not self.marked
 
     def open(self, path: Path) -> Any:
@@ -69,14 +69,14 @@ class Dialect:
         return file
 
     def scan(self, path: Path) -> pl.LazyFrame:
-        """The table, every cell as text."""
+        """Lazy frame of the table, every cell as text."""
         if self.plain:
             return pl.scan_csv(path, separator=self.separator, infer_schema=False)
         with self.open(path) as file:
             return pl.scan_csv(io.BytesIO(file.read()), separator=self.separator, infer_schema=False)
 
     def with_points(self, column: pl.Series) -> pl.Series:
-        """A column whose decimal commas are points, if it is written with them.
+        """A column with points for its decimal commas, if it has any.
 
         Where commas separate cells there are none. A column that has points as well is left as it is, and so is one
         whose commas may separate thousands, unless semicolons between cells say that they do not.
@@ -93,16 +93,16 @@ class Dialect:
 
 
 def unpacked(path: Path) -> Any:
-    """An open file of the bytes; of a .gz what is packed in it."""
+    """Open file of the bytes, decompressed if it ends in .gz."""
     return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def read_off(path: Path, usual: str, wanted: Sequence[str]) -> Dialect:
-    """How a file is written, by its first lines.
+    """Detect the dialect of a file from its first lines.
 
     Args:
         path: of the file.
-        usual: the separator that its name makes one expect.
+        usual: separator expected from the file's name.
         wanted: names of columns that it should have: the separator that finds most of them is right.
     """
     with unpacked(path) as file:
@@ -122,19 +122,19 @@ def read_off(path: Path, usual: str, wanted: Sequence[str]) -> Dialect:
 
 
 def _without_mark(start: bytes) -> str:
-    """The encoding of a file that does not begin with a mark: text of two bytes a letter has zeros in every second."""
+    """Encoding of a file without a byte order mark: in UTF-16 text every second byte is zero."""
     if b"\0" not in start[:64]:
         return "utf-8"
     return "utf-16-le" if start[1:64:2].count(0) >= start[0:64:2].count(0) else "utf-16-be"
 
 
 def _separator(lines: Sequence[str], usual: str, wanted: Sequence[str]) -> str:
-    """The separator with the most of the wanted names, all rows of one length, and cells at all; else the usual."""
+    """Separator with the most of the wanted names, rows of equal length, and more than one cell; else the usual."""
 
     def fitness(separator: str) -> tuple[int, bool, bool]:
         rows = [row for row in csv.reader(lines[: ROWS + 1], delimiter=separator) if row]
         names = [name.strip() for name in rows[0]] if rows else []
         return len({*wanted} & {*names}), len({len(row) for row in rows}) == 1, len(names) > 1
 
-    # Of those that do as well the first.
+    # The first of equals.
     return max([usual, *OTHERS], key=fitness)

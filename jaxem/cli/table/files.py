@@ -1,4 +1,4 @@
-"""Tables in: CSV, Parquet and Arrow files as frames."""
+"""Tables from CSV, Parquet and Arrow files, as frames."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ ARROW = (".arrow", ".ipc", ".feather")
 def read(
     source: str | Path, columns: Sequence[str], others: Mapping[str, Sequence[str]] = MappingProxyType({})
 ) -> pl.DataFrame:
-    """The named columns of a CSV, Parquet or Arrow IPC file, or of a shipped table (`"flights"`).
+    """Columns of a CSV, Parquet or Arrow IPC file, or of a shipped table (`"flights"`).
 
-    Columns of a CSV come as text; `group` makes numbers of them, and can so name the row that holds none.
+    Columns of a CSV are text; `group` converts them to numbers, so that it can name a row without one.
 
     Args:
         source: the file, or the name of a shipped table.
-        columns: what is to be fitted.
+        columns: to be fitted.
         others: other columns, by the name of the option that names them.
 
     Raises:
@@ -41,7 +41,7 @@ def read(
     with readable(path):
         frame = scan(path).select(wanted).collect()
     points = style(path, wanted).with_points
-    names = {*columns, *others.get("--order", ())}  # what names groups and sequences is no number
+    names = {*columns, *others.get("--order", ())}  # columns of groups and sequences need not be numeric
     frame = frame.with_columns(points(frame[name]) for name in wanted if name in names)
     if not frame.height:
         raise InputError(f"{path}: the table has no rows; there is nothing to fit")
@@ -49,7 +49,7 @@ def read(
 
 
 def opened(source: str | Path, named: Mapping[str, Sequence[str]]) -> tuple[Path, Callable[[Path], pl.LazyFrame]]:
-    """Where a table is, and what reads it.
+    """Path of a table, and its reader.
 
     Args:
         source: as for `read`.
@@ -69,7 +69,7 @@ def opened(source: str | Path, named: Mapping[str, Sequence[str]]) -> tuple[Path
 
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """What goes wrong while a file is read, as an InputError."""
+    """Turn errors of reading a file into InputErrors."""
     import pyarrow as pa
 
     try:
@@ -105,13 +105,13 @@ def _scanner(path: Path, wanted: Sequence[str]) -> Callable[[Path], pl.LazyFrame
 
 
 def suffix(path: Path) -> str:
-    """The ending of a name that says what kind of table it is, in small letters."""
+    """Ending of a name that determines the kind of table, in lower case."""
     endings = [ending.lower() for ending in path.suffixes] or [""]
     return endings[-2] if endings[-1] == ".gz" and len(endings) > 1 else endings[-1]
 
 
 def style(path: Path, wanted: Sequence[str]) -> dialect.Dialect:
-    """How a text table is written that should have the `wanted` columns; other files have no decimal commas."""
+    """Dialect of a text table that should have the `wanted` columns; other files have no decimal commas."""
     usual = dialect.SEPARATORS.get(suffix(path))
     return dialect.read_off(path, usual, wanted) if usual else dialect.Dialect(",")
 

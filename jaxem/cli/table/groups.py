@@ -1,4 +1,4 @@
-"""Rows of a table by group: columns are checked, and each group has its rows as numbers.
+"""Rows of a table by group, checked and converted to numbers.
 
 Row numbers in messages and results count the rows of data from 1, as a person does who looks at the file.
 """
@@ -22,21 +22,21 @@ MOST_CATEGORIES = 256
 
 @dataclasses.dataclass(frozen=True)
 class Grouped:
-    """Rows, group after group: those that count; of sequences all, because a step that was not seen is a step.
+    """Rows, group after group: those that count; of sequences all, because an unobserved step is a step.
 
     Attributes:
-        kind: what the columns are.
+        kind: families of the columns.
         keys: `[G]` one row for each group, with the by-columns (or `group`).
         x: `[N, D]` float64, NaN where a cell is missing.
-        size: `[G]` how many of these rows each group has.
-        n: `[G]` how many of them count.
-        dropped: `[G]` rows of the table that do not: left out, or, in a sequence, not seen.
+        size: `[G]` number of these rows in each group.
+        n: `[G]` number of them that count.
+        dropped: `[G]` number of rows of the table that do not: left out, or, in a sequence, unobserved.
         row: `[N]` their numbers in the table, from 1; 0 for a step that the table lacks altogether.
         group_of: `[total]` the group of every row of the table, in the table's order.
         first: `[N]` bool, where a sequence starts; None if the rows have no order.
-        whole: does a row count only if it is complete, or with any cell?
-        partly: how many rows of the table have some cells and lack others.
-        notes: what a person should know of how the table was read.
+        whole: whether a row counts only if it is complete, instead of with any observed cell.
+        partly: number of rows of the table with some cells observed and others missing.
+        notes: messages about how the table was read.
     """
 
     kind: ColumnModel
@@ -54,38 +54,38 @@ class Grouped:
 
     @property
     def noun(self) -> str:
-        """What is hidden, in a word."""
+        """Noun for one value of the hidden variable: component or state."""
         return "component" if self.first is None else "state"
 
     @property
     def undivided(self) -> bool:
-        """Is the whole table one group?"""
+        """Whether the whole table is one group."""
         return self.keys.columns == ["group"] and len(self.n) == 1
 
     @cached_property
     def start(self) -> np.ndarray:
-        """`[G]` where the rows of each group begin."""
+        """`[G]` index of the first row of each group."""
         return np.cumsum(self.size) - self.size
 
     @cached_property
     def seen(self) -> np.ndarray:
-        """`[N]` bool: does the row count?"""
+        """`[N]` bool: rows that count."""
         return counting(self.x, self.whole)
 
     @property
     def some(self) -> np.ndarray:
-        """`[G]` a row of each group that counts; of one that has none, of another."""
+        """`[G]` index of a row of each group that counts; in a group without any, one of another."""
         there = np.flatnonzero(self.seen)
         return there[np.minimum(np.searchsorted(there, self.start), len(there) - 1)]
 
     @property
     def missing_cells(self) -> int:
-        """How many cells the rows lack that count."""
+        """Number of missing cells in rows that count."""
         return int(np.isnan(self.x[self.seen]).sum())
 
     @property
     def gaps_in_words(self) -> str:
-        """What became of rows that are complete in part only; nothing if there are none."""
+        """Message on rows that are complete in part only; empty if there are none."""
         if not self.partly:
             return ""
         if not self.whole:
@@ -105,7 +105,7 @@ class Grouped:
 
     @cached_property
     def patterns(self) -> int:
-        """Not below the number of sets of columns that rows of any group have; 0 if all rows that count are complete.
+        """Upper bound of the number of patterns in a group; 0 if all rows that count are complete.
 
         A power of two, so that like tables share a compilation.
         """
@@ -118,13 +118,13 @@ class Grouped:
 
     @cached_property
     def has_gaps(self) -> np.ndarray:
-        """`[G]` bool: does it have a row that counts and lacks a cell?"""
+        """`[G]` bool: groups with a missing cell in a row that counts."""
         gaps = np.isnan(self.x).any(axis=1) & self.seen
         return np.bincount(np.repeat(np.arange(len(self.n)), self.size)[gaps], minlength=len(self.n)) > 0
 
     @cached_property
     def lacks(self) -> np.ndarray:
-        """`[G]` bool: is there a column of which it has no value at all?"""
+        """`[G]` bool: groups with a column without any value."""
         result = np.ones(len(self.n), bool)
         some = self.size > 0
         if some.any():
@@ -133,7 +133,7 @@ class Grouped:
         return result
 
     def rows_in_words(self, n: int) -> str:
-        """So many rows that count.
+        """Number of rows that count, in words.
 
         >>> group(pl.DataFrame({"x": [1.0]}), ColumnModel.parse(["gaussian"], ["x"])).rows_in_words(1)
         '1 row with values'
@@ -143,7 +143,7 @@ class Grouped:
 
     @cached_property
     def place(self) -> tuple[np.ndarray, np.ndarray]:
-        """`[N]` of each row: which sequence of its group it is in (always 0 for rows without order), which step."""
+        """`[N]` sequence of each row within its group (always 0 for rows without order), and its step."""
         count = np.arange(len(self.x))
         if self.first is None:
             return np.zeros_like(count), count - np.repeat(self.start, self.size)
@@ -152,32 +152,32 @@ class Grouped:
 
     @cached_property
     def sequences(self) -> np.ndarray:
-        """`[G]` how many sequences each group has."""
+        """`[G]` number of sequences."""
         return np.maximum.reduceat(self.place[0], self.start) + 1 if self.first is not None else np.ones_like(self.n)
 
     @cached_property
     def longest(self) -> np.ndarray:
-        """`[G]` how many steps its longest sequence has; its rows, if they have no order."""
+        """`[G]` steps of the longest sequence; number of rows, if they have no order."""
         return np.maximum.reduceat(self.place[1], self.start) + 1 if self.first is not None else self.size
 
     @property
     def varies(self) -> np.ndarray:
-        """`[G]` bool: are there two rows that count, and differ?"""
+        """`[G]` bool: groups with two different rows that count."""
         some = self.size > 0
         result = np.zeros(len(self.n), bool)
         if some.any():
             rows, at = np.where(self.seen[:, None], self.x, np.nan), self.start[some]
-            # Of a group that was never seen both are NaN, and NaN is not below NaN.
+            # In a group without observed rows both are NaN, and NaN < NaN is False.
             low, high = (f.reduceat(rows, at, axis=0) for f in (np.fmin, np.fmax))
             result[some] = (low < high).any(axis=1)
         return result
 
     def rows_of(self, group: int) -> np.ndarray:
-        """`[size, D]` the rows of one group."""
+        """`[size, D]` rows of one group."""
         return self.x[self.start[group] : self.start[group] + self.size[group]]
 
     def label(self, group: int) -> str:
-        """The group's key, as text."""
+        """Key of a group, as text."""
         return ", ".join("(none)" if value is None else str(value) for value in self.keys.row(group))
 
 
@@ -191,24 +191,24 @@ def group(
     missing: str = "em",
     frequency: str = "",
 ) -> Grouped:
-    """The rows of a table as numbers, in groups; rows with a null in any of the columns are left out and counted.
+    """Rows of a table as numbers, in groups; rows with a null in any of the columns are left out and counted.
 
     Args:
         frame: holds `kind.columns`, `by`, `order` and `sequence`.
-        kind: which family reads which columns.
+        kind: families of the columns.
         by: columns that name the group; none makes the whole table one group. A null is a group of its own.
         null: texts that stand for a null, in any column, as an empty field does.
         order: None for rows without order. Else each group is sequences, in the order of this column (`""`: in that of
-            the table); a row that does not count is a step that was not seen.
+            the table); a row that does not count is an unobserved step.
         sequence: columns that tell the sequences of a group apart.
         missing: `em`, and a row counts if it has any value (of families that read whole rows: if it is complete); or
             `drop`, and it counts if it is complete.
-        frequency: how far a step is from the next, as `1d` or `1`: those that the table lacks are steps that were not
-            seen. Without it the steps on both sides of a gap are neighbours.
+        frequency: distance of two steps, as `1d` or `1`: steps that the table lacks become unobserved steps.
+            Without it the steps on both sides of a gap are neighbours.
 
     Raises:
-        InputError: a value that the column's family cannot hold, with the first row that has it; an order that is not
-            known for every row, or the same for two.
+        InputError: a value that the column's family cannot hold, with the first row that has it; an order that is
+            missing for a row, or the same for two.
     """
     frame = with_nulls(frame, null)
     table, levels = numbers(frame, kind)
@@ -235,7 +235,7 @@ def group(
 
 
 def with_nulls(frame: pl.DataFrame, null: Sequence[str]) -> pl.DataFrame:
-    """The same table with nulls in place of the texts that stand for one, and of NaN if that is one of them."""
+    """The table with nulls in place of the texts that stand for one, and of NaN if that is one of them."""
     nan = any(text.lower() == "nan" for text in null)
 
     def cells(column: pl.Series) -> pl.Series:
@@ -267,7 +267,7 @@ def numbers(frame: pl.DataFrame, kind: ColumnModel) -> tuple[np.ndarray, list[li
 
 
 def check_some(kind: ColumnModel, known: np.ndarray, counts: bool) -> None:
-    """Raise InputError unless every column is known somewhere (`[D]` bool) and some row counts."""
+    """Raise InputError unless every column has a value (`[D]` bool) and some row counts."""
     if known.all() and counts:
         return
     where = "every row has a null in one of the columns"
@@ -277,8 +277,8 @@ def check_some(kind: ColumnModel, known: np.ndarray, counts: bool) -> None:
 
 
 def check_range(x: np.ndarray, row: np.ndarray, kind: ColumnModel, dtype: str) -> None:
-    """Raise InputError for a number that the float type cannot hold; `row` is what the rows are called, `[n]`."""
-    # A cell that is missing is NaN, and above nothing; an end that is not known is infinite.
+    """Raise InputError for a number that the float type cannot hold; `row` `[n]` are the numbers of the rows."""
+    # A missing cell is NaN, which is above nothing; an unknown end is infinite.
     beyond = (np.abs(x) > np.finfo(dtype).max) & ~np.isinf(x)
     if beyond.any():
         at, column = np.argwhere(beyond)[0]
@@ -287,13 +287,13 @@ def check_range(x: np.ndarray, row: np.ndarray, kind: ColumnModel, dtype: str) -
 
 
 def counting(x: np.ndarray, whole: bool) -> np.ndarray:
-    """`[N]` bool: is each row complete, or has it any value at all?"""
+    """`[N]` bool: rows that are complete, or, unless `whole`, have any value."""
     there = ~np.isnan(x)
     return np.asarray(there.all(axis=1) if whole else there.any(axis=1))
 
 
 def _check_total(support: Support, table: np.ndarray) -> None:
-    """Raise InputError unless the complete rows sum to what they may."""
+    """Raise InputError unless the complete rows have an allowed sum."""
     total = table.sum(axis=1)
     wrong = ~np.isnan(total) & ~support.contains(total)
     if wrong.any():
@@ -302,7 +302,7 @@ def _check_total(support: Support, table: np.ndarray) -> None:
 
 
 def _ends(frame: pl.DataFrame, kind: ColumnModel, table: np.ndarray) -> np.ndarray:
-    """Rows of a lower and an upper end; of which one is null, there is nothing known beyond the other."""
+    """Rows of a lower and an upper end, infinite where null."""
     lower, upper = np.isnan(table).T
     table = np.where(np.stack([lower & ~upper, upper & ~lower], axis=1), [-np.inf, np.inf], table)
     wrong = table[:, 0] > table[:, 1]
@@ -318,7 +318,7 @@ def _ends(frame: pl.DataFrame, kind: ColumnModel, table: np.ndarray) -> np.ndarr
 
 
 def groups(frame: pl.DataFrame, by: Sequence[str]) -> tuple[pl.DataFrame, np.ndarray, np.ndarray]:
-    """The keys, sorted; the rows of the first group, of the second, ...; and how many each has."""
+    """Sorted keys; indices of the rows of the first group, of the second, ...; and sizes of the groups."""
     if not by:
         return pl.DataFrame({"group": ["all"]}), np.arange(frame.height), np.array([frame.height])
     named = pl.DataFrame([_key(frame[name]) for name in by])
@@ -329,7 +329,7 @@ def groups(frame: pl.DataFrame, by: Sequence[str]) -> tuple[pl.DataFrame, np.nda
 
 
 def _key(column: pl.Series) -> pl.Series:
-    """A by-column; text that holds whole numbers throughout, as it comes from a CSV, becomes numbers."""
+    """A by-column; if it is text of whole numbers only, as from a CSV, as numbers."""
     if column.dtype.is_nested():
         raise InputError(f"--by {column.name}: the column holds {column.dtype}; group by text, numbers or dates")
     if column.dtype == pl.String:
@@ -340,7 +340,7 @@ def _key(column: pl.Series) -> pl.Series:
 
 
 def _column(column: pl.Series, kind: ColumnModel, i: int) -> tuple[np.ndarray, list[str]]:
-    """`[n]` float64 with NaN for nulls, and the categories if it has any."""
+    """`[n]` float64 with NaN for nulls, and the categories if there are any."""
     if kind.words[i] == "categorical":
         return _encode(column)
     supports = kind.supports(i)
@@ -354,7 +354,7 @@ def _column(column: pl.Series, kind: ColumnModel, i: int) -> tuple[np.ndarray, l
 
 
 def _numbers(column: pl.Series, words: bool) -> pl.Series:
-    """float64, with nulls; NaN only where the table itself says so."""
+    """A column as float64 with nulls; NaN only where the table itself has it."""
     if column.dtype in (pl.String, pl.Categorical, pl.Enum):
         text = column.cast(pl.String).str.strip_chars()
         if words:

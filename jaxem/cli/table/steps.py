@@ -1,4 +1,4 @@
-"""Rows with an order: the steps of sequences, sorted, and those that the table lacks."""
+"""Steps of sequences from rows with an order: sorted, and filled in where the table lacks them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ NANOSECONDS = {
     "w": 7 * DAY,
 }
 NANOSECONDS |= {"mo": 28 * DAY, "q": 90 * DAY, "y": 365 * DAY}
-"""Of the units of `--frequency`; the least that a month, a quarter and a year can be."""
+"""Nanoseconds of the units of `--frequency`; for a month, a quarter and a year the smallest possible."""
 
 MOST = 100
-"""Steps for every row of the table: with more, the frequency is a mistake."""
+"""Steps for every row of the table above which the frequency is a mistake."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Steps:
     """The steps of all sequences, group after group.
 
     Attributes:
-        rows: `[N]` the row of the table that each is, from 0; -1 for a step that the table lacks.
+        rows: `[N]` row of the table of each step, from 0; -1 for a step that the table lacks.
         group: `[N]` the group of each.
         first: `[N]` bool, where a sequence starts.
-        notes: what a person should know.
+        notes: messages for the user.
     """
 
     rows: np.ndarray
@@ -49,7 +49,7 @@ class Steps:
 
 
 def arranged(order: pl.Series | None, frequency: str, group: np.ndarray, part: np.ndarray) -> Steps:
-    """The rows of a table as steps.
+    """Rows of a table as steps.
 
     Args:
         order: the column that sequences are sorted by; None if the table is sorted.
@@ -58,7 +58,7 @@ def arranged(order: pl.Series | None, frequency: str, group: np.ndarray, part: n
         part: `[n]` the sequence of each row, from 0, numbered through all groups or within each.
 
     Raises:
-        InputError: a place that is not known, or taken twice; a frequency that the places do not have.
+        InputError: a place that is missing, or occurs twice; a frequency that does not fit the places.
     """
     if order is None:
         if frequency:
@@ -77,13 +77,13 @@ def arranged(order: pl.Series | None, frequency: str, group: np.ndarray, part: n
 
 
 def _starts(group: np.ndarray, part: np.ndarray) -> np.ndarray:
-    """`[N]` bool: is this the first step of a sequence?"""
+    """`[N]` bool: first steps of sequences."""
     both = np.stack([group, part])
     return np.concatenate([[True], (both[:, 1:] != both[:, :-1]).any(axis=0)])
 
 
 def _places(order: pl.Series) -> pl.Series:
-    """Where each row stands: numbers, dates or times, none of them null."""
+    """Place of each row in the order: numbers, dates or times, none of them null."""
     places = order
     if order.dtype == pl.String:
         whole = order.str.strip_chars().cast(pl.Int64, strict=False)
@@ -103,7 +103,7 @@ def _places(order: pl.Series) -> pl.Series:
 
 
 def _dates(column: pl.Series) -> pl.Series:
-    """Text as dates and times."""
+    """Text converted to dates and times."""
     for kind in (pl.Datetime, pl.Date, pl.Time):
         with contextlib.suppress(pl.exceptions.PolarsError):
             return column.str.strip_chars().str.strptime(kind)
@@ -111,7 +111,7 @@ def _dates(column: pl.Series) -> pl.Series:
 
 
 def _check_once(order: pl.Series, places: np.ndarray, steps: Steps) -> None:
-    """Raise InputError for a place that is there twice in one sequence."""
+    """Raise InputError for a place that occurs twice in one sequence."""
     values = places[steps.rows]
     twice = ~steps.first[1:] & (values[1:] == values[:-1])
     if twice.any():
@@ -126,7 +126,7 @@ def _check_once(order: pl.Series, places: np.ndarray, steps: Steps) -> None:
 def _notes(
     order: pl.Series, places: pl.Series, physical: np.ndarray, part: np.ndarray, steps: Steps, frequency: str
 ) -> tuple[str, ...]:
-    """That rows were sorted, and that places of regular steps are absent."""
+    """Notes that rows were sorted, and that regular steps are absent."""
     notes = []
     within = ~steps.first[1:]
     if (within & (np.diff(steps.rows) < 0)).any():
@@ -149,7 +149,7 @@ def _notes(
 
 
 def _written(places: pl.Series, distance: Any) -> str:
-    """A distance between two places, as `--frequency` takes it."""
+    """Distance of two places, as `--frequency` takes it."""
     if not places.dtype.is_temporal():
         return f"{distance:g}"
     unit = DAY if places.dtype == pl.Date else NANOSECONDS[getattr(places.dtype, "time_unit", None) or "ns"]
@@ -159,7 +159,7 @@ def _written(places: pl.Series, distance: Any) -> str:
 
 
 def _filled(places: pl.Series, frequency: str, part: np.ndarray, steps: Steps) -> Steps:
-    """The steps, with those between them that the table lacks."""
+    """The steps, with those that the table lacks."""
     every = _every(places, frequency)
     sequence = np.cumsum(steps.first) - 1
     table = pl.DataFrame({"sequence": sequence, "place": places[steps.rows], "row": steps.rows, "group": steps.group})
@@ -178,10 +178,10 @@ def _filled(places: pl.Series, frequency: str, part: np.ndarray, steps: Steps) -
 
 
 def _every(places: pl.Series, frequency: str) -> str:
-    """A frequency as polars takes it.
+    """Frequency in the syntax of polars.
 
     Raises:
-        InputError: something else than a number, with a unit for dates and times.
+        InputError: anything but a number, with a unit for dates and times.
     """
     found = DURATION.fullmatch(frequency.strip())
     timed = places.dtype.is_temporal() and places.dtype != pl.Time

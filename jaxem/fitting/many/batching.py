@@ -1,4 +1,4 @@
-"""Problems of any lengths as batches of few shapes, because every shape is a compilation."""
+"""Problems of any lengths in batches of few shapes, because every shape is a compilation."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from jaxem.fitting.checks import hidden_states
 
 
 class Batch(NamedTuple):
-    """Problems of one length: their numbers `[p]`, rows `[p, n, ...]`, weights and labels `[p, n]`.
+    """Problems of one length: their indices `[p]`, rows `[p, n, ...]`, weights and labels `[p, n]`.
 
-    Arrays are on the device, or on the host where the device cannot take them all.
+    Arrays are on the device, or on the host if the device cannot hold all of them.
     """
 
     index: np.ndarray  # type: ignore[reportIncompatibleMethodOverride]
@@ -32,9 +32,9 @@ class Batch(NamedTuple):
 
 
 def batched(model: Any, xs: Any, weight: Any, labels: Any, restarts: int, room: int | None = None) -> list[Batch]:
-    """Problems of like length together, padded with rows of weight zero; they come from `as_problems`.
+    """Problems of similar length in batches, padded with rows of weight zero; they come from `as_problems`.
 
-    `room` is how many bytes the device takes at once: what is larger stays on the host, and so does its batch.
+    `room` is the memory of the device in bytes: larger data stay on the host, and so do their batches.
     """
     states, everything = hidden_states(model), np.arange(len(xs))
     padded = partial(_padded, states=states, room=room, dtype=type_of(model))
@@ -42,22 +42,24 @@ def batched(model: Any, xs: Any, weight: Any, labels: Any, restarts: int, room: 
         shape = xs.length.shape if isinstance(xs, Sequences) else cells(xs).shape[:2]
         return padded(everything, xs, np.ones(shape) if weight is None else weight, labels)
     of_sequences = isinstance(xs[0], Sequences)
-    # What a row stands for.
+    # Work of a row.
     work = restarts * (states or 1) * (max(len(x) for x in xs) if of_sequences else 1)
     batches = []
     for length, index in _by_length(np.array([x.steps if of_sequences else len(x) for x in xs]), work):
         together = stacked_sequences if of_sequences else stacked
-        batches += padded(index, *together(_of(index, xs), length, _of(index, weight), _of(index, labels)))
+        batches += padded(
+            index, *together(_entries(index, xs), length, _entries(index, weight), _entries(index, labels))
+        )
     return batches
 
 
-def _of(index: np.ndarray, values: Any) -> Any:
-    """What belongs to some problems, if it is there at all."""
+def _entries(index: np.ndarray, values: Any) -> Any:
+    """Entries of some problems; None if there are none."""
     return None if values is None else [values[i] for i in index]
 
 
 def _by_length(lengths: np.ndarray, work: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Few lengths to pad to, each with the problems that it is for; `work` is what a row stands for."""
+    """Few lengths to pad to, each with its problems; `work` is the work of a row."""
     shapes = padded_lengths(lengths, price=SHAPE / work)
     for length, shorter in zip(shapes, [0, *shapes[:-1]], strict=True):
         yield int(length), np.flatnonzero((lengths <= length) & (lengths > shorter))
@@ -66,7 +68,7 @@ def _by_length(lengths: np.ndarray, work: int) -> Iterator[tuple[int, np.ndarray
 def _padded(
     index: np.ndarray, x: Any, weight: Any, labels: Any, *, states: int | None, room: int | None, dtype: Any
 ) -> list[Batch]:
-    """Problems of one shape; those with missing cells apart, because the others are done in a simpler way."""
+    """Batches of one shape; problems with missing cells are apart, because the others are computed in a simpler way."""
     if labels is not None:
         check_labels(labels, states)
     batch = Batch(index, x, np.asarray(weight), None if labels is None else np.asarray(labels))

@@ -1,7 +1,7 @@
-"""What a long call has done, on disk: a folder for the call, and in it one for each queue of lanes.
+"""Checkpoint of a long call on disk: a folder for the call, and in it one for each queue of lanes.
 
-The folder says in `call.json` what the call was given, so that no other goes on from it. Orbax keeps the states: a new
-one is written beside the last, and takes its place when it is whole.
+`call.json` in the folder holds the arguments of the call, so that no other continues from it. Orbax keeps the states:
+a new one is written beside the last and replaces it when it is complete.
 """
 
 from __future__ import annotations
@@ -24,48 +24,48 @@ import jax.numpy as jnp
 import numpy as np
 
 SECONDS = 30.0
-"""From one save of a queue to the next, at least."""
+"""Seconds between two saves of a queue, at least."""
 SHARE = 0.05
-"""Of the time, at most, for saving: what takes long to write is written less often."""
+"""Share of the time spent on saving, at most: slow saves are made less often."""
 
 CUTS = "cuts"
-"""What lies beside the numbers: JSON, the type and the shape of each leaf."""
+"""Name of the JSON file that holds type and shape of each leaf, beside the numbers."""
 
 
 class Checkpoint:
-    """The folder of a call.
+    """Folder of a call.
 
     Args:
-        folder: where; it is made if it is not there.
-        given: what the call was given, by name: a fingerprint, or a short value in clear.
-        deals: how its problems are to be dealt out to queues, if the folder does not say.
+        folder: its path; created if it does not exist.
+        given: arguments of the call by name, as fingerprints or short values.
+        deals: problems of each queue, if the folder does not hold them.
 
     Raises:
-        ValueError: the folder belongs to a call that was given something else; orbax-checkpoint is missing; this
+        ValueError: the folder belongs to a call with other arguments; orbax-checkpoint is missing; this
             is not the only process.
         OSError: the folder cannot be made, read or written.
 
     Attributes:
-        deals: how problems were dealt out, by the call that began, on whatever machine that was.
+        deals: problems of each queue, as dealt by the call that began, on whatever machine.
     """
 
     def __init__(self, folder: str | os.PathLike[str], given: dict[str, str], deals: list[list[int]]) -> None:
-        """Look what is there, and claim the folder if nothing is."""
+        """Read the folder, or claim it if it is empty."""
         try:
             import orbax.checkpoint  # noqa: F401
         except ImportError:
             raise ValueError("checkpoint needs the package orbax-checkpoint: pip install 'jaxem[checkpoint]'") from None
         if jax.process_count() > 1:
-            # Orbax writes what lies on the host in the first process only.
+            # Orbax writes arrays on the host in the first process only.
             raise ValueError("checkpoint works in one process only; under jax.distributed save what fit_many returns")
         self.folder = Path(folder).absolute()
         path = self.folder / "call.json"
-        with _explained(self.folder):
+        with _one_line_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             written = path.read_text() if path.exists() else None
         self.deals = deals if written is None else self._deals(written, given)
-        # Written even if it is there: a folder that cannot be written is told before anything is fitted.
-        with _explained(self.folder):
+        # Written even if it exists: an unwritable folder fails before anything is fitted.
+        with _one_line_errors(self.folder):
             temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
             temporary.write_text(json.dumps({"given": given, "deals": self.deals}, indent=1))
             temporary.replace(path)
@@ -85,7 +85,7 @@ class Checkpoint:
         return deals
 
     def shelf(self, queue: int) -> Shelf:
-        """The place of one queue."""
+        """Folder of one queue."""
         return Shelf(self.folder / f"queue_{queue}")
 
 
@@ -94,25 +94,25 @@ def _change(name: str, then: Any, now: str) -> str:
 
 
 class Shelf:
-    """The place of one queue's state, in a folder of its own.
+    """Folder of the state of one queue.
 
-    Orbax is slow over many arrays, and takes no empty ones: so a state lies there as one array for each type of number,
-    with how they are cut into leaves beside them.
+    Orbax is slow with many arrays, and refuses empty ones: so a state is saved as one array for each type of number,
+    with the sizes of the leaves beside it.
     """
 
     def __init__(self, folder: Path) -> None:
-        """See what is there; what an interrupted save left behind is swept away.
+        """Open the folder, and remove the remains of an interrupted save.
 
         Raises:
-            OSError: the folder cannot be made.
+            OSError: the folder cannot be created.
         """
         self.folder = folder
-        with _explained(folder):
+        with _one_line_errors(folder):
             self._keeper = _keeper(folder)
         self._put_off(took=0)
 
     def leaves(self) -> list[np.ndarray] | None:
-        """What was put here last; None if nothing was.
+        """Leaves of the last saved state; None if there is none.
 
         Raises:
             OSError: it cannot be read.
@@ -122,25 +122,25 @@ class Shelf:
         call = self._keeper.latest_step()
         if call is None:
             return None
-        with _explained(self.folder):
+        with _one_line_errors(self.folder):
             kept = self._keeper.restore(call, args=args.PyTreeRestore())
-        leaves, taken = [], defaultdict(int)
+        leaves, offsets = [], defaultdict(int)
         for name, shape in json.loads(kept[CUTS].tobytes()):
-            start = taken[name]
-            taken[name] += math.prod(shape)
+            start = offsets[name]
+            offsets[name] += math.prod(shape)
             numbers = kept.get(name, np.zeros(0, jnp.dtype(name)))
-            leaves.append(np.array(numbers[start : taken[name]]).reshape(shape))
+            leaves.append(np.array(numbers[start : offsets[name]]).reshape(shape))
         return leaves
 
     def due(self) -> bool:
-        """Is it time to put a state here again?"""
+        """Whether it is time to save again."""
         return time.monotonic() >= self._next
 
     def put(self, call: int, leaves: Sequence[Any]) -> None:
-        """Put a state here, as it was after so many calls; the one before goes when this one is whole.
+        """Save the state after `call` calls; the previous one is deleted once this one is complete.
 
         Raises:
-            OSError: it cannot be written. What was here is here still.
+            OSError: it cannot be written; the previous state remains.
         """
         from orbax.checkpoint import args
 
@@ -153,7 +153,7 @@ class Shelf:
             by_type[str(array.dtype)].append(array.ravel())
         numbers = {name: flat for name, parts in by_type.items() if (flat := np.concatenate(parts)).size}
         cuts = json.dumps([[str(array.dtype), list(array.shape)] for array in arrays]).encode()
-        with _explained(self.folder):
+        with _one_line_errors(self.folder):
             tree = {**numbers, CUTS: np.frombuffer(cuts, np.uint8)}
             self._keeper.save(call, args=args.PyTreeSave(tree), force=True)
         self._put_off(took=time.monotonic() - began)
@@ -173,7 +173,7 @@ def _keeper(folder: Path) -> Any:
 
 
 def _plain(leaf: Any) -> np.ndarray:
-    """On the host and in numbers, random keys too."""
+    """`leaf` as a NumPy array, random keys as integers."""
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     return np.asarray(leaf)
@@ -183,8 +183,8 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 @contextlib.contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    """What goes wrong on disk is told in one line, where Orbax logs a hundred.
+def _one_line_errors(folder: Path) -> Iterator[None]:
+    """Raise errors of the disk in one line, where Orbax logs a hundred.
 
     Raises:
         OSError: that line.
@@ -196,7 +196,7 @@ def _explained(folder: Path) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError) as error:
-            # What the operating system said is at the end of what TensorStore says.
+            # The operating system's message is at the end of TensorStore's.
             code = re.search(r"os_error_code='(\d+)'", str(error))
             reason = (
                 os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or str(error).partition("\n")[0]

@@ -1,4 +1,4 @@
-"""What lanes do on the device: a few compiled programs, of one shape for any number of problems."""
+"""Lanes on the device: a few compiled programs, of one shape for any number of problems."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Problems:
 
 @module
 class Lanes:
-    """What advances together: the progress of each lane, and the job it works on (one past the last when idle)."""
+    """Fits that advance together: progress of each lane, and the job it works on (one past the last when idle)."""
 
     progress: Progress
     job: Array
@@ -54,7 +54,7 @@ class Lanes:
 def prepare_lanes(
     solver: Any, starts: Any, x: Any, weight: Array, labels: Array | None, prior: Any, *, restarts: int
 ) -> tuple[Problems, Statistics]:
-    """All that does not depend on a model's parameters, done once; and the floor of each problem's M-steps."""
+    """Everything independent of a model's parameters, computed once; and the floor of each problem's M-steps."""
     first = jax.tree.map(lambda leaf: leaf[::restarts], starts)
 
     def one(model: Any, x: Any, weight: Array, labels: Array | None) -> tuple[Problems, Statistics]:
@@ -68,7 +68,7 @@ def prepare_lanes(
 
 @partial(jax.jit, static_argnames="width")
 def empty_lanes(solver: Any, starts: Any, problems: Problems, *, width: int) -> tuple[Lanes, Progress]:
-    """Lanes without work, and a place for the result of every job: until then its start, as interrupted."""
+    """Idle lanes, and the result of every job so far: its start, as interrupted."""
     model, problem = member(starts, 0), member(problems, 0)
     progress = begin(solver, model, problem.data, problem.weight, problem.prior)
     progress = replace(progress, status=jnp.full((), int(Status.interrupted), jnp.int32))
@@ -124,7 +124,7 @@ def run_lanes(
 
         if not one_by_one:
             return jax.lax.fori_loop(0, steps, lambda _, now: step(now), progress)
-        # A lane by itself can stop when its fit does.
+        # A single lane can stop when its fit does.
         last = jnp.maximum(progress.steps, 0) + steps
 
         def goes_on(now: Progress) -> Array:
@@ -140,7 +140,7 @@ def run_lanes(
 
 @jax.jit
 def select_lanes(lanes: Lanes, keep: Array) -> Lanes:
-    """Some of the lanes."""
+    """Only the lanes `keep`."""
     return jax.tree.map(lambda leaf: leaf[keep], lanes)
 
 
@@ -157,9 +157,9 @@ def best_restarts(
 
     each = jnp.arange(len(rows) * restarts, dtype=jnp.int32) // restarts
     tried = jax.vmap(ended)(starts, results, each)
-    tried, told = jax.tree.map(lambda leaf: leaf.reshape(-1, restarts, *leaf.shape[1:]), tried)
-    results, status = jax.vmap(member)((tried, told), best_restart(tried.objective, told))
-    stopped = jnp.any(told == int(Status.interrupted), axis=-1)
+    tried, statuses = jax.tree.map(lambda leaf: leaf.reshape(-1, restarts, *leaf.shape[1:]), tried)
+    results, status = jax.vmap(member)((tried, statuses), best_restart(tried.objective, statuses))
+    stopped = jnp.any(statuses == int(Status.interrupted), axis=-1)
     return Fit(
         model=results.model,
         log_likelihood=results.log_likelihood,

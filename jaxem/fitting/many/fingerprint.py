@@ -1,4 +1,4 @@
-"""What a call was given, in a few letters: alike in every process, and different when anything that counts is."""
+"""Fingerprints of the arguments of a call: equal in every process, and different when anything relevant is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PLAIN = (type(None), bool, int, float, complex, str, bytes, np.generic, np.dtype
 
 
 def fingerprint(value: Any) -> str:
-    """Of arrays, models, solvers, and whatever is made of such: functions count by their code and what they enclose.
+    """Hash of arrays, models, solvers, and structures of them; functions count by their code and closures.
 
     >>> import jaxem as jem
     >>> fingerprint(jem.Poisson(2.0)) == fingerprint(jem.Poisson(2.0)), fingerprint(jem.Poisson(3.0))[:7]
@@ -42,7 +42,7 @@ def _parts(value: Any, seen: set[int]) -> Iterator[bytes | memoryview]:
         yield array.reshape(-1).view(np.uint8).data
     elif id(value) not in seen:  # a function may enclose itself
         yield _name(value).encode()
-        for inner in _inside(value):
+        for inner in _contents(value):
             yield from _parts(inner, seen | {id(value)})
 
 
@@ -51,8 +51,8 @@ def _name(value: Any) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
-def _inside(value: Any) -> Any:
-    """What an object is made of, in a fixed order."""
+def _contents(value: Any) -> Any:
+    """Contents of an object, in a fixed order."""
     if isinstance(value, (list, tuple)):
         return len(value), *value
     if isinstance(value, dict):
@@ -70,5 +70,5 @@ def _inside(value: Any) -> Any:
         return value.co_code, value.co_names, value.co_consts
     if isinstance(value, type):
         return ()
-    # What jit and its like wrap; else whatever the object remembers.
+    # For wrappers such as jit the wrapped function; else the attributes.
     return [getattr(value, "__wrapped__", None) or getattr(value, "__dict__", None)]

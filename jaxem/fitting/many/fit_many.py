@@ -34,7 +34,7 @@ from jaxem.solvers.em import EM
 from jaxem.solvers.words import as_solver
 
 IN_PIECES = 8
-"""Of the free memory only this part is filled while data are made ready: copies are made on the way."""
+"""Fraction of the free memory filled while data are prepared, because copies are made on the way."""
 
 log = logging.getLogger("jaxem")
 
@@ -58,11 +58,11 @@ def fit_many(
     """Fit B models, each to its own rows.
 
     Args:
-        models: where to start, `batch_shape` (B,), or (B, R) for R starts of each problem: the best is returned,
+        models: the starts, `batch_shape` (B,), or (B, R) for R starts of each problem: the best is returned,
             chosen as by `fit`. Or a list of B models of one kind and size.
         xs: `[B, n, ...]`, an array or `Incomplete`, or a list of B arrays of any lengths; for models of sequences a
             list of B `Sequences`, or a batch of them (`Sequences.batch`).
-        solver: how to climb, as in `fit`.
+        solver: as in `fit`.
         weight: row weights, shaped like the rows of xs.
         prior: as in `fit`; the same for all problems, or scaled to each by itself (`jaxem.priors.Weak`).
         labels: known components, shaped like the rows of xs; -1 where unknown, and None for a problem without any.
@@ -70,12 +70,12 @@ def fit_many(
         max_steps: M-steps at most, for each.
         progress: True for a bar, or a function that is called with (problems done, problems in all).
         stop: called between compiled calls; once it returns True, unfinished problems end as `interrupted`.
-        lanes: how many fits advance together, at most. If left out, what pays; on an accelerator no more than its
-            memory holds beside the problems, and problems that it does not hold at once take turns. The logger
+        lanes: how many fits advance together, at most. If left out, it is chosen; on an accelerator its
+            memory limits it, and problems that do not fit at once take turns. The logger
             `jaxem` says which, at the level INFO.
-        devices: deal the problems out to these, which know nothing of each other; an array xs that lies on several
+        devices: to which the problems are dealt, independently; an array xs that lies on several
             devices names them by that. Every device compiles for itself, all of them at once.
-        checkpoint: a folder for what is done, for a call that may be cut short. Every half minute, when it is
+        checkpoint: a folder for the state of a call that may be cut short. Every half minute, when it is
             stopped, on Ctrl-C and at the end the state is saved there; the same call goes on from it and ends with the
             same bits, on another number of devices or cores too. The folder stays, and a call that had ended returns
             its result again: delete it when that is safe. For one call at a time, in one process.
@@ -88,7 +88,7 @@ def fit_many(
         TypeError: xs does not hold numbers.
         ValueError: shapes that do not fit each other, or an empty problem (named by its index); a checkpoint of a call
             that was given something else.
-        OSError: a checkpoint that cannot be written (told before the first step, if it can be known then).
+        OSError: a checkpoint that cannot be written (raised before the first step, if it can be known then).
 
     >>> import jax, jaxem as jem
     >>> xs = [jax.numpy.array([[0.0], [0.5], [5.0], [5.5]]), jax.numpy.array([[1.0], [1.5], [9.0]])]
@@ -104,7 +104,7 @@ def fit_many(
     problems, restarts = _batch_shape(models)
     max_steps = check_limits(tol, max_steps, (problems,))
     tols = np.broadcast_to(np.asarray(numbers(tol, "tol"), float), problems)
-    # On the host: what is cut out there is not a program to compile.
+    # On the host, where slicing needs no compilation.
     leading = len(models.batch_shape)
     starts = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(problems * restarts, *leaf.shape[leading:]), models)
     model = jax.tree.map(jnp.asarray, member(starts, 0))
@@ -127,7 +127,7 @@ def fit_many(
     if checkpoint is not None:
         keep = Checkpoint(
             checkpoint,
-            _told(given, tol=tol if np.ndim(tol) == 0 else tols.tolist(), max_steps=max_steps, lanes=lanes),
+            _fingerprints(given, tol=tol if np.ndim(tol) == 0 else tols.tolist(), max_steps=max_steps, lanes=lanes),
             deals,
         )
         deals = keep.deals
@@ -147,12 +147,12 @@ def fit_many(
 
 @jax.jit
 def _in_order(fits: list[Fit], order: Array) -> Fit:
-    """The results of all queues, as one and in the order given."""
+    """Results of all queues, as one and in the order given."""
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[order], *fits)
 
 
 class _Call(NamedTuple):
-    """What all queues have in common; models `[problems x restarts]`, on the host."""
+    """Arguments common to all queues; models `[problems x restarts]`, on the host."""
 
     models: Any
     restarts: int
@@ -163,7 +163,7 @@ class _Call(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """Which problems of a batch one queue works on, in so many lanes."""
+    """Problems of a batch that one queue works on, and its number of lanes."""
 
     batch: Batch
     which: np.ndarray
@@ -171,7 +171,7 @@ class _Part(NamedTuple):
 
 
 def _as_batch(models: Any) -> Any:
-    """Models, of which a list may be given."""
+    """Models as one stacked model; a list is stacked."""
     if not isinstance(models, (list, tuple)) or not len(models):
         return models
     for i, model in enumerate(models):
@@ -192,7 +192,7 @@ def _batch_shape(models: Any) -> tuple[int, int]:
 
 
 def _devices(devices: Sequence[Any] | None, xs: Any) -> list[Any]:
-    """Those that were named, or on which xs lies if those are several; or none."""
+    """The devices named, or those of xs if there are several; else none."""
     if devices is None:
         values = None if isinstance(xs, (list, tuple)) else jax.tree.leaves(xs)[0]
         if not isinstance(values, jax.Array) or len(values.sharding.device_set) == 1:
@@ -207,14 +207,14 @@ def _devices(devices: Sequence[Any] | None, xs: Any) -> list[Any]:
 
 
 def _threads(how: LaneSchedule, devices: list[Any]) -> int:
-    """Threads for each device that pay: side by side, XLA spreads the lanes over the cores; else it cannot."""
+    """Number of threads for each device: one if XLA spreads the lanes over the cores, else several."""
     return max(1, (os.cpu_count() or 1) // len(devices)) if how.threads else 1
 
 
 def _deal(
     how: LaneSchedule, problems: int, lanes: int | None, devices: list[Any], sizes: Callable[[], tuple[int, int]]
 ) -> list[int]:
-    """Into how many queues to cut the problems of a batch, and how many lanes to run on each."""
+    """Number of queues for the problems of a batch, and lanes of each."""
     most = how.lanes if lanes is None else min(lanes, how.lanes)
     memory = [free(device) for device in devices]
     known = [room for room in memory if room is not None]
@@ -231,8 +231,8 @@ def _deal(
     return [min(problems, queues * len(devices)), most]
 
 
-def _told(given: dict[str, Any], **plain: Any) -> dict[str, str]:
-    """What a checkpoint belongs to: everything that a result depends on."""
+def _fingerprints(given: dict[str, Any], **plain: Any) -> dict[str, str]:
+    """Fingerprints of everything that a result depends on, for a checkpoint."""
     plain |= {"floats": jnp.result_type(float), "jaxem": version, "jax": jax.__version__}
     plain |= {name: value if value is None else fingerprint(value) for name, value in given.items()}
     return {name: str(value) for name, value in plain.items()}
@@ -267,14 +267,14 @@ def _run_all(
 ) -> list[Fit]:
     """Run the queues, each on the device of a free slot; an error or Ctrl-C ends them all.
 
-    With several slots, or `apart`, each has a thread, in which Ctrl-C does not strike: the state is whole at the end.
+    With several slots, or `apart`, each runs in a thread, which Ctrl-C does not interrupt: its state stays consistent.
     """
     ended = threading.Event()
 
     def stopped() -> bool:
         return ended.is_set() or (stop is not None and stop())
 
-    # Which floats and which device to use is a thread's own business in JAX: hand the caller's on.
+    # `jax_enable_x64` and the default device are thread-local in JAX: pass on the caller's.
     wide, default = jnp.result_type(float) == jnp.float64, jax.config.jax_default_device  # type: ignore
     idle: SimpleQueue[Any] = SimpleQueue()
     for slot in slots:
@@ -283,7 +283,7 @@ def _run_all(
     def run(queue: Callable[..., Fit]) -> Fit:
         device = idle.get()
         try:
-            # The device where all is anyway is not named: to JAX that is another one, to compile for anew.
+            # The default device stays unnamed: to JAX a named one is different, and would compile again.
             with jax.enable_x64(bool(wide)), jax.default_device(default if device == home else device):
                 fit = queue(device, report.source(), stopped)
                 return fit if device == home else jax.device_get(fit)

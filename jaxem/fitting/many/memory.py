@@ -1,4 +1,4 @@
-"""How much fits into the memory of a device: so many lanes, and so many problems beside them."""
+"""Memory of a device: how many lanes fit, and how many problems beside them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from jaxem.fitting.many.device import empty_lanes, member, prepare_lanes
 from jaxem.fitting.many.queue import work
 
 SHARE = 0.8
-"""Of the free memory that is taken: sizes are estimates, and memory comes in pieces."""
+"""Fraction of the free memory that is used: sizes are estimates, and memory fragments."""
 COPIES = 8, 3
-"""Arrays that a step of a lane has at once, at most: of the size of a posterior, and of that times the columns."""
+"""Largest number of arrays of a lane in a step: of the size of a posterior, and of that times the columns."""
 
 
 def free(device: Any) -> int | None:
-    """Bytes that may be taken of a device's memory; None where that is the host's, which is not ours to fill."""
+    """Free bytes of a device's memory; None for the host's memory, which is not limited here."""
     stats = device.memory_stats() or {}
     if device.platform == "cpu" or "bytes_limit" not in stats:
         return None
@@ -27,7 +27,7 @@ def free(device: Any) -> int | None:
 
 
 def sizes(solver: Any, model: Any, batch: Batch, prior: Any, restarts: int) -> tuple[int, int]:
-    """Bytes of a lane, and of a problem with its restarts. Nothing is computed: shapes say it."""
+    """Bytes of a lane, and of a problem with its restarts, from shapes alone."""
 
     def one(leaf: Any, count: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype)
@@ -39,23 +39,23 @@ def sizes(solver: Any, model: Any, batch: Batch, prior: Any, restarts: int) -> t
     expanded = problems.data if solver.batches else jax.eval_shape(_expand, starts, problems.data)
     posterior = work(model, batch.x, batch.weight) * batch.weight.dtype.itemsize
     copies = COPIES[0] + COPIES[1] * max((1, *model.event_shape))
-    # What comes in, what goes out, and what is between: a lane's progress while it steps, all results while the best
+    # Inputs, outputs, and temporaries: a lane's progress while it steps, all results while the best
     # are chosen.
     lane = 3 * _bytes(lanes) + _bytes(problems) + 2 * _bytes(expanded) + copies * posterior
     return lane, _bytes((given, problems, floor, starts)) + 3 * _bytes(results)
 
 
 def shared_out(lane: int, problem: int, problems: int, most: int, room: int) -> tuple[int, int]:
-    """Into how many queues to cut so many problems, and how many lanes to run on each.
+    """Number of queues for the problems, and lanes of each.
 
     Lanes take what the problems leave, or half of the memory if the problems would leave less; then the problems that
-    are too many for the other half wait on the host. A power of two, so that a little more or less memory that is free
-    compiles nothing anew.
+    exceed the other half wait on the host. A power of two, so that a little more or less free memory
+    compiles nothing.
 
     Args:
         lane, problem: bytes of one.
-        problems: how many there are.
-        most: lanes that pay.
+        problems: their number.
+        most: largest useful number of lanes.
         room: bytes for all.
 
     >>> shared_out(lane=10, problem=1, problems=100, most=64, room=1000)

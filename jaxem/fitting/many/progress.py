@@ -1,4 +1,4 @@
-"""How far many fits have come: for a person or for a function."""
+"""Progress of many fits, as a bar or to a callback."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 
 class Reporter:
-    """Tells a person, or a function, how many problems are done; several queues may report to it."""
+    """Reports how many problems are done, to a bar or a function; several queues may use it."""
 
     def __init__(self, progress: bool | Callable[[int, int], None], total: int) -> None:
-        """Nothing is done yet."""
+        """Start at zero."""
         self.tell, self.total, self.bar = progress if callable(progress) else None, total, None
         self.done: list[int] = []
         self.lock = threading.Lock()
@@ -37,7 +37,7 @@ class Reporter:
             self.bar.stop()
 
     def source(self) -> Callable[[int], None]:
-        """A function for one queue to say how many of its problems are done."""
+        """A function by which one queue reports how many of its problems are done."""
         with self.lock:
             self.done.append(0)
             mine = len(self.done) - 1

@@ -27,25 +27,25 @@ from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
 
 MANY = 64
-"""Lanes get narrower if the queue would fill so many of them four times."""
+"""Number of lanes from which they get narrower, if the queue would fill so many four times."""
 LARGE = 6_000
-"""Rows x hidden states above which lanes run one after the other, each in its own cache, instead of side by side."""
+"""Problem size (rows x states) above which lanes run sequentially, because one problem fills a core's cache."""
 WIDEST = 8_192
-"""Lanes on an accelerator, at most. This and the next number come from arithmetic, not from a measurement."""
+"""Largest number of lanes on an accelerator. This and the next number are computed, not measured."""
 BUSY = 1 << 24
-"""Lanes x rows x hidden states that keep an accelerator busy: more lanes would only wait for each other."""
+"""Lanes x rows x hidden states that saturate an accelerator."""
 
 
 class LaneSchedule(NamedTuple):
-    """How lanes run.
+    """Schedule of lanes.
 
     Attributes:
-        lanes: at most.
+        lanes: largest number.
         steps: in one call; a lane that ends early idles for the rest of them.
-        tail: the same, once there is nothing left to load into a lane and few are left: a call costs more than idling.
-        narrower: once the queue is empty, go on with such a part of the lanes when that is enough: a straggler costs
-            little. Each is compiled when it is first needed.
-        threads: does one run of lanes leave cores of the CPU idle, so that several pay?
+        tail: `steps` once no job waits and few lanes are left: a call costs more than idling.
+        narrower: factors by which the number of lanes may shrink once the queue is empty, so that a straggler costs
+            little. Each is compiled when first needed.
+        threads: whether one run of lanes leaves CPU cores idle, so that several threads pay.
         late: calls after which the flags of one are read, so that a device never waits for the host.
     """
 
@@ -60,47 +60,47 @@ class LaneSchedule(NamedTuple):
 SIDE_BY_SIDE = LaneSchedule(256, 16, 64, (4, 16, 64), threads=False)
 ONE_BY_ONE = LaneSchedule(16, 16, 16, (), threads=True)
 SEQUENCES = LaneSchedule(64, 4, 16, (4, 32), threads=True)
-"""Every step of every sequence is a turn of a loop, on one core: a call is long, and more lanes leave the cache."""
+"""Sequences: every step of each is a turn of a loop, on one core: a call is long, and more lanes leave the cache."""
 
 
 def work(model: Any, x: Any, weight: Any) -> int:
-    """Numbers in the posterior of one problem: rows (for sequences all their steps) x hidden states."""
+    """Size of the posterior of one problem: rows (for sequences all their steps) x hidden states."""
     steps = x.values.shape[2] if isinstance(x, Sequences) else 1
     return weight.shape[1] * steps * model.work_per_row
 
 
 def pace(model: Any, x: Any, weight: Any, platform: str) -> LaneSchedule:
-    """How lanes of this model run on such a device, on problems like x `[p, n, ...]`."""
+    """Schedule of lanes of this model on such a platform, for problems like x `[p, n, ...]`."""
     size = work(model, x, weight)
     if isinstance(x, Sequences):
-        found = SEQUENCES
+        schedule = SEQUENCES
     elif size > LARGE and platform == "cpu":
-        found = ONE_BY_ONE
+        schedule = ONE_BY_ONE
     else:
-        found = SIDE_BY_SIDE
+        schedule = SIDE_BY_SIDE
     if platform == "cpu":
-        return found
-    return found._replace(lanes=min(WIDEST, max(MANY, BUSY // size)), threads=False, late=1)
+        return schedule
+    return schedule._replace(lanes=min(WIDEST, max(MANY, BUSY // size)), threads=False, late=1)
 
 
 COMPILING: defaultdict[Any, threading.Lock] = defaultdict(threading.Lock)
-"""One for each device, held while a shape may compile for it for the first time, lest two threads compile the same."""
+"""A lock for each device, held while a shape may compile for the first time, lest two threads compile the same."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class State:
-    """All that changes while a queue runs: enough to go on from, in this process or in another.
+    """State of a running queue: enough to continue, in this process or another.
 
     Attributes:
         lanes, results: on the device.
-        jobs: `[width]`, what each lane works on; one past the last job when it is idle.
-        loaded: `[width]`, the call that loaded it.
-        refill: `[width]`, lanes whose job has ended, or that never had one: the next call banks and loads them.
-        left: `[problems]`, restarts of each that have not ended.
-        waiting: the first job that no lane has taken up.
-        call: how many were made.
-        flags: the statuses of calls that the host has not read yet, and which calls those were.
+        jobs: `[width]` job of each lane; one past the last job when it is idle.
+        loaded: `[width]` call that loaded it.
+        refill: `[width]` bool: lanes whose job has ended, or without one: the next call banks and loads them.
+        left: `[problems]` restarts of each that have not ended.
+        waiting: first job not yet loaded.
+        call: number of calls made.
+        flags: statuses of calls that the host has not read yet, and those calls.
     """
 
     lanes: Lanes
@@ -114,11 +114,11 @@ class State:
     flags: list[tuple[int, Any]] = dataclasses.field(default_factory=list)
 
     def done(self) -> int:
-        """Problems all of whose restarts have ended."""
+        """Number of problems all of whose restarts have ended."""
         return int((self.left == 0).sum())
 
     def with_leaves(self, leaves: list[np.ndarray]) -> Self:
-        """The state that had these leaves, if it is one of the same queue: only how many lanes there are may differ."""
+        """The state with these leaves, if it is of the same queue; the number of lanes may differ."""
         flags = [(0, 0)] * ((len(leaves) - len(jax.tree.leaves(self))) // 2)
         like, structure = jax.tree.flatten(dataclasses.replace(self, flags=flags))
         state = jax.tree.unflatten(structure, map(_like, like, leaves))
@@ -127,7 +127,7 @@ class State:
 
 
 class Queue:
-    """The host's side: which lanes run, which jobs wait."""
+    """The host's side of lanes: which run, and which jobs wait."""
 
     def __init__(
         self,
@@ -149,16 +149,16 @@ class Queue:
         self.starts = jax.tree.map(jnp.asarray, starts)
         self.jobs = len(weight) * restarts
         self.width = min(lanes, 1 << (self.jobs - 1).bit_length())
-        # Each width is a compilation, which the stragglers of a short queue do not repay.
+        # Each width is a compilation, for which the stragglers of a short queue do not pay.
         self.narrower = [self.width // part for part in self.pace.narrower] if self.jobs >= 4 * MANY else []
         self.compiling: Any = COMPILING[device]
         with self.compiling:
             self.problems, self.floor = prepare_lanes(solver, starts, x, weight, labels, prior, restarts=restarts)
 
     def run(self, report: Callable[[int], None], stop: Callable[[], bool], shelf: Shelf | None = None) -> Fit:
-        """Work through all jobs; the best of each problem's restarts, with its status told exactly.
+        """Work through all jobs; the best of each problem's restarts, with its exact status.
 
-        With a shelf it goes on from the state that lies there, and puts its own there now and then.
+        With a shelf it continues from the state saved there, and saves its own now and then.
         """
         now = self._begin(shelf)
         report(now.done())
@@ -190,12 +190,12 @@ class Queue:
             return now
         if (leaves := shelf.leaves()) is not None:
             return now.with_leaves(leaves)
-        # A full disk is told before the first step.
+        # A full disk fails before the first step.
         shelf.put(now.call, jax.tree.leaves(now))
         return now
 
     def _turn(self, now: State) -> bool:
-        """Bank and load the lanes that are due, and advance all. Does any of them work?"""
+        """Bank and load the lanes that are due, and advance all; whether any of them works."""
         if now.waiting == self.jobs and (now.jobs == self.jobs).all():
             return False
         now.call += 1
@@ -203,7 +203,7 @@ class Queue:
         now.jobs[now.refill], now.loaded[now.refill] = self.jobs, now.call
         now.jobs[given] = np.arange(now.waiting, now.waiting + len(given))
         now.waiting += len(given)
-        # Copies: the device may still read what the host is about to change.
+        # Copies: the device may still read arrays that the host is about to change.
         due = jnp.array(now.refill), jnp.array(now.jobs)
         steps = self.pace.steps if len(now.jobs) == self.width else self.pace.tail
         sizes = {"restarts": self.restarts, "one_by_one": self.pace is ONE_BY_ONE, "steps": steps}
@@ -216,7 +216,7 @@ class Queue:
         return bool((now.jobs < self.jobs).any())
 
     def _narrow(self, now: State) -> None:
-        """Once no job waits, go on with fewer lanes if those are enough."""
+        """Once no job waits, continue with fewer lanes if those are enough."""
         running = now.jobs < self.jobs
         width = min(w for w in (len(running), *self.narrower) if w >= running.sum())
         if now.waiting < self.jobs or width == len(running):
@@ -227,18 +227,18 @@ class Queue:
         now.flags = [(call, status[keep])]
 
     def _read(self, now: State) -> None:
-        """Which lanes have ended, by the oldest flags that are due."""
+        """Mark the lanes that have ended, by the oldest flags that are due."""
         now.refill = np.full(len(now.jobs), False)
         if len(now.flags) > self.pace.late:
             call, status = now.flags.pop(0)
-            # Flags from before a lane was loaded speak of its last job.
+            # Flags from before a lane was loaded belong to its previous job.
             ended = np.asarray(status) != int(Status.running)
             now.refill = ended & (now.jobs < self.jobs) & (now.loaded <= call)
             np.subtract.at(now.left, now.jobs[now.refill] // self.restarts, 1)
 
 
 def _like(template: Any, saved: np.ndarray) -> Any:
-    """What was saved as plain numbers, as what it was: on the device or on the host, random keys as such."""
+    """A saved array with the type of `template`: on the device or the host, random keys as such."""
     if not isinstance(template, jax.Array):
         return saved
     if jnp.issubdtype(template.dtype, jax.dtypes.prng_key):

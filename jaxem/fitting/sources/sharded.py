@@ -1,8 +1,8 @@
-"""Rows, or the steps of a few long sequences, spread over devices: each takes the E-step of its own, and sums meet.
+"""Rows, or steps of a few long sequences, sharded over devices: each takes the E-step of its own, and sums are reduced.
 
 Once in a pass the log-likelihood and all expected statistics, packed into one array, are summed over the devices
-(`psum`, and no other collective: it is the one that every backend does well); everything else each of them does for
-itself, on the same numbers. It makes no difference whether the devices belong to one process or to several.
+(`psum`, and no other collective: it is the one that every backend does well); every device computes the rest for
+itself, from the same numbers. The devices may belong to one process or to several.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from jaxem.solvers.em import RowSource, expectation, in_chunks, no_rows
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How data are spread.
+    """Sharding of the data.
 
     Attributes:
         mesh: the devices.
-        axis: of the mesh, or several, over which they are spread.
-        steps: is it the steps of each sequence that are spread? Else it is rows (or sequences).
+        axis: of the mesh, or several, over which the data are sharded.
+        steps: whether steps of each sequence are sharded, instead of rows (or sequences).
     """
 
     mesh: Mesh
@@ -45,28 +45,28 @@ class Layout:
     steps: bool = False
 
     def spec(self, leaf: Any) -> P:
-        """How an array that has something for each row (or sequence) or for each step is spread."""
+        """PartitionSpec of an array with an entry for each row (or sequence), or for each step."""
         if not self.steps:
             return P(self.axis)
         return P(None, self.axis) if leaf.ndim > 1 else P()
 
     def spread(self, data: Any) -> Any:
-        """Data on the devices, spread."""
+        """Data, sharded over the devices."""
         return jax.tree.map(lambda leaf: jax.device_put(leaf, NamedSharding(self.mesh, self.spec(leaf))), data)
 
     def everywhere(self, values: Any) -> Any:
-        """The arrays among some values on every device; a number stays a number."""
+        """Arrays replicated on every device; a number stays a number."""
         whole = NamedSharding(self.mesh, P())
         return jax.tree.map(lambda v: jax.device_put(v, whole) if isinstance(v, jax.Array) else v, values)
 
     def together(self, sums: list[Array], extremes: list[Array]) -> tuple[list[Array], list[Array]]:
-        """Sums over the devices, and the largest of them, in one message: for extremes each device has a place."""
+        """Sums and maxima over the devices, in one message: for maxima each device has a place of its own."""
         packed, unpack = ravel_pytree((sums, [placed(leaf, self.axis) for leaf in extremes]))
         sums, places = unpack(jax.lax.psum(packed, self.axis))
         return sums, [jnp.max(leaf, axis=0) for leaf in places]
 
     def from_first(self, arrays: Any) -> Any:
-        """Those of the first device."""
+        """Arrays of the first device, on all."""
         first = jax.lax.axis_index(self.axis) == 0
         return jax.tree.map(lambda leaf: _sum(jnp.where(first, leaf, jnp.zeros_like(leaf)), self.axis), arrays)
 
@@ -77,12 +77,12 @@ class Layout:
 
 @module
 class ShardedRows(RowSource):
-    """Data that are spread over devices.
+    """Data sharded over devices.
 
     Attributes:
-        x: as a model takes it; or what it has made of the part of each device, with an axis of devices in front.
-        row: one row with its weight, of which all devices know; None if x is as it came.
-        layout: how.
+        x: as a model takes it; or precomputed by the model for each device, with a leading axis of devices.
+        row: one row with its weight, replicated on all devices; None if x is not precomputed.
+        layout: the sharding.
     """
 
     x: Any
@@ -90,18 +90,18 @@ class ShardedRows(RowSource):
     layout: Layout = static()
 
     def expectation(self, model: Any, weight: Float[Array, "n"], over: Any) -> tuple[Array, Statistics]:
-        """Each device's own, summed."""
+        """E-step of each device, summed."""
 
         def one(model: Any, row: Any, x: Any, weight: Array) -> tuple[Array, Statistics]:
             row = self.layout.from_first(_first(x, weight)) if row is None else row
             log_likelihood, statistics = expectation(model, x, weight, self.layout.own(over))
-            # Sums can be added up as they are if all devices keep them about one reference.
+            # Sums can be added directly if all devices keep them about one reference.
             return over_parts(self.layout.together, (log_likelihood, add(no_rows(model, *row), statistics)))
 
-        return self._on_each(one, P(), weight, model, self.row)
+        return self._per_device(one, P(), weight, model, self.row)
 
     def prepared(self, model: Any, weight: Float[Array, "n"]) -> tuple[ShardedRows, Array]:
-        """With what can be done once for all steps, as in `fit` on one device; and how many observations there are."""
+        """Precomputed data, as in `fit` on one device; and the number of observations."""
 
         def one(model: Any, x: Any, weight: Array) -> Any:
             seen = model.observe(x)
@@ -109,22 +109,24 @@ class ShardedRows(RowSource):
             rows = jax.lax.psum(model.observations(seen, weight), self.layout.axis)
             return jax.tree.map(lambda leaf: leaf[None], data), self.layout.from_first(_first(x, weight)), rows
 
-        x, row, rows = self._on_each(one, (P(self.layout.axis), P(), P()), weight, model)
+        x, row, rows = self._per_device(one, (P(self.layout.axis), P(), P()), weight, model)
         return replace(self, x=x, row=row), rows
 
     def sample(self, weight: Float[Array, "n"], spacing: int) -> tuple[Any, Array]:
-        """One row of so many, with its weight, for what asks what rows are like; all devices have them.
+        """Every `spacing`-th row with its weight, on all devices: a sample that shows what rows are like.
 
-        Of sequences it is the steps, each by itself; they stay where they are, for a few sequences may have many.
+        For sequences single steps; they stay on their devices, because a few sequences may have many.
         """
         x = replace(self, x=self.x.x if isinstance(self.x, Labelled) else self.x)
         if not isinstance(x.x, Sequences):
-            return x._on_each(partial(_every, spacing, self.layout.axis), P(), weight)
+            return x._per_device(partial(_subsample, spacing, self.layout.axis), P(), weight)
         spread = P(self.layout.axis)
-        return x._on_each(partial(_steps_alone, 1 if self.layout.steps else spacing, self.layout.axis), spread, weight)
+        return x._per_device(
+            partial(_steps_alone, 1 if self.layout.steps else spacing, self.layout.axis), spread, weight
+        )
 
-    def _on_each(self, function: Callable[..., Any], out: Any, weight: Array, *known: Any) -> Any:
-        """`function(*known, x, weight)` of each device's part; `known` is the same for all of them."""
+    def _per_device(self, function: Callable[..., Any], out: Any, weight: Array, *known: Any) -> Any:
+        """`function(*known, x, weight)` on each device's part; `known` is replicated."""
         layout, made = self.layout, self.row is not None
 
         def one(known: Any, x: Any, weight: Array) -> Any:
@@ -135,7 +137,7 @@ class ShardedRows(RowSource):
             return function(*known, x, weight)
 
         specs = P(layout.axis) if made else jax.tree.map(layout.spec, self.x)
-        # Unchecked: to the checker a loop that starts from a constant and goes on with rows is an error.
+        # Unchecked: the checker rejects a loop whose carry starts constant and then depends on rows.
         each = jax.shard_map(
             one, mesh=layout.mesh, in_specs=(P(), specs, layout.spec(weight)), out_specs=out, check_vma=False
         )
@@ -151,38 +153,38 @@ def _first(x: Any, weight: Float[Array, "n"]) -> Any:
     return Sequences.batch(x.values[:, :1], jnp.ones(1, jnp.int32), seen, x.patterns), weight
 
 
-def _every(spacing: int, axis: Any, x: Any, weight: Array) -> Any:
-    """One row of so many: each device has some of them, and what all have is the sum."""
+def _subsample(spacing: int, axis: Any, x: Any, weight: Array) -> Any:
+    """Every `spacing`-th row: each device contributes its own to a sum over devices."""
     rows = jnp.arange(0, len(weight) * jax.lax.axis_size(axis), spacing, dtype=jnp.int32)
     here = rows - len(weight) * jax.lax.axis_index(axis)
     mine = (here >= 0) & (here < len(weight))
 
     def picked(leaf: Array) -> Array:
-        taken = jnp.take(leaf, here, axis=0, mode="clip")
-        return _sum(jnp.where(mine.reshape(-1, *(1 for _ in leaf.shape[1:])), taken, jnp.zeros_like(taken)), axis)
+        rows = jnp.take(leaf, here, axis=0, mode="clip")
+        return _sum(jnp.where(mine.reshape(-1, *(1 for _ in leaf.shape[1:])), rows, jnp.zeros_like(rows)), axis)
 
     return jax.tree.map(picked, (x, weight))
 
 
 def _steps_alone(spacing: int, axis: Any, x: Sequences, weight: Array) -> Any:
-    """The steps of one sequence of so many."""
-    # Which of them are those of this device depends on how many come before.
+    """Steps of every `spacing`-th sequence."""
+    # Its place among all depends on how many come on earlier devices.
     first = -(jax.lax.axis_index(axis) * len(weight)) % spacing
     weight = jnp.where((jnp.arange(len(weight), dtype=first.dtype) - first) % spacing == 0, weight, 0)
     steps, weight = x.alone(), jnp.repeat(weight, x.steps)
-    # Sums go by blocks: with whole ones on each device no step leaves it.
+    # Sums go by blocks: with whole blocks on each device no step leaves it.
     short = -len(weight) % BLOCK
     steps = jax.tree.map(lambda leaf: jnp.pad(leaf, [(0, short)] + [(0, 0)] * (leaf.ndim - 1), mode="edge"), steps)
     return replace(steps, axis=None), jnp.pad(weight, (0, short))
 
 
 def _sum(leaf: Array, axis: Any) -> Array:
-    """The sum over devices of what only one of them has; flags are numbers on the way."""
+    """Sum over devices of values that only one device has; booleans are summed as integers."""
     return jax.lax.psum(leaf.astype(jnp.int32), axis) > 0 if leaf.dtype == bool else jax.lax.psum(leaf, axis)
 
 
 def _own_steps(x: Any, axis: Any) -> Any:
-    """The steps of one device, as sequences that go on over the devices of an axis."""
+    """The steps of one device, as sequences that continue over the devices of an axis."""
     if isinstance(x, Labelled):
         return Labelled(_own_steps(x.x, axis), x.labels)
     before = jax.lax.axis_index(axis) * x.steps
@@ -190,16 +192,16 @@ def _own_steps(x: Any, axis: Any) -> Any:
 
 
 def layout_of(model: Any, x: Any) -> Layout | None:
-    """How the rows of x, or the steps of its sequences, are spread over several devices; None if they are not.
+    """Sharding of the rows of x, or of the steps of its sequences, over several devices; None if there is none.
 
     Raises:
-        ValueError: steps are spread, of a model that needs them on one device.
+        ValueError: sharded steps of a model that needs them on one device.
     """
     values = getattr(x, "values", x)
     mesh = mesh_of(values)
     if mesh is None:
         return None
-    mesh = Mesh(mesh.devices, mesh.axis_names)  # of the kind that leaves to the compiler what it can
+    mesh = Mesh(mesh.devices, mesh.axis_names)  # with Auto axes, which leave shardings to the compiler
     for at, axis in enumerate((*values.sharding.spec, None)[: 2 if isinstance(x, Sequences) else 1]):
         if axis is not None and np.prod([mesh.shape[name] for name in np.atleast_1d(axis)]) > 1:
             if at and not model.shards_time:
@@ -212,12 +214,12 @@ def layout_of(model: Any, x: Any) -> Layout | None:
 
 
 def dealt(model: Any, data: Any, weight: Array, devices: Sequence[Any]) -> tuple[Any, Array, Layout]:
-    """Data and weights on devices, made a multiple of their number: by rows of weight zero, or steps beyond the last.
+    """Data and weights sharded over devices, padded to a multiple of their number with rows of weight zero or steps.
 
     Rows and sequences are spread; of a model that can (`shards_time`), with fewer sequences than devices, their steps.
 
     Raises:
-        ValueError: no devices, or values that are not known yet.
+        ValueError: no devices, or traced values.
     """
     if not len(devices):
         raise ValueError("devices is empty; name at least one, or leave it out")

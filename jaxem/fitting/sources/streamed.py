@@ -1,7 +1,7 @@
 """Fit one model to more rows than memory holds: every step reads them again, batch by batch.
 
-Statistics add over rows. So a step of EM needs no more of the data than their sum, and the same step, stopping rule
-and statuses as in `fit` serve here: the rows that the solver is given are `ReducedEStep`, and know no more than that.
+Statistics add over rows. So a step of EM needs only their sum, and the same step, stopping rule
+and statuses as in `fit` serve here: the solver is given `ReducedEStep` in place of rows.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def fit_stream(
     progress: Callable[[int, float], None] | None = None,
     processes: bool = False,
 ) -> Fit:
-    """Fit `model` to batches of rows that are read again for every step: what `fit` finds for all of them together.
+    """Fit `model` to batches of rows that are read again for every step, as `fit` does to all of them together.
 
-    The rows are read once to see what they are like, and then once a step. The next batch is read while this one is
-    worked on, and a few are held at any time, however many there are. Sums over batches are taken pairwise, and that of
+    The rows are read once to summarise them, and then once a step. The next batch is read while the current one is
+    worked on, and only a few are held at any time. Sums over batches are taken pairwise, and that of
     the log-likelihood is compensated. Nothing compiles after the first step.
 
     With `OnlineEM` the batches are read once, in their order, and `batch_size` of their rows at a time, in a shuffled
@@ -61,27 +61,27 @@ def fit_stream(
     are, for the log-likelihood; of a generator, which cannot, `log_likelihood` and `objective` are NaN.
 
     Args:
-        model: where to start. With one leading axis of R starts, all go through each batch and the best is returned, as
-            by `fit`.
+        model: the initial parameters. With one leading axis of R starts, all share each batch and the best is returned,
+            as by `fit`.
         batches: something to iterate over again and again (`jem.batches` makes one; a list; an object with `__iter__`)
             that gives the same batches each time: rows `[n]` or `[n, D]` as `fit` takes them, or `Sequences`, or pairs
             of these and their `[n]` weights. They may differ in length; the fewer lengths, the better.
-        solver: how to climb: one whose step looks at all rows once, as EM, HardEM, AnnealedEM, SQUAREM, Anderson, and
+        solver: one whose step evaluates all rows once, as EM, HardEM, AnnealedEM, SQUAREM, Anderson, and
             Gradient without `batch_size` do; or `OnlineEM`.
         prior: as in `fit`.
         tol: stop when the predicted remaining gain is below this many nats a row.
         max_steps: M-steps at most.
         progress: called after each pass with (M-steps, objective of the best start).
-        processes: do the processes of `jax.distributed` each pass batches of their own? Then all of them make this call
+        processes: whether processes of `jax.distributed` each pass batches of their own. Then all make this call
             and get the same result, that of all batches together. Not for `OnlineEM`.
 
     Returns:
-        A `Fit`. Its `passes` do not count the first look; its `trace` is None after `OnlineEM`.
+        A `Fit`. Its `passes` do not count the initial one; its `trace` is None after `OnlineEM`.
 
     Raises:
         TypeError: batches that cannot be read again, or do not hold numbers.
-        ValueError: what `fit` raises, with the batch named; no rows; a solver that looks at them more than once a step;
-            batches that are not the same when they are read again. What reading them raises comes as it is.
+        ValueError: what `fit` raises, with the batch named; no rows; a solver that needs several passes a step;
+            batches that differ when they are read again. Exceptions of reading are raised unchanged.
 
     >>> import numpy as np, jaxem as jem
     >>> x = np.array([[-1.1], [-0.9], [-1.0], [1.9], [2.0], [2.1]])
@@ -106,15 +106,15 @@ def fit_stream(
         )
     if solver.batches:
         raise _too_many_looks(solver)
-    found = surveyed(model, batches, prior, processes)
-    fits = fit_starts(model, batches, found, solver, tol=tol, max_steps=max_steps, progress=progress)
-    return _chosen(fits) if model.batch_shape else fits
+    summary = surveyed(model, batches, prior, processes)
+    fits = fit_starts(model, batches, summary, solver, tol=tol, max_steps=max_steps, progress=progress)
+    return _best_start(fits) if model.batch_shape else fits
 
 
 def fit_starts(
     model: Any,
     batches: Iterable[Any],
-    found: DatasetSummary,
+    summary: DatasetSummary,
     solver: Any,
     *,
     tol: float,
@@ -122,21 +122,21 @@ def fit_starts(
     progress: Callable[[int, float], None] | None = None,
 ) -> Fit:
     """`fit_stream` after the first look at the batches: a `Fit` of every start, with the axis that the model has."""
-    floor, pseudo = _regularised(model, *found.sampled(), found.prior)
-    total, rows, least = (jnp.asarray(value, found.dtype) for value in (found.total, found.observations, tol))
+    floor, pseudo = _regularised(model, *summary.sampled(), summary.prior)
+    total, rows, least = (jnp.asarray(value, summary.dtype) for value in (summary.total, summary.observations, tol))
     limits = Limits(least, jnp.asarray(max_steps, jnp.int32))
-    now, objectives = _begun(solver, model, total, pseudo, trace=Blank.of(max_steps))
+    now, objectives = _first_progress(solver, model, total, pseudo, trace=Blank.of(max_steps))
     while (np.asarray(now.status) == int(Status.running)).any():
-        summed = _pass(solver, now, batches, found, pseudo)
-        now, objectives = _advanced(solver, now, summed, total, rows, pseudo, limits, objectives)
+        summed = _pass(solver, now, batches, summary, pseudo)
+        now, objectives = _next_progress(solver, now, summed, total, rows, pseudo, limits, objectives)
         if progress is not None:
             progress(int(np.max(now.steps)), float(np.max(now.objective)))
-    return _concluded(solver, model, now, objectives, floor, total)
+    return _results(solver, model, now, objectives, floor, total)
 
 
 @module
 class ReducedEStep(RowSource):
-    """Rows that have gone by: what an E-step over all of them has found, under the model that a step asks about."""
+    """Result of an E-step over all rows, in place of the rows."""
 
     log_likelihood: Float[Array, "*r"]
     statistics: Statistics
@@ -146,16 +146,16 @@ class ReducedEStep(RowSource):
 
 
 class Recorder:
-    """What a solver was told when it asked for the first time."""
+    """The model and semiring of a solver's first call of `expectation`."""
 
     answer: tuple[Array, Statistics] | None = None
 
 
 @module
 class RecordingRows(RowSource):
-    """Rows of one batch (or None, of which nothing may be asked): they note what a step asks of them.
+    """Rows of one batch (or None) on which `solver.step` runs only to capture its E-step.
 
-    No more is wanted of that step than this note, which copies of the rows have in common.
+    The rest of that step is dead code, which XLA removes. The `note` is shared by all copies of the rows.
     """
 
     solver: Any
@@ -179,15 +179,15 @@ def _too_many_looks(solver: Any) -> ValueError:
 
 @module
 class Part:
-    """The E-step of some rows: a log-likelihood, as a sum and what its rounding lost, and statistics."""
+    """E-step of some rows: log-likelihood, as a sum and its rounding error, and statistics."""
 
     log_likelihood: Array
     lost: Array
     statistics: Statistics
 
 
-def _answer(solver: Any, now: Progress, x: Any, weight: Array, prior: Statistics) -> Part:
-    """What the next step of a solver asks of these rows: the rest of that step is thrown away."""
+def _captured_e_step(solver: Any, now: Progress, x: Any, weight: Array, prior: Statistics) -> Part:
+    """The E-step that the solver's next step makes on these rows; the rest of that step is discarded."""
     note = Recorder()
     solver.step(now.ahead, now.state, RecordingRows(solver, x, weight, note), weight, prior)
     if note.answer is None:
@@ -198,15 +198,15 @@ def _answer(solver: Any, now: Progress, x: Any, weight: Array, prior: Statistics
 
 @jax.jit
 def _part(solver: Any, now: Progress, x: Any, weight: Array, prior: Statistics) -> Part:
-    """The answer of a batch; of several starts one after the other, those that have ended left out."""
+    """E-step of a batch; of several starts one after the other, skipping those that have ended."""
     if not now.ahead.batch_shape:
-        return _answer(solver, now, x, weight, prior)
+        return _captured_e_step(solver, now, x, weight, prior)
 
     def one(start: tuple[Progress, Statistics]) -> Part:
         now, prior = start
 
         def answer() -> Part:
-            return _answer(solver, now, x, weight, prior)
+            return _captured_e_step(solver, now, x, weight, prior)
 
         def nothing() -> Part:
             return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(answer))
@@ -222,44 +222,48 @@ def _joined(a: Part, b: Part) -> Part:
     return Part(high, low, add(a.statistics, b.statistics))
 
 
-def _pass(solver: Any, now: Progress, batches: Iterable[Any], found: DatasetSummary, prior: Statistics) -> ReducedEStep:
-    """What the next step asks of all rows."""
+def _pass(
+    solver: Any, now: Progress, batches: Iterable[Any], summary: DatasetSummary, prior: Statistics
+) -> ReducedEStep:
+    """E-step of the next step over all rows."""
     sums, counted, part = Pairwise(_joined), 0, None
-    for x, weight, n in read_ahead(batches, named(found.laid_out)):
+    for x, weight, n in read_ahead(batches, named(summary.laid_out)):
         if n:
-            # One batch is in work and one is waiting: whoever ran on would have all of them in memory.
+            # One batch is in work and one waits: the host must not run further ahead, or all of them would fill memory.
             jax.block_until_ready(part)
             part = _part(solver, now, x, weight, prior)
             sums.add(part)
             counted += n
-    if counted != found.counted:
+    if counted != summary.counted:
         raise ValueError(
-            f"batches gave {found.counted:,} rows that count at first and {counted:,} when they were read again; they "
-            "must be the same each time"
+            f"batches gave {summary.counted:,} rows that count at first and {counted:,} when they were read again; "
+            "they must be the same each time"
         )
     whole = sums.total()
-    if found.shared:
+    if summary.shared:
         whole = multihost.joined(whole, _joined)
     return ReducedEStep(whole.log_likelihood + whole.lost, whole.statistics)
 
 
 def surveyed(model: Any, batches: Iterable[Any], prior: Any, processes: bool = False) -> DatasetSummary:
-    """The first look at all rows."""
-    found = DatasetSummary(model, prior, processes)
-    for _ in read_ahead(batches, named(found.add)):
+    """Summary of all rows, from a first pass."""
+    summary = DatasetSummary(model, prior, processes)
+    for _ in read_ahead(batches, named(summary.add)):
         pass
     if processes:
-        multihost.surveyed(found)
-    if not found.total:
+        multihost.surveyed(summary)
+    if not summary.total:
         why = (
-            "no rows" if not found.sample.rows else f"{found.sample.rows:,} rows, none with a weight and something seen"
+            "no rows"
+            if not summary.sample.rows
+            else f"{summary.sample.rows:,} rows, none with a weight and something seen"
         )
         raise ValueError(f"batches hold {why}; a fit needs at least one")
-    return found
+    return summary
 
 
 def named(prepare: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The same, but what is wrong with a batch is said with its number."""
+    """`prepare`, whose errors name the number of the batch."""
     numbers = itertools.count()
 
     def one(batch: Any) -> Any:
@@ -274,7 +278,7 @@ def named(prepare: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _check_batches(batches: Any) -> bool:
-    """Can they be read once only? TypeError if they cannot be read at all."""
+    """Whether the batches can be read once only; TypeError if they cannot be read at all."""
     if isinstance(batches, (str, Path, np.ndarray, jax.Array, Sequences)) or not isinstance(batches, Iterable):
         raise TypeError(
             f"batches is a {type(batches).__name__}; it must be something to iterate over that gives batches of rows, "
@@ -284,7 +288,7 @@ def _check_batches(batches: Any) -> bool:
 
 
 def _over_starts(function: Callable[..., Any], model: Any) -> Callable[..., Any]:
-    """A function of one start, for one start or several."""
+    """`function` of one start, vmapped if the model has several."""
     return jax.vmap(function) if model.batch_shape else function
 
 
@@ -294,8 +298,10 @@ def _regularised(models: Any, x: Any, weight: Array, prior: Any) -> tuple[Statis
 
 
 @partial(jax.jit, static_argnames="trace")
-def _begun(solver: Any, models: Any, total: Array, pseudo: Statistics, *, trace: Blank) -> tuple[Progress, Array]:
-    """Before the first step, and a trace to be filled."""
+def _first_progress(
+    solver: Any, models: Any, total: Array, pseudo: Statistics, *, trace: Blank
+) -> tuple[Progress, Array]:
+    """Progress before the first step, and an empty trace."""
 
     def one(model: Any, pseudo: Statistics) -> tuple[Progress, Array]:
         unread = RecordingRows(solver, None, total[None], Recorder())
@@ -305,7 +311,7 @@ def _begun(solver: Any, models: Any, total: Array, pseudo: Statistics, *, trace:
 
 
 @jax.jit
-def _advanced(
+def _next_progress(
     solver: Any,
     now: Progress,
     summed: ReducedEStep,
@@ -315,7 +321,7 @@ def _advanced(
     limits: Limits,
     objectives: Array,
 ) -> tuple[Progress, Array]:
-    """After one more step."""
+    """Progress after one more step."""
 
     def one(now: Progress, summed: ReducedEStep, pseudo: Statistics, objectives: Array) -> tuple[Progress, Array]:
         new = advance(solver, now, summed, total[None], rows, pseudo, limits)
@@ -325,7 +331,7 @@ def _advanced(
 
 
 @jax.jit
-def _concluded(solver: Any, models: Any, end: Progress, objectives: Array, floor: Statistics, total: Array) -> Fit:
+def _results(solver: Any, models: Any, end: Progress, objectives: Array, floor: Statistics, total: Array) -> Fit:
     def one(model: Any, end: Progress, objectives: Array, floor: Statistics) -> Fit:
         return make_result(solver, model, end, objectives, floor, total[None])
 
@@ -333,17 +339,17 @@ def _concluded(solver: Any, models: Any, end: Progress, objectives: Array, floor
 
 
 @jax.jit
-def _chosen(fits: Fit) -> Fit:
-    """The best."""
+def _best_start(fits: Fit) -> Fit:
+    """Fit of the best start."""
     return jax.tree.map(lambda leaf: leaf[best_restart(fits.objective, fits.status)], fits)
 
 
 @dataclasses.dataclass
 class Pairwise:
-    """A sum of many, in pairs, and these in pairs: rounding grows with the logarithm of their number.
+    """Pairwise sum: rounding grows with the logarithm of the number of parts.
 
     Attributes:
-        join: adds two.
+        join: adds two parts.
         sums: of 1, 2, 4, 8, ... parts, or None.
     """
 
@@ -351,7 +357,7 @@ class Pairwise:
     sums: list[Any] = dataclasses.field(default_factory=list)
 
     def add(self, part: Any) -> None:
-        """One more."""
+        """Add one part."""
         for place, waiting in enumerate(self.sums):
             if waiting is None:
                 self.sums[place] = part
@@ -360,7 +366,7 @@ class Pairwise:
         self.sums.append(part)
 
     def total(self) -> Any:
-        """The sum of all so far, one at least."""
+        """Sum of all parts so far, at least one."""
         first, *rest = [part for part in self.sums if part is not None]
         for part in rest:
             first = self.join(part, first)
@@ -368,7 +374,7 @@ class Pairwise:
 
 
 def _one_pass(model: Any, batches: Iterable[Any], solver: OnlineEM, prior: Any, once: bool) -> Fit:
-    """Learn from each batch as it comes."""
+    """Fit by one pass: learn from each batch as it comes."""
     start, state, floor, pseudo, total = model, None, None, None, np.zeros(())
     for x, weight in read_ahead(batches, named(partial(_ready, model, prior))):
         more = np.sum(weight, dtype=float)
@@ -378,7 +384,7 @@ def _one_pass(model: Any, batches: Iterable[Any], solver: OnlineEM, prior: Any, 
             floor, pseudo = _regularised(model, x, weight, prior)
             state = solver.init(model, x, weight, pseudo)
         sizes = jnp.asarray([total, total + more, more], weight.dtype)
-        model, state = _learned(solver, model, state, x, weight, sizes, pseudo)
+        model, state = _updated(solver, model, state, x, weight, sizes, pseudo)
         total = total + more
     if state is None:
         raise ValueError("batches hold no rows that have a weight; a fit needs at least one")
@@ -387,11 +393,11 @@ def _one_pass(model: Any, batches: Iterable[Any], solver: OnlineEM, prior: Any, 
         looks = (_log_likelihood(model, *batch) for batch in read_ahead(batches, partial(_ready, model, prior)))
         value = sum(float(look) for look in looks)
     of_float = partial(jnp.asarray, dtype=jax.tree.leaves(pseudo)[0].dtype)
-    return _judged(start, model, state[0], of_float(value), floor, pseudo, of_float(total), looked=not once)
+    return _single_pass_result(start, model, state[0], of_float(value), floor, pseudo, of_float(total), looked=not once)
 
 
 def _ready(model: Any, prior: Any, batch: Any) -> tuple[Any, Array]:
-    """A batch as `fit` takes it."""
+    """A batch prepared as by `fit`."""
     x, weight = batch if isinstance(batch, tuple) else (batch, None)
     x, weight, _ = prepare(model.read(x), weight, None)
     if len(x):
@@ -401,10 +407,10 @@ def _ready(model: Any, prior: Any, batch: Any) -> tuple[Any, Array]:
 
 
 @jax.jit
-def _learned(
+def _updated(
     solver: OnlineEM, model: Any, state: Any, x: Any, weight: Array, sizes: Float[Array, "3"], prior: Statistics
 ) -> tuple[Any, Any]:
-    """After one more batch: it stands for all rows so far, and so do the statistics of those before."""
+    """Model and state after one more batch, whose statistics are scaled to all rows so far, as are those before."""
     before, after, more = sizes
     statistics = scale(state[0], jnp.where(before > 0, after / jnp.where(before > 0, before, 1), 1))
     return solver.learned(model, (statistics, *state[1:]), x, weight * (after / more), prior)
@@ -416,7 +422,7 @@ def _log_likelihood(model: Any, x: Any, weight: Array) -> Array:
 
 
 @partial(jax.jit, static_argnames="looked")
-def _judged(
+def _single_pass_result(
     start: Any,
     model: Any,
     learned: Statistics,
@@ -427,8 +433,8 @@ def _judged(
     *,
     looked: bool,
 ) -> Fit:
-    """The result of a single pass."""
-    # An M-step does not follow statistics that are NaN: they have to be looked at themselves.
+    """Result of a single pass."""
+    # An M-step may keep its parameters where statistics are NaN: check them directly.
     finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((model, learned))]).all()
     lost = ~finite | (looked & (jnp.isnan(log_likelihood) | (log_likelihood == jnp.inf)))
     codes = (Status.nonfinite, Status.impossible_data, Status.max_steps_reached)

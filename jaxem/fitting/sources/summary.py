@@ -1,6 +1,6 @@
-"""What the first pass over batches finds out, and how a batch is laid out by it in all that follow.
+"""Summary of all batches from the first pass, and the layout of each batch in later passes.
 
-All of this is done on the host, with NumPy: only batches that are ready go to the device.
+All of this is done on the host, with NumPy: only prepared batches go to the device.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from jaxem.fitting.checks import check_rows
 from jaxem.fitting.regularisation import SCALE_ROWS
 
 ALL_ELSEWHERE = ()
-"""In place of no prior, where a model checks a batch: a regression would look whether these rows alone determine it."""
+"""Sentinel prior for `check` on a single batch: skips the check of identifiability, which needs all rows."""
 
 
 @dataclasses.dataclass
 class Spaced:
-    """Rows that come one after the other, thinned to every so many-th of them: those of `fit.spacing`.
+    """A stream of rows, subsampled to every `stride`-th (see `regularisation.spacing`).
 
     Attributes:
-        rows: how many came.
-        pieces: those that are kept, as pytrees of arrays with rows first.
-        held: how many that are.
-        stride: of how many each is one.
+        rows: number of rows so far.
+        pieces: the rows kept, as pytrees of arrays with rows first.
+        held: number of rows kept.
+        stride: from one kept row to the next.
     """
 
     rows: int = 0
@@ -41,7 +41,7 @@ class Spaced:
     stride: int = 1
 
     def add(self, piece: Any) -> None:
-        """More rows."""
+        """Add rows."""
         places = slice(-self.rows % self.stride, None, self.stride)
         kept = jax.tree.map(lambda leaf: np.array(leaf[places]), piece)
         self.pieces.append(kept)
@@ -64,20 +64,20 @@ def _length(piece: Any) -> int:
 
 @dataclasses.dataclass
 class DatasetSummary:
-    """What is known of all batches together.
+    """Summary of all batches together.
 
     Attributes:
-        model: what is to be fitted to them: it says how rows are read.
-        prior: what the fit was given.
-        shared: are there batches on other processes, too?
-        sample: some rows, evenly spaced, with their weights.
-        total: the sum of their weights.
-        observations: the same, of the steps of sequences; see `Distribution.observations`.
-        counted: those of this process that have a weight and of which something was seen.
-        most: such rows in the largest batch.
-        steps, masked, patterns, hidden: of the longest sequence; was a step of any not seen; sets of seen columns in
-            one batch at most; columns of a Bayesian network of which cells are hidden.
-        like: what a row is like: the shape and the type that all must have.
+        model: to be fitted; it defines how rows are read.
+        prior: of the fit.
+        shared: whether other processes have batches, too.
+        sample: evenly spaced rows, with their weights.
+        total: sum of the weights.
+        observations: the same, counting steps of sequences; see `Distribution.observations`.
+        counted: number of rows of this process that have a weight and an observed cell.
+        most: largest number of such rows in a batch.
+        steps, masked, patterns, hidden: steps of the longest sequence; whether any step is unobserved; most patterns
+            in a batch; columns of a Bayesian network with missing cells.
+        like: shape and type that every row must have.
     """
 
     model: Any
@@ -96,15 +96,15 @@ class DatasetSummary:
 
     @property
     def dtype(self) -> np.dtype | None:
-        """Of all rows."""
+        """Type of all rows."""
         return self.like[1] if self.like else None
 
     def add(self, batch: Any) -> None:
-        """Look at one more batch.
+        """Add a batch.
 
         Raises:
             TypeError: it does not hold numbers.
-            ValueError: what `fit` raises for such rows, or rows that are unlike those before.
+            ValueError: what `fit` raises for such rows, or rows unlike earlier ones.
         """
         x, weight = read(self.model, batch)
         if not len(x):
@@ -145,19 +145,19 @@ class DatasetSummary:
         pieces = [(self.alike(x), weight) for x, weight in self.sample.pieces]
         x, weight = jax.tree.map(lambda *leaves: np.concatenate(leaves), *pieces)
         if isinstance(x, Sequences):
-            # Together they may have more sets of seen columns than any batch by itself.
+            # Together they may have more patterns than any single batch.
             gaps = incomplete(x.values.reshape(-1, *x.values.shape[2:]))
             x = replace(x, patterns=gaps.patterns if isinstance(gaps, Incomplete) else 0)
         return x, weight
 
     def alike(self, x: Any) -> Any:
-        """Rows in the form that is common to all batches."""
+        """Rows in the form common to all batches."""
         if isinstance(x, Sequences):
             return replace(x.padded(len(x), self.steps, self.masked), patterns=self.patterns)
         return replace(x, hidden=self.hidden) if hasattr(x, "hidden") else x
 
     def laid_out(self, batch: Any) -> tuple[Any, Any, int]:
-        """The rows of a batch that count, padded with others of weight zero to one of few lengths; how many count."""
+        """Rows of a batch that count, padded with rows of weight zero to one of few lengths; and their number."""
         x, weight = counting(*read(self.model, batch))
         n = len(x)
         if not n:
@@ -168,7 +168,7 @@ class DatasetSummary:
         length = self.most if 2 * n > self.most else 1 << (n - 1).bit_length()
         x = self.alike(x)
         if length > n:
-            # Filled with what is there: a family need not be able to read a zero.
+            # Filled with existing rows, because zero may be outside a family's support.
             if isinstance(x, Sequences):
                 x = x.padded(length, self.steps, self.masked)
             else:
@@ -179,7 +179,7 @@ class DatasetSummary:
 
 
 def read(model: Any, batch: Any) -> tuple[Any, np.ndarray]:
-    """The rows of a batch as the model reads them, of NumPy arrays, and their weights."""
+    """Rows of a batch as the model reads them, as NumPy arrays, and their weights."""
     x, weight = batch if isinstance(batch, tuple) else (batch, None)
     x = jax.tree.map(np.asarray, cells(model.read(x)))
     if weight is None:
@@ -188,7 +188,7 @@ def read(model: Any, batch: Any) -> tuple[Any, np.ndarray]:
 
 
 def counting(x: Any, weight: np.ndarray) -> tuple[Any, np.ndarray]:
-    """The rows that have a weight and of which something was seen."""
+    """Rows that have a weight and an observed cell."""
     counts = weight > 0
     if _has_gaps(x):
         counts &= ~np.asarray(unseen_rows(_values(x)))
