@@ -51,9 +51,11 @@ class ScalarFamily(Family):
         super().__init_subclass__(**options)
 
     def row_statistics(self, x: Float[Array, ""]) -> PyTree:
+        """The sufficient statistics of one row."""
         raise NotImplementedError
 
     def draw(self, key: Array) -> Float[Array, ""]:
+        """One row drawn from one member."""
         raise NotImplementedError
 
     def statistics(self, x: Any, weight: Float[Array, "*batch n"]) -> Statistics:

@@ -19,7 +19,15 @@ RUNS = {
 
 
 def test_all_are_run() -> None:
-    assert {command.callback.__name__ for command in app.app.registered_commands} == set(RUNS)  # type: ignore[union-attr]
+    named = {command.callback.__name__ for command in app.app.registered_commands}  # type: ignore[union-attr]
+    assert named == {*RUNS, "families"}
+
+
+def test_families_are_listed() -> None:
+    done = CliRunner().invoke(app.app, ["families"])
+    assert done.exit_code == 0
+    assert "poisson" in done.stdout
+    assert "log p(x)" in CliRunner().invoke(app.app, ["families", "poisson"]).stdout
 
 
 @pytest.mark.parametrize("command", RUNS)
