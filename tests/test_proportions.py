@@ -68,7 +68,7 @@ def test_narrow_proportions_in_float32(rng: np.random.Generator) -> None:
     fits = [jem.fit(jem.Beta(jnp.ones((), d), jnp.ones((), d)), x.astype(d)) for d in (jnp.float32, jnp.float64)]
     single, double = (fit.model.successes for fit in fits)
     np.testing.assert_allclose(single, double, rtol=1e-3)
-    assert fits[0].status_name == "converged"
+    assert fits[0].status_name in ("converged", "precision_exhausted")
 
 
 def test_von_mises_is_its_formula(rng: np.random.Generator) -> None:

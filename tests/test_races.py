@@ -22,7 +22,7 @@ SOLVERS = {"EM": jem.EM(), "Anderson": jem.Anderson(jem.EM()), "sgd": jem.Gradie
 @pytest.fixture(scope="module")
 def races() -> jem.Races:
     starts, xs = [], []
-    for i, apart in enumerate(np.linspace(1.5, 6.0, 6)):
+    for i, apart in enumerate(np.linspace(2.0, 6.0, 6)):
         truth = jem.Mixture([0.4, 0.6], jem.Gaussian([[0.0], [apart]], jnp.ones((2, 1, 1))))
         xs.append(truth.sample(jax.random.key(i), 150))
         starts.append(jem.Mixture.start(jax.random.key(i), jem.Gaussian, xs[-1], 2))

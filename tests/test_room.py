@@ -63,7 +63,7 @@ def test_a_lane_is_no_larger_than_is_said(rng: np.random.Generator, family: type
     lane, problem = memory.sizes(solver, model, batch, None, 1)
     problems, _ = prepare_lanes(solver, starts, x, batch.weight, None, None, restarts=1)
     held, results = empty_lanes(solver, starts, problems, width=width)
-    limits = queue.Limits(np.float64(1e-6), np.int32(9))
+    limits = queue.Limits(np.full(len(batch.weight), 1e-6), np.int32(9))
     program = run_lanes.lower(
         solver, held, results, problems, starts, np.full(width, True), np.arange(width, dtype=np.int32), limits,
         restarts=1, one_by_one=False, steps=2,

@@ -39,7 +39,7 @@ def lift(model: Any, new: Any, counted: Statistics) -> Array:
     )
     ways = {i: way for i, way in enumerate(found) if way is not None}
     if not ways:
-        return jnp.zeros(())
+        return jnp.zeros((), leaves[0].dtype)
 
     def q(moved: dict[int, Array]) -> Array:
         whole = jax.tree.unflatten(structure, [moved.get(i, leaf) for i, leaf in enumerate(leaves)])
