@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +41,10 @@ def told(path: Path) -> Any:
 def test_it_runs_and_tells_the_truth(example: Path, tmp_path: Path) -> None:
     # As a reader runs it: in an interpreter of its own, without 64-bit types, with the picture if it draws one.
     command = [sys.executable, str(example), str(tmp_path / "picture.png")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # A saddle is left by rounding, and that is other under the flags with which tests compile faster.
+    quick = ("XLA_", "JAX_") if example.stem == "local_optima" else ()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(quick)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     if "savefig" in example.read_text():
         assert (tmp_path / "picture.png").stat().st_size > 10_000
