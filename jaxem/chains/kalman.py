@@ -624,7 +624,7 @@ def _by_the_start(system: System, slope: Array, known: Array, told: Told | None)
 
 
 def _same(seen: Bool[Array, "t d s"], length: Int[Array, "s"]) -> Bool[Array, ""]:
-    """Is the same seen of all sequences?"""
+    """Whether the same steps of all sequences were observed."""
     return jnp.all(seen == seen[..., :1]) & jnp.all(length == length[:1])
 
 

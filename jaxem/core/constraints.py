@@ -137,7 +137,7 @@ def _holds_sum(values: Array) -> Array:
 
 
 def _holds_root(values: Array) -> Array:
-    """Does the triangular factor, whose pivots are lifted above zero, give the matrix back?"""
+    """Whether the triangular factor, whose pivots are lifted above zero, gives the matrix back."""
     factor = linalg.cholesky(jax.lax.stop_gradient(values))
     off = jnp.abs(linalg.matmul(factor, linalg.transpose(factor)) - values)
     size = jnp.sqrt(jnp.abs(linalg.diagonal(values)))
@@ -205,7 +205,7 @@ def parameters(node: Any) -> dict[str, Constraint]:
 
 
 def is_held(node: Any, name: str) -> bool:
-    """Does no fit change anything of this field? The model's own `held` names it, or `jaxem.hold` did."""
+    """Whether no fit changes anything of this field: the model's own `held` names it, or `jaxem.hold` did."""
     restriction = getattr(node, "restriction", None)
     by_hold = restriction is not None and name in restriction.held and restriction.held[name] is None
     return by_hold or name in getattr(node, "held", ())
@@ -242,7 +242,7 @@ class Leaf(NamedTuple):
 
     @property
     def restricted(self) -> bool:
-        """Is it held, in part or as a whole, or tied?"""
+        """Whether it is held, in part or as a whole, or tied."""
         return self.still or self.mask is not None or self.first is not None
 
     @property
@@ -408,7 +408,7 @@ def check_parameters(node: Any) -> None:
 
 
 def is_exact(constraint: Constraint, values: np.ndarray, rounding: float) -> bool:
-    """Is there no more wrong with values than the rounding of their own type?"""
+    """Whether values are off by no more than the rounding of their own type."""
     if constraint is simplex:
         return bool((np.abs(values.sum(-1) - 1) <= rounding * max(8, values.shape[-1])).all())
     if constraint in (positive_definite, positive_semidefinite):

@@ -46,5 +46,5 @@ class Restriction:
 
     @property
     def tied(self) -> bool:
-        """Is any parameter tied, to others or among members?"""
+        """Whether any parameter is tied, to others or among members."""
         return bool(self.shared or self.follows)

@@ -87,11 +87,11 @@ class Distribution:
     restriction: Any = None
     """What `jaxem.hold` and `jaxem.tie` said of its parameters: a field of every model, None for most."""
     given_held: ClassVar[bool] = False
-    """Does its M-step find the maximum given whatever parameters are held (`is_held`)?"""
+    """Whether its M-step finds the maximum given whatever parameters are held (`is_held`)."""
     censored: ClassVar[Any] = False
-    """Are rows intervals? Then they may say nothing of how large anything is, though they were seen."""
+    """Whether rows are intervals: those may say nothing of how large anything is, though they were observed."""
     shards_time: ClassVar[bool] = False
-    """Can the steps of a sequence lie on several devices?"""
+    """Whether the steps of a sequence may lie on several devices."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Whatever draws takes a seed for a key, and an M-step keeps to what is held and tied."""
@@ -103,7 +103,7 @@ class Distribution:
 
     @property
     def separable(self) -> bool:
-        """Does Q fall into one part for each own parameter, and for each entry of it (but for their sum)?
+        """Whether Q falls into one part for each own parameter, and for each entry of it (but for their sum).
 
         Then the maximum is not moved by what is held elsewhere.
         """
@@ -140,7 +140,7 @@ class Distribution:
         return jnp.sum(weight)
 
     def bounded(self, x: Any, weight: Array) -> Array | bool:
-        """Has the likelihood of these rows a maximum, as far as that is seen from how they were censored?"""
+        """Whether the likelihood of these rows has a maximum, as far as their censoring tells."""
         return True
 
     def expand(self, x: Any) -> Any:
@@ -522,13 +522,13 @@ def convert_parameters(node: Any) -> None:
 
 
 def _holds_models(value: Any) -> bool:
-    """Is it a model, or several?"""
+    """Whether it is a model, or several."""
     parts = jax.tree.leaves(value, is_leaf=is_model)
     return bool(parts) and all(is_model(part) for part in parts)
 
 
 def is_float(array: Any) -> bool:
-    """Is this an array of floating-point numbers?"""
+    """Whether this is an array of floating-point numbers."""
     return bool(jnp.issubdtype(array.dtype, jnp.floating))
 
 
@@ -560,5 +560,5 @@ def flat_members(weight: Float[Array, "*batch n"], *values: Array) -> tuple[Arra
 
 
 def is_model(node: Any) -> bool:
-    """Is this a model (and not an array, or a pytree of arrays)?"""
+    """Whether this is a model (and not an array, or a pytree of arrays)."""
     return isinstance(node, Distribution) and dataclasses.is_dataclass(node)

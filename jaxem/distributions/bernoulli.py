@@ -169,7 +169,7 @@ class Binomial(OfTrials):
         return columns.counts(1)
 
     def _many(self, dtype: Any) -> bool:
-        """Are the trials too many for words?"""
+        """Whether the trials are too many for words."""
         return self.total_count > MOST[jnp.dtype(dtype).itemsize]
 
     def _failures(self, successes: Array) -> Array:

@@ -185,7 +185,7 @@ class Censored(Family):
         return Rows(columns.points), jnp.where(columns.inside, weight, 0)
 
     def is_degenerate(self, floor: Statistics) -> Array:
-        """Has the base?"""
+        """Whether the base has collapsed."""
         return self.base.is_degenerate(floor)
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n 2"]:

@@ -54,7 +54,7 @@ def _restrained(values: Array, old: Any) -> Array:
 
 
 def _is_exact(model: Any) -> bool:
-    """Is the unconstrained maximum, with what is held put back, the constrained one?"""
+    """Whether the unconstrained maximum, with what is held put back, is the constrained one."""
     restriction = model.restriction
     if restriction.tied:
         return False

@@ -157,7 +157,7 @@ class _Proportions(Family):
         return Shares(jnp.zeros_like(divergence), logs, divergence, _log_shares(self._concentrations)[0])
 
     def is_degenerate(self, floor: Shares) -> Array:
-        """Is the spread within three times the floor's?"""
+        """Whether the spread is within three times the floor's."""
         return jnp.sum(self._concentrations, axis=-1) * floor.divergence > 0.05
 
 

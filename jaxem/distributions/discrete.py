@@ -33,7 +33,7 @@ def times_log_rest(count: Array, p: Array) -> Array:
 
 
 def whole(values: Array) -> Array:
-    """Is each a whole number from zero upward?"""
+    """Whether each is a whole number from zero upward."""
     return jnp.isfinite(values) & (values >= 0) & (values == jnp.floor(values))
 
 

@@ -83,7 +83,7 @@ class Exponential(Positive):
         return 1 / self.rate
 
     def is_degenerate(self, floor: Arrivals) -> Array:
-        """Is the mean within ten times the floor's exposure?"""
+        """Whether the mean is within ten times the floor's exposure."""
         return 1 / self.rate < 10 * floor.exposure
 
     @classmethod

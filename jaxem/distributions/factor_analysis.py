@@ -103,7 +103,7 @@ class _Factors(AnyCell):
         return self.mean.shape[-1:]
 
     def coincides(self) -> Array:
-        """Does a factor move nothing? From loadings of zero EM finds none, whatever the data."""
+        """Whether a factor moves nothing: from loadings of zero EM finds none, whatever the data."""
         least = 64 * float(jnp.finfo(self.noise.dtype).eps) * jnp.sqrt(self._variances())
         return jnp.any(jnp.all(jnp.abs(self.loadings) <= least[..., None], axis=-2), axis=-1)
 
@@ -257,7 +257,7 @@ class _Factors(AnyCell):
         return replace(nothing, second=jnp.broadcast_to(variance, self.mean.shape))
 
     def is_degenerate(self, floor: Regressions) -> Array:
-        """Is the noise of some column where only the floor holds it (a Heywood case)?"""
+        """Whether the noise of some column is where only the floor holds it (a Heywood case)."""
         noise = self._variances()
         least = self._per_column(self._pooled(_least(self.mean, self.loadings, noise)), noise.shape)
         return jnp.any((noise < 10 * least) | (noise < 10 * floor.second), axis=-1)

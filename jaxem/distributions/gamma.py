@@ -58,7 +58,7 @@ class _Dispersed(Positive):
         return self._ratios(zero, zero, resolution(jnp.ones_like(zero)))
 
     def is_degenerate(self, floor: Any) -> Array:
-        """Is the spread no more than rounding?"""
+        """Whether the spread is no more than rounding."""
         return self.expected_statistics().second < 10 * floor.second
 
 

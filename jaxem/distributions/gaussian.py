@@ -191,7 +191,7 @@ class _Elliptic(_Normal):
         return Moments(zero, zero, jnp.zeros_like(self.mean), scatter, self.mean)
 
     def is_degenerate(self, floor: Moments) -> Array:
-        """Is the spread of some column, given those before it, no more than rounding?"""
+        """Whether the spread of some column, given those before it, is no more than rounding."""
         return lifted(self._least(), self._covariances(), self._white(), floor)
 
     def _least(self) -> Float[Array, "*batch d"]:
@@ -204,7 +204,7 @@ class _Elliptic(_Normal):
 def lifted(
     least: Float[Array, "*batch d"], covariance: Float[Array, "*batch d d"], white: Array, floor: Moments
 ) -> Bool[Array, "*batch"]:
-    """Is some pivot of the covariance that `white` whitens no higher than where an M-step lifts it to?"""
+    """Whether some pivot of the covariance that `white` whitens is no higher than where an M-step lifts it to."""
     pivots = linalg.diagonal(white) ** -2
     held = pivots < 2 * (least + linalg.rounding(covariance))
     return jnp.any(held | (pivots < 10 * linalg.diagonal(floor.second)), axis=-1)
@@ -354,7 +354,7 @@ class _Axial(_Normal):
         return Moments(zero, zero, jnp.zeros_like(self.mean), self._at_zero(x, weight), self.mean)
 
     def is_degenerate(self, floor: Moments) -> Array:
-        """Is the spread of some column no more than rounding?"""
+        """Whether the spread of some column is no more than rounding."""
         variance = self._variances()
         return jnp.any((variance < 2 * self._least(resolution(self.mean))) | (variance < 10 * floor.second), axis=-1)
 

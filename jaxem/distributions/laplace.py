@@ -145,7 +145,7 @@ class Laplace(Family):
         return Deviations(zero, jnp.broadcast_to(least, zero.shape), zero, zero, zero, self.location)
 
     def is_degenerate(self, floor: Deviations) -> Array:
-        """Is the scale no more than rounding?"""
+        """Whether the scale is no more than rounding."""
         return (self.scale < 2 * jnp.sqrt(resolution(self.location))) | (self.scale < 10 * floor.absolute)
 
     @classmethod

@@ -90,7 +90,7 @@ class LogNormal(Positive):
         return Moments(zero, zero, zero[..., None], scatter[..., None], self.location[..., None])
 
     def is_degenerate(self, floor: Moments) -> Array:
-        """Is the scale no more than rounding?"""
+        """Whether the scale is no more than rounding."""
         return self.gaussian.is_degenerate(floor)
 
     @classmethod

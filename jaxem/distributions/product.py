@@ -168,7 +168,7 @@ class Product(Family):
         return jnp.min(jnp.stack([part.observations(block, weight) for part, block in parts]))
 
     def bounded(self, x: Any, weight: Array) -> Array:
-        """Is that of each part?"""
+        """Whether the likelihood of each part has a maximum."""
         parts = zip(self.parts, self.observe(x).columns, strict=True)
         return jnp.all(jnp.stack([jnp.asarray(part.bounded(block, weight)) for part, block in parts]))
 

@@ -155,7 +155,7 @@ def _check_word(word: str, family: Any) -> None:
 
 
 def _same(first: Any, second: Any) -> bool:
-    """Are both of the same lines of code, run again (a cell of a notebook, a module that is loaded anew)?"""
+    """Whether both are of the same lines of code, run again (a cell of a notebook, a module loaded anew)."""
     return isinstance(first, type) and _lines(first) == _lines(second)
 
 

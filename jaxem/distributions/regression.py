@@ -333,7 +333,7 @@ class LinearRegression(Regression):
         return Residuals(zero, gram, zero, flat, jnp.broadcast_to(table.design.centre, flat.shape))
 
     def is_degenerate(self, floor: Residuals) -> Array:
-        """Is the variance no more than rounding? So it is with no more rows than coefficients."""
+        """Whether the variance is no more than rounding, as it is with no more rows than coefficients."""
         _, *inputs, response = jnp.moveaxis(linalg.diagonal(floor.gram), -1, 0)
         predicted = sum((self.coefficients[..., p] ** 2 * scatter for p, scatter in enumerate(inputs)), response)
         return self.variance < 10 * (predicted + resolution(self._level(floor.centre)))

@@ -162,7 +162,7 @@ def _leaves(model: Any, name: str, verb: str) -> list[Leaf]:
 
 
 def _declared(leaf: Leaf) -> bool:
-    """Is it a parameter, and not a constant?"""
+    """Whether it is a parameter, and not a constant."""
     return bool(leaf.declared.free(*(2 for _ in range(leaf.declared.event_ndim))))
 
 

@@ -217,7 +217,7 @@ class StudentT(AnyCell):
         return RobustMoments(gaussian.floor(x, weight), jnp.zeros_like(self.dof))
 
     def is_degenerate(self, floor: RobustMoments) -> Array:
-        """Is the spread of some column, given those before it, no more than rounding?"""
+        """Whether the spread of some column, given those before it, is no more than rounding."""
         return lifted(resolution(self.location), self.scatter, linalg.whitening(self.scatter), floor.moments)
 
     @classmethod

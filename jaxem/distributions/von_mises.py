@@ -153,7 +153,7 @@ class VonMises(ScalarParameters):
         return Directions(zero, zero, zero, zero + spread, self.mean)
 
     def is_degenerate(self, floor: Directions) -> Array:
-        """Is the spread within three times the floor's?"""
+        """Whether the spread is within three times the floor's."""
         return 20 * floor.chord * self.concentration > 1
 
     def expected_rows(self, x: Any, weight: Array) -> Float[Array, "n"]:

@@ -88,7 +88,7 @@ class WeibullStatistics(Referenced):
 
     @property
     def seen(self) -> Bool[Array, "*batch"]:
-        """Are there rows, not pseudo-rows only?"""
+        """Whether there are rows, not pseudo-rows only."""
         return self.events + self.hazard > 0
 
     @property
@@ -302,7 +302,7 @@ class Weibull(Positive):
         return replace(self._hazards(*[zero] * 6), stiffness=resolution(jnp.ones_like(zero)))
 
     def is_degenerate(self, floor: WeibullStatistics) -> Array:
-        """Is the spread no more than rounding?"""
+        """Whether the spread is no more than rounding."""
         return self.shape**-2 < 10 * floor.stiffness
 
     @classmethod

@@ -184,7 +184,7 @@ def stopping_status(
 
 
 def ended_well(status: Array) -> Array:
-    """Is there a model to which nothing happened: it arrived, or was on its way?"""
+    """Whether there is a sound model: the fit arrived, or was on its way."""
     good = Status.converged, Status.max_steps_reached, Status.precision_exhausted
     return jnp.isin(status, jnp.asarray(good, status.dtype))
 

@@ -152,7 +152,7 @@ def _class(name: str) -> type | None:
 
 
 def _fits(given: set[str], cls: Any) -> bool:
-    """Are these the fields of a class? Those with a default are younger than some files."""
+    """Whether these are the fields of a class; those with a default are younger than some files."""
     fields = dataclasses.fields(cls)
     needed = {field.name for field in fields if field.default is dataclasses.MISSING}
     return needed <= given <= {field.name for field in fields}

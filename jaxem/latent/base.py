@@ -247,12 +247,12 @@ class Latent(Hidden):
         return self.child.observations(*map(self._first, (self.child_data(data), self.child_weight(data, weight))))
 
     def bounded(self, x: Any, weight: Array) -> Array | bool:
-        """Is that of the child?"""
+        """Whether the likelihood of the child has a maximum."""
         data, _ = _split(x)
         return self.child.bounded(*map(self._first, (self.child_data(data), self.child_weight(data, weight))))
 
     def is_degenerate(self, floor: LatentStatistics) -> Array:
-        """Has any state's child collapsed?"""
+        """Whether the child of any state has collapsed."""
         return self._over(jnp.logical_or, lambda child, its: jnp.any(child.is_degenerate(its), axis=-1), floor.child)
 
     def inside(self, x: Any) -> Array:

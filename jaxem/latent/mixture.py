@@ -151,11 +151,11 @@ class Mixture(Latent):
         return replace(self, weights=shares(counts, self.weights), components=child)
 
     def is_degenerate(self, floor: LatentStatistics) -> Array:
-        """Has any component with a weight collapsed?"""
+        """Whether any component with a weight has collapsed."""
         return jnp.any(self.components.is_degenerate(floor.child) & (self.weights > 0), axis=-1)
 
     def has_empty_component(self, rows: Array) -> Array:
-        """Does any component that has a weight at all hold less than a hundredth of a row of `rows`?"""
+        """Whether any component with a weight holds less than a hundredth of a row of `rows`."""
         return jnp.any((self.weights > 0) & (self.weights * rows[..., None] < 0.01), axis=-1)
 
     def coincides(self) -> Array:

@@ -400,14 +400,14 @@ class LinearGaussianSSM(Distribution):
         )
 
     def is_degenerate(self, floor: StateSpaceStatistics) -> Array:
-        """Is the noise of some column, given those before it, no more than the floor of a single step?"""
+        """Whether the noise of some column, given those before it, is no more than the floor of a single step."""
         pivot = linalg.diagonal(linalg.cholesky(self.emission_noise)) ** 2
         return jnp.any(pivot < linalg.diagonal(floor.emission.residual), axis=-1) & (
             not is_held(self, "emission_noise")
         )
 
     def coincides(self) -> Array:
-        """Does no state show? From an emission of zero EM finds none, whatever the data."""
+        """Whether no state shows: from an emission of zero EM finds none, whatever the data."""
         return ~jnp.any(self.emission != 0, axis=(-2, -1)) & (not is_held(self, "emission"))
 
     def roundings(self, pseudo: StateSpaceStatistics) -> Array:

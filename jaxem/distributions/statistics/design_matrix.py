@@ -32,7 +32,7 @@ class Design:
 
     @property
     def wide(self) -> bool:
-        """Are there too many inputs to write the sums out?"""
+        """Whether there are too many inputs to write the sums out."""
         return len(self.inputs) >= UNROLLED
 
     def expand(self) -> Design:

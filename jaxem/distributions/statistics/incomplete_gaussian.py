@@ -169,7 +169,7 @@ class Gaps:
         return self.values.reshape(len(self.values), -1), spread.reshape(len(self.values), -1)
 
     def finite(self) -> Bool[Array, "n"]:
-        """Are the cells that were seen finite?"""
+        """Whether the observed cells are finite."""
         return self.blocks.gathered(jnp.all(jnp.isfinite(self.values), axis=0))
 
     def _seen(self) -> Bool[Array, "d b s"]:
@@ -271,7 +271,7 @@ class Cells:
         return self.values, jnp.where(self.seen, weight[None], 0)
 
     def finite(self) -> Bool[Array, "n"]:
-        """Are the cells that were seen finite?"""
+        """Whether the observed cells are finite."""
         return jnp.all(jnp.isfinite(self.values), axis=0)
 
     def _deviation(self, mean: Float[Array, "*batch d"]) -> Float[Array, "*batch d n"]:

@@ -76,7 +76,7 @@ def resolution(size: Array) -> Array:
 
 
 def has_weight(rows: Array) -> Array:
-    """Are there rows at all, of a weight that can be divided by?"""
+    """Whether there are rows at all, of a weight that can be divided by."""
     return rows > jnp.sqrt(jnp.finfo(rows.dtype).tiny)
 
 
