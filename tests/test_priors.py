@@ -144,7 +144,7 @@ def test_weak_prior_of_regressions_does_not_see_the_origin_and_unit_of_inputs(
         "logistic": lambda: rng.random(120) < 1 / (1 + np.exp(-predictor)),
     }.get(case, lambda: predictor + 0.3 * rng.normal(size=120))()
     kind = jem.MixtureOfExperts if case == "experts" else jem.Mixture
-    fitted, found = jax.jit(lambda model, x: jem.fit(model, x, prior=priors.Weak(), max_steps=25)), []
+    fitted, found = jax.jit(lambda model, x: jem.fit(model, x, prior=priors.Weak(), tol=1e-9, max_steps=25)), []
     for offset, unit in ((0.0, 1.0), (2e7, 1.0), (0.0, 2.0**20)):
         x = np.stack([z * unit + offset, response], axis=1).astype(dtype)
         fit = fitted(kind.start(jax.random.key(0), REGRESSIONS[case], x, 2), x)
