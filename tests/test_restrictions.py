@@ -251,6 +251,11 @@ def test_a_part_is_held_with_all_that_it_has_and_released() -> None:
     assert (jem.free_parameters(t), jem.free_parameters(jem.release(t))) == (2, 3)
 
 
+def test_a_part_is_held_with_the_ties_in_it() -> None:
+    tied = jem.tie(jem.Mixture([0.5, 0.5], PAIR), ("components.parts.0.rate", "components.parts.1.rate"))
+    assert jem.free_parameters(jem.hold(tied, "components")) == 1
+
+
 def test_a_tie_that_is_released_leaves_no_trace() -> None:
     model = federal_funds()
     assert jem.free_parameters(model) == 5
@@ -273,6 +278,7 @@ def test_the_stationary_distribution() -> None:
 
 
 MODEL = two(jem.Gaussian)
+PAIR = jem.Product((jem.Poisson([1.0, 6.0]), jem.Poisson([3.0, 9.0])))
 CHAIN = jem.HMM([0.5, 0.5], [[0.9, 0.1], [0.1, 0.9]], jem.Poisson([1.0, 2.0]))
 
 
@@ -298,6 +304,16 @@ CHAIN = jem.HMM([0.5, 0.5], [[0.9, 0.1], [0.1, 0.9]], jem.Poisson([1.0, 2.0]))
         (lambda: jem.tie(CHAIN, "initial", to="stationery"), "it must be 'stationary'"),
         (lambda: jem.tie(MODEL, "weights", to="stationary"), "no initial distribution with a transition matrix"),
         (lambda: jem.tie(federal_funds(), "initial", to="stationary"), "tied to another parameter already"),
+        (lambda: jem.hold(federal_funds(), "initial"), "initial is tied to transition; hold that one, or release"),
+        (lambda: jem.tie(jem.tie(CHAIN, ("initial", "initial")), "initial"), "initial is named twice"),
+        (
+            lambda: jem.tie(jem.tie(PAIR, "parts.1.rate"), ("parts.0.rate", "parts.1.rate")),
+            "parts.1.rate is held in part or tied among its members; name it first",
+        ),
+        (
+            lambda: jem.tie(jem.tie(PAIR, ("parts.0.rate", "parts.1.rate")), "parts.1.rate"),
+            "parts.1.rate is tied to parts.0.rate; tie the members of that one",
+        ),
     ],
 )
 def test_mistakes_are_named(call: Any, message: str) -> None:

@@ -211,6 +211,11 @@ def is_held(node: Any, name: str) -> bool:
     return by_hold or name in getattr(node, "held", ())
 
 
+def name_of(path: tuple[Any, ...]) -> str:
+    """Name of a parameter by the path to it: `components.mean`, `parts.0.rate`."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator=".")
+
+
 class Leaf(NamedTuple):
     """A parameter somewhere in a model.
 
@@ -237,8 +242,8 @@ class Leaf(NamedTuple):
 
     @property
     def name(self) -> str:
-        """`components.mean`, `parts.0.rate`."""
-        return jax.tree_util.keystr(self.path, simple=True, separator=".")
+        """Name in `jem.coordinates`: `components.mean`, `parts.0.rate`."""
+        return name_of(self.path)
 
     @property
     def restricted(self) -> bool:

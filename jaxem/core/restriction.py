@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax
 from jaxtyping import Array
 
+from jaxem.core.constraints import name_of
 from jaxem.core.pytree import module, static
 from jaxem.core.stationary import stationary
 
@@ -41,7 +41,7 @@ class Restriction:
         """`follows` in the names that a model has whose part at `path` this is."""
         if not self.follows:
             return {}
-        before = jax.tree_util.keystr(path, simple=True, separator=".") + "." if path else ""
+        before = name_of(path) + "." if path else ""
         return {before + name: (before + other, RULES[rule]) for name, other, rule in self.follows}
 
     @property

@@ -17,7 +17,7 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 from jaxem.core import bijectors
-from jaxem.core.constraints import Leaf, is_held, simplex, walk
+from jaxem.core.constraints import Leaf, held, name_of, simplex, walk
 from jaxem.core.pytree import replace
 from jaxem.core.restriction import RULES, Restriction
 from jaxem.distributions.base import check_model
@@ -59,7 +59,9 @@ def hold(model: Any, *names: str | Mapping[str, Any]) -> Any:
     """
     check_model(model)
     for name, mask in _masks(names):
-        for leaf in _leaves(model, name, "hold"):
+        found = _leaves(model, name, "hold")
+        for leaf in found:
+            _check_leading(leaf, found)
             model = _changed(model, leaf, lambda node, field, leaf=leaf, mask=mask: _hold(node, field, leaf, mask))
     return model
 
@@ -153,7 +155,7 @@ def _masks(names: Sequence[Any]) -> list[tuple[str, Any]]:
 
 def _leaves(model: Any, name: str, verb: str) -> list[Leaf]:
     """The parameters of that name, or below it."""
-    own = [leaf for leaf in walk(model) if leaf.path and hasattr(leaf.path[-1], "name") and _declared(leaf)]
+    own = [leaf for leaf in walk(model) if hasattr(leaf.path[-1], "name") and leaf.declared is not held]
     found = [leaf for leaf in own if not name or leaf.name == name or leaf.name.startswith(f"{name}.")]
     if not found:
         have = ", ".join(leaf.name for leaf in own)
@@ -161,9 +163,10 @@ def _leaves(model: Any, name: str, verb: str) -> list[Leaf]:
     return found
 
 
-def _declared(leaf: Leaf) -> bool:
-    """Whether it is a parameter, and not a constant."""
-    return bool(leaf.declared.free(*(2 for _ in range(leaf.declared.event_ndim))))
+def _check_leading(leaf: Leaf, beside: Sequence[Leaf]) -> None:
+    """Refuse to hold a parameter that follows another, unless that one is held with it."""
+    if leaf.follows and leaf.follows[0] not in {other.name for other in beside}:
+        raise ValueError(f"hold: {leaf.name} is tied to {leaf.follows[0]}; hold that one, or release the tie first")
 
 
 def _one(model: Any, name: str) -> Leaf:
@@ -201,8 +204,8 @@ def _hold(node: Any, field: str, leaf: Leaf, mask: Any) -> Any:
     if mask is not None and leaf.first is not None:
         mask = _together(mask, leaf, leaf.first)
     whole = mask is not None and not isinstance(mask, Tracer) and bool((np.asarray(mask) > 0).all())
-    held = {**restriction.held, field: None if whole else mask}
-    return replace(node, restriction=replace(restriction, held=held))
+    masks = {**restriction.held, field: None if whole else mask}
+    return replace(node, restriction=replace(restriction, held=masks))
 
 
 def _mask(leaf: Leaf, mask: Any) -> Any:
@@ -251,14 +254,17 @@ def _tie_members(model: Any, leaf: Leaf, members: Sequence[int] | None) -> Any:
     merged = {first[i] for i in chosen}
     first = tuple(min(merged) if one in merged else one for one in first)
 
+    _check_moving(leaf)
+    if leaf.follows:
+        raise ValueError(f"tie: {leaf.name} is tied to {leaf.follows[0]}; tie the members of that one")
+
     def tied(node: Any, field: str) -> Any:
-        _check_free(node, field, leaf)
         restriction = node.restriction or Restriction({})
         shared = {**dict(restriction.shared), field: first}
-        held = dict(restriction.held)
-        if held.get(field) is not None:
-            held[field] = _together(held[field], leaf, first)
-        new = replace(restriction, held=held, shared=tuple(sorted(shared.items())))
+        masks = dict(restriction.held)
+        if masks.get(field) is not None:
+            masks[field] = _together(masks[field], leaf, first)
+        new = replace(restriction, held=masks, shared=tuple(sorted(shared.items())))
         return replace(node, restriction=new, **{field: _averaged(leaf, first, axis)})
 
     return _changed(model, leaf, tied)
@@ -274,8 +280,8 @@ def _averaged(leaf: Leaf, first: tuple[int, ...], axis: int) -> Array:
     return jnp.moveaxis(jnp.einsum("...i,ji->...j", values, weights, precision="highest"), -1, axis)
 
 
-def _check_free(node: Any, field: str, leaf: Leaf) -> None:
-    if is_held(node, field):
+def _check_moving(leaf: Leaf) -> None:
+    if leaf.still and leaf.follows is None:
         raise ValueError(f"tie: {leaf.name} is held; release it first, or tie it and then hold it")
 
 
@@ -292,6 +298,10 @@ def _tie_names(model: Any, found: list[Leaf], members: Any) -> Any:
                 f"tie: {source.name} ({source.declared.name}, shape {np.shape(source.values)}) and {leaf.name} "
                 f"({leaf.declared.name}, shape {np.shape(leaf.values)}) cannot be equal"
             )
+        if leaf.mask is not None or leaf.first is not None:
+            raise ValueError(
+                f"tie: {leaf.name} is held in part or tied among its members; name it first, or release it first"
+            )
     for leaf in found:
         _check_alone(model, leaf)
     value = source.values if source.mask is not None else sum(leaf.values for leaf in found) / len(found)
@@ -301,8 +311,7 @@ def _tie_names(model: Any, found: list[Leaf], members: Any) -> Any:
 
 
 def _check_alone(model: Any, leaf: Leaf) -> None:
-    if leaf.still and leaf.follows is None:
-        raise ValueError(f"tie: {leaf.name} is held; release it first, or tie it and then hold it")
+    _check_moving(leaf)
     led = any(other.follows and other.follows[0] == leaf.name for other in walk(model))
     if leaf.follows or led:
         raise ValueError(f"tie: {leaf.name} is tied to another parameter already; release it first, then name all")
@@ -334,7 +343,7 @@ def _follow(model: Any, pairs: list[tuple[Any, Any]], rule: str) -> Any:
 
     def told(node: Any) -> Any:
         restriction = node.restriction or Restriction({})
-        more = tuple((_name(a[depth:]), _name(b[depth:]), rule) for a, b in pairs)
+        more = tuple((name_of(a[depth:]), name_of(b[depth:]), rule) for a, b in pairs)
         return replace(node, restriction=replace(restriction, follows=restriction.follows + more))
 
     return _at(model, above, told)
@@ -353,19 +362,15 @@ def _reach(node: Any, path: Sequence[Any]) -> Any:
     return node
 
 
-def _name(path: Sequence[Any]) -> str:
-    return jax.tree_util.keystr(tuple(path), simple=True, separator=".")
-
-
 def _release(node: Any, field: str) -> Any:
     if field in getattr(node, "held", ()):
         node = dataclasses.replace(node, held=tuple(name for name in node.held if name != field))
     restriction = node.restriction
     if restriction is None:
         return node
-    held = {name: mask for name, mask in restriction.held.items() if name != field}
+    masks = {name: mask for name, mask in restriction.held.items() if name != field}
     shared = tuple(one for one in restriction.shared if one[0] != field)
-    return replace(node, restriction=_or_none(replace(restriction, held=held, shared=shared)))
+    return replace(node, restriction=_or_none(replace(restriction, held=masks, shared=shared)))
 
 
 def _or_none(restriction: Restriction) -> Restriction | None:
@@ -379,7 +384,7 @@ def _untied(model: Any, name: str) -> Any:
         node = _reach(model, path[:depth])
         restriction = getattr(node, "restriction", None)
         if restriction is not None and restriction.follows:
-            kept = tuple(one for one in restriction.follows if _name(path[depth:]) not in one[:2])
+            kept = tuple(one for one in restriction.follows if name_of(path[depth:]) not in one[:2])
             new = replace(node, restriction=_or_none(replace(restriction, follows=kept)))
             model = _at(model, path[:depth], lambda _, new=new: new)
     return model
