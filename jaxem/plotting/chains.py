@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxem.palette import PALETTE
+from jaxem.plotting.axes import INK, colour, tidy
+from jaxem.plotting.mixtures import category_shares, first_two_columns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-from jaxem.plotting.axes import INK, tidy
-from jaxem.plotting.mixtures import _first_two, _shares
 
 
 def sequence(model: Any, x: Any, ax: Axes | None = None, names: Any = (), states: Any = None, breaks: Any = ()) -> Axes:
@@ -49,10 +48,10 @@ def sequence(model: Any, x: Any, ax: Axes | None = None, names: Any = (), states
     names = list(names) or [f"column {i + 1}" for i in range(table.shape[1])]
     if table.shape[1] == 1:
         _curve(ax, step, table[:, 0])
-        if _shares(model.emission) is None:
-            level = _first_two(model.emission, table)[0][states, 0]
+        if category_shares(model.emission) is None:
+            level = first_two_columns(model.emission, table)[0][states, 0]
             for start, end in _runs(states):
-                ax.plot([start - 0.5, end - 0.5], [level[start]] * 2, color=_colour(states[start]), lw=1.8)
+                ax.plot([start - 0.5, end - 0.5], [level[start]] * 2, color=colour(states[start]), lw=1.8)
         ax.set_ylabel(names[0])
     else:
         low, high = np.fmin.reduce(table, axis=0), np.fmax.reduce(table, axis=0)
@@ -101,7 +100,7 @@ def transitions(model: Any, ax: Axes | None = None) -> Axes:
     ax.set_yticks(each, each)
     for ticks in (ax.get_xticklabels(), ax.get_yticklabels()):
         for k, label in enumerate(ticks):
-            label.set(color=_colour(k), fontweight="bold")
+            label.set(color=colour(k), fontweight="bold")
     ax.set_ylabel("from state")
     ax.set_xlabel("to state")
     ax.tick_params(length=0, labelsize=8.5)
@@ -109,10 +108,6 @@ def transitions(model: Any, ax: Axes | None = None) -> Axes:
     for label in (ax.xaxis.label, ax.yaxis.label):
         label.set(color=INK, size=8.5)
     return ax
-
-
-def _colour(state: Any) -> str:
-    return PALETTE[int(state) % len(PALETTE)]
 
 
 def _runs(states: np.ndarray) -> list[tuple[int, int]]:
@@ -123,8 +118,8 @@ def _runs(states: np.ndarray) -> list[tuple[int, int]]:
 
 def _ribbons(ax: Axes, states: np.ndarray) -> None:
     for start, end in _runs(states):
-        ax.axvspan(start - 0.5, end - 0.5, color=_colour(states[start]), alpha=0.22, lw=0)
-        ax.axvspan(start - 0.5, end - 0.5, ymin=0.94, color=_colour(states[start]), lw=0)
+        ax.axvspan(start - 0.5, end - 0.5, color=colour(states[start]), alpha=0.22, lw=0)
+        ax.axvspan(start - 0.5, end - 0.5, ymin=0.94, color=colour(states[start]), lw=0)
 
 
 def _curve(ax: Axes, step: np.ndarray, values: np.ndarray) -> None:

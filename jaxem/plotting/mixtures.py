@@ -22,8 +22,7 @@ from jaxem.distributions import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-from jaxem.plotting.axes import FAINT, INK, curves, tidy
-from jaxem.plotting.chains import _colour
+from jaxem.plotting.axes import FAINT, INK, colour, curves, tidy
 
 
 def mixture(
@@ -61,7 +60,7 @@ def mixture(
     x = np.asarray(x)
     table = x[:, None] if x.ndim == 1 else x
     names = list(names) or [f"column {i + 1}" for i in range(table.shape[1])]
-    shares = _shares(model.components)
+    shares = category_shares(model.components)
     if shares is not None:
         if len(shares) == 1 and len(names) > 1:
             # Columns are categories themselves.
@@ -84,7 +83,7 @@ def has_ellipses(model: Any) -> bool:
     components = getattr(model, "components", None)
     if components is None or isinstance(components, (censored.Censored, regression.Regression)):
         return False
-    return components.event_shape not in ((), (1,)) and _shares(components) is None
+    return components.event_shape not in ((), (1,)) and category_shares(components) is None
 
 
 def _points(ax: Axes, model: Any, component: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
@@ -94,7 +93,7 @@ def _points(ax: Axes, model: Any, component: np.ndarray, x: np.ndarray, y: np.nd
     size = float(np.clip(160 / np.sqrt(max(len(x), 1)), 2, 16))
     for k in np.flatnonzero(np.asarray(model.weights) > 0):
         mine = component == k
-        ax.scatter(x[mine], y[mine], s=size, color=_colour(k), alpha=0.45, linewidths=0, rasterized=True)
+        ax.scatter(x[mine], y[mine], s=size, color=colour(k), alpha=0.45, linewidths=0, rasterized=True)
     for values, limits in ((x, ax.set_xlim), (y, ax.set_ylim)):
         if len(values):
             low, high = values.min(), values.max()
@@ -106,12 +105,12 @@ def _scatter(ax: Axes, model: Any, component: np.ndarray, table: np.ndarray, nam
     from matplotlib.patches import Ellipse
 
     _points(ax, model, component, table[:, 0], table[:, 1])
-    for k, (mean, covariance) in enumerate(zip(*_first_two(model.components, table), strict=True)):
+    for k, (mean, covariance) in enumerate(zip(*first_two_columns(model.components, table), strict=True)):
         variances, axes = np.linalg.eigh(covariance)
         angle = np.degrees(np.arctan2(axes[1, 1], axes[0, 1]))
         for sds, alpha in ((1, 1.0), (2, 0.6)):
             wide, high = 2 * sds * np.sqrt(np.maximum(variances[::-1], 0))
-            ax.add_patch(Ellipse(mean, wide, high, angle=angle, fill=False, lw=1.4, alpha=alpha, color=_colour(k)))
+            ax.add_patch(Ellipse(mean, wide, high, angle=angle, fill=False, lw=1.4, alpha=alpha, color=colour(k)))
     ax.set_xlabel(names[0])
     ax.set_ylabel(names[1])
 
@@ -123,7 +122,7 @@ def _lines(ax: Axes, model: Any, component: np.ndarray, table: np.ndarray, names
     inputs[:, 0] = np.linspace(np.nanmin(table[:, 0]), np.nanmax(table[:, 0]), 200)
     means = model.components.moments(jnp.asarray(inputs, model.components.coefficients.dtype))[0]
     for k in np.flatnonzero(np.asarray(model.weights) > 0):
-        ax.plot(inputs[:, 0], means[k], color=_colour(k), lw=1.8)
+        ax.plot(inputs[:, 0], means[k], color=colour(k), lw=1.8)
     ax.set_xlabel(names[0])
     ax.set_ylabel(names[-1])
 
@@ -188,7 +187,7 @@ def _bars(ax: Axes, weights: np.ndarray, shares: list[np.ndarray], names: list[s
         for c in range(table.shape[1]):
             for i, k in enumerate(used):
                 place = start + (i + 0.5) / len(used) * 0.8 - 0.4
-                ax.bar(place, table[k, c], 0.8 / len(used), color=_colour(k), linewidth=0)
+                ax.bar(place, table[k, c], 0.8 / len(used), color=colour(k), linewidth=0)
             labels.append((words[c] if words else str(c)) if several else names[d])
             at.append(start)
             start += 1
@@ -200,12 +199,12 @@ def _bars(ax: Axes, weights: np.ndarray, shares: list[np.ndarray], names: list[s
     ax.set_ylabel("probability")
 
 
-def _shares(components: Any) -> list[np.ndarray] | None:
+def category_shares(components: Any) -> list[np.ndarray] | None:
     """`[K, C]` probabilities for each column, if all columns are categorical or binary; otherwise None."""
     if isinstance(components, product.Product):
         shares: list[np.ndarray] = []
         for part in components.parts:
-            if (share := _shares(part)) is None:
+            if (share := category_shares(part)) is None:
                 return None
             shares += share
         return shares
@@ -225,7 +224,7 @@ def _shares(components: Any) -> list[np.ndarray] | None:
     return None
 
 
-def _first_two(components: Any, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def first_two_columns(components: Any, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean `[K, 2]` and covariance `[K, 2, 2]` of the first two columns (of the first, if there is only one)."""
     if isinstance(components, (product.Product, product.Independent)):
         means, covariances = zip(*_blocks(components, table), strict=True)
@@ -259,7 +258,7 @@ def _blocks(components: Any, table: np.ndarray) -> list[tuple[np.ndarray, np.nda
     for part in parts:
         if at < 2:
             width = part.event_shape[0] if part.event_shape else 1
-            found.append(_first_two(part, table[:, at : at + width]))
+            found.append(first_two_columns(part, table[:, at : at + width]))
             at += width
     return found
 
