@@ -21,7 +21,7 @@ from jaxem.core.pytree import module
 
 @module
 class Smoothed:
-    """What is known of the states.
+    """The states given data: means and covariances.
 
     Attributes:
         log_likelihood: in nats.
@@ -35,7 +35,7 @@ class Smoothed:
 
 
 def log_likelihood(system: System, x: Any, length: Any = None, *, mask: Any = None) -> Float[Array, ""]:
-    """log p(x_1 .. x_T), by the Kalman filter (Kalman 1960), in nats.
+    """The log-likelihood log p(x_1 .. x_T), by the Kalman filter (Kalman 1960), in nats.
 
     Its gradient, by the parameters and by x, is the smoother, as a derivative rule: forward and reverse mode, and
     Hessians.
@@ -128,7 +128,7 @@ def sample_posterior(
 
 
 def _one(system: System, x: Any, length: Any, mask: Any) -> Observed:
-    """What a person passed, as one sequence.
+    """The arguments of a user, as one sequence.
 
     Raises:
         ValueError: shapes that do not match.

@@ -31,7 +31,7 @@ from jaxem.core.linalg import product, reflected, reflections, root_inverse
 
 
 class Filtered(NamedTuple):
-    """What the forward pass keeps of each step. P is S, or 1 where the same is seen of all sequences.
+    """The record of the forward pass at each step. P is S, or 1 where the same is seen of all sequences.
 
     The unit noises of a step are those of what is seen (D), of its state (H) and of the move to the next (H), and one
     for each cell that was not seen (D). Turned, they are innovations (D), the noises of the next state (H), and others.

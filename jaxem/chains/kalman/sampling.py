@@ -13,13 +13,13 @@ from jaxem.core.pytree import replace
 
 
 def centred(system: System) -> System:
-    """The same about zero: what is left of the means in the difference of two of its sequences."""
+    """The system about zero: the means cancel in the difference of two of its sequences."""
     nothing = jnp.zeros_like(system.initial_mean), jnp.zeros_like(system.emission_bias)
     return replace(system, initial_mean=nothing[0], emission_bias=nothing[1])
 
 
 def without(x: Observed, drawn: Float[Array, "t d s"]) -> Observed:
-    """What was seen, less a draw of it."""
+    """The observed data less a draw of them."""
     return replace(x, values=jnp.where(x.seen, x.values - drawn, 0))
 
 

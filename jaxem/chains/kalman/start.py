@@ -37,7 +37,7 @@ class Start(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What the data tell of the directions beside the root of a start.
+    """The directions beside the root of a start, given the data.
 
     Attributes:
         mean: `[Q, 1, S]`.
@@ -51,7 +51,7 @@ class Told(NamedTuple):
 
 
 def started(system: System) -> System:
-    """The same, with a spread of diffuse states to set out from.
+    """The system with a finite spread of its diffuse states to start from.
 
     The density over them being flat, any will do: that of what a few steps' noises add to the data.
     """
@@ -65,7 +65,7 @@ def started(system: System) -> System:
 
 
 def _told_by_steps(system: System, columns: Float[Array, "h q"]) -> Float[Array, "q"]:
-    """How much larger than the noises what is seen of each of these first states is, squared, in as many steps as H."""
+    """The squared ratio of signal to noise of each of these first states, within H steps."""
 
     def look(carry: tuple[Array, Array, Array], _: None) -> tuple[tuple[Array, Array, Array], None]:
         rows, noise, told = carry
@@ -78,7 +78,7 @@ def _told_by_steps(system: System, columns: Float[Array, "h q"]) -> Float[Array,
 
 
 def start_of(system: System) -> Start:
-    """How the first state is made. Directions beside the root of which something is known are for float32.
+    """The parts of the first state. Directions beside the root of which something is known are for float32.
 
     There an initial covariance that is large beside the noises would drown them. At least half of each is beside: what
     the data tell of that is what they tell of the whole.
@@ -123,7 +123,7 @@ def least_squares(rows: Float[Array, "r n p"], flat: np.ndarray) -> tuple[Array,
 
 
 def prior_rows(flat: np.ndarray, others: int, like: Array) -> Float[Array, "r q p"]:
-    """What is known of the directions of a start before any data, as rows: of those that are not flat, a unit noise."""
+    """The directions of a start before any data, as rows: of those that are not flat, a unit noise."""
     alone = jnp.diag(jnp.asarray(~flat, like.dtype))[..., None]
     return jnp.broadcast_to(
         jnp.pad(alone, ((0, others), (0, 0), (0, 0))), (len(flat) + others, len(flat), like.shape[-1])

@@ -136,7 +136,7 @@ def _numbers(name: str, column: np.ndarray, texts: Sequence[str] | None) -> np.n
 
 
 def _is_missing(cell: Any) -> bool:
-    """None, NaN, or the NA of pandas, which is equal to nothing and not even that for sure."""
+    """Whether a cell is None, NaN, or the NA of pandas, whose comparison is neither true nor false."""
     return cell is None or type(cell).__name__ in ("NAType", "NaTType") or cell != cell
 
 
@@ -155,7 +155,7 @@ def texts_of(x: Any, names: Any, tied: Mapping[str, str]) -> dict[str, tuple[str
 def sizes_promised(
     categories: Mapping[str, Any], outcomes: dict[str, tuple[str, ...]]
 ) -> tuple[dict[str, int], dict[str, tuple[str, ...]]]:
-    """How many categories some variables are said to have, and the texts of all that have any."""
+    """The promised numbers of categories, and the texts of all variables that have any."""
     sizes = {}
     for name, said in categories.items():
         if not isinstance(said, numbers_of.Integral):
@@ -172,7 +172,7 @@ def sizes_promised(
 
 
 def sizes_of(names: list[str], values: np.ndarray, given: dict[str, int], tied: dict[str, str]) -> dict[str, int]:
-    """How many categories each variable has; as many as any that uses the same table."""
+    """The number of categories of each variable, the largest among those that share a table."""
     sizes = {}
     for v, name in enumerate(names):
         seen = values[:, v][np.isfinite(values[:, v])]

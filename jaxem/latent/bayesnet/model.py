@@ -121,7 +121,7 @@ class BayesNet(Hidden):
 
     @property
     def categories(self) -> tuple[int, ...]:
-        """How many categories each variable has."""
+        """The number of categories of each variable."""
         return tuple(probs_of(self.tables[table]).shape[-1] for table in self.table_of)
 
     @property
@@ -138,11 +138,11 @@ class BayesNet(Hidden):
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """A column for each variable."""
+        """The shape of a row: a column for each variable."""
         return (len(self.graph),)
 
     def in_use(self, used: Array) -> dict[str, Any]:
-        """Rows of tables whose parents can have these categories."""
+        """Rows of tables that can be in use: whose parents can have these categories."""
         some = [self.tables[table].probs > 0 for table in self.table_of]
         rows = [used.reshape(*used.shape, *(1 for _ in p)) & self._occurs(p, some) for p in self.parents]
         users = [[rows[v] for v, table in enumerate(self.table_of) if table == i] for i in range(len(self.tables))]
@@ -187,7 +187,7 @@ class BayesNet(Hidden):
         restarts: int | None = None,
         tied: Any = (),
     ) -> Self:
-        """A network to set out from: counts of the rows that show a variable with its parents, and a random row more.
+        """A network to start from: counts of the rows that show a variable with its parents, and a random row more.
 
         The random row of pseudo-counts is spread over the categories as they were seen, times noise: it tells hidden
         categories apart, and no probability is zero but those of categories that do not occur: numbers below the
@@ -274,14 +274,14 @@ class BayesNet(Hidden):
         return tuple(log_potential(table.probs) for table in self.tables)
 
     def evidence_of(self, x: Seen) -> tuple[Array, ...]:
-        """Which categories each hidden cell may have, for each member."""
+        """The evidence on each hidden cell: its possible categories, for each member."""
         members = self.batch_shape
         return tuple(jnp.broadcast_to(lead(each, len(members) + 2), (*members, *each.shape)) for each in x.indicators)
 
     def log_normalizer(
         self, potentials: tuple[Array, ...], evidence: tuple[Array, ...], add: Any, x: Seen
     ) -> Float[Array, "*batch n"]:
-        """log sum over all hidden cells of the product of the tables, for each row."""
+        """The log of the sum over all hidden cells of the product of the tables, for each row."""
         factors = [Factor((v,), indicator) for v, indicator in zip(x.hidden, evidence, strict=True)]
         for v, table in enumerate(self.table_of):
             factors.append(_factor((*self.parents[v], v), potentials[table], x, v))
@@ -305,13 +305,13 @@ class BayesNet(Hidden):
         return replace(self, tables=tuple(table.m_step(counts) for table, counts in tables))
 
     def expected_log_prob(self, statistics: tuple[Array, ...]) -> Float[Array, "*batch"]:
-        """<counts, log-tables>."""
+        """Q: <counts, log-tables>."""
         members = self.batch_shape
         each = [table.expected_log_prob(counts) for table, counts in zip(self.tables, statistics, strict=True)]
         return sum(value.reshape(*members, -1).sum(-1) for value in each)  # type: ignore[return-value]
 
     def log_prob(self, x: Any) -> Float[Array, "*batch n"]:
-        """log p(what is seen of row i), summed over what is hidden: `[*batch_shape, n]`, in nats."""
+        """The log-probability of what is seen of each row, summed over what is hidden: `[*batch_shape, n]`, in nats."""
         return self._by_pieces(_log_prob, x)
 
     def posterior(self, x: Any) -> dict[str, Float[Array, "*batch n c"]]:
@@ -333,15 +333,15 @@ class BayesNet(Hidden):
         return _sample(self, key, n)
 
     def floor(self, x: Any, weight: Array) -> tuple[Array, ...]:
-        """Nothing: tables are total as they are."""
+        """No floor: the M-step of tables is total."""
         return tuple(jnp.zeros_like(table.probs) for table in self.tables)
 
     def is_degenerate(self, floor: tuple[Array, ...]) -> Array:
-        """It cannot."""
+        """Whether each member has collapsed: False, since tables cannot."""
         return jnp.zeros(self.batch_shape, bool)
 
     def inside(self, x: Any) -> Bool[Array, "n"]:
-        """`[n]` bool: does each cell that is not hidden hold a category of its variable?"""
+        """Whether each observed cell of a row holds a category of its variable, `[n]` bool."""
         values = columns_of(x, self.names, dict(self.outcomes))
         sizes = jnp.asarray(self.categories, values.dtype)[None]
         return jnp.all(jnp.isnan(values) | ((values == jnp.floor(values)) & (values >= 0) & (values < sizes)), axis=1)
