@@ -14,7 +14,7 @@ from jaxtyping import Array
 from jaxem.data.prepare import prepare
 from jaxem.distributions.base import Labelled, Statistics, check_model
 from jaxem.fitting.checks import check_labelled, check_limits, check_prior, check_rows, check_starts, hidden_states
-from jaxem.fitting.finish import best_restart, make_result
+from jaxem.fitting.finish import best_of, make_result
 from jaxem.fitting.implicit import differentiated
 from jaxem.fitting.loop import Limits, Progress, advance, begin, informed
 from jaxem.fitting.regularisation import Blank, regularisers
@@ -128,8 +128,7 @@ def _fit_differentiable(
 
     if not models.batch_shape:
         return climbed(models)
-    fits = jax.vmap(climbed)(models)
-    return jax.tree.map(lambda leaf: leaf[best_restart(fits.objective, fits.status)], fits)
+    return best_of(jax.vmap(climbed)(models))
 
 
 @_fit_differentiable.defjvp

@@ -35,7 +35,7 @@ from jaxem.cli.table import dialect, files, groups
 from jaxem.cli.table.groups import Grouped
 from jaxem.data.batches import ROWS, Batches, read_ahead, record_batches
 from jaxem.evaluation import criteria
-from jaxem.fitting.finish import best_restart
+from jaxem.fitting.finish import best_of
 from jaxem.fitting.sources import multihost
 from jaxem.fitting.sources.streamed import fit_starts, surveyed
 from jaxem.fitting.sources.summary import DatasetSummary, Spaced
@@ -326,11 +326,9 @@ def _together(starts: Sequence[Any]) -> Any:
 
 def _best(fits: jem.Fit, i: int, restarts: int) -> tuple[Any, ...]:
     """Best fit of the i-th set of starts: model, log-likelihood, steps and status, each with an axis of one."""
-    first = i * restarts
-    some = slice(first, first + restarts)
-    at = first + int(best_restart(fits.objective[some], fits.status[some]))
-    one = jax.tree.map(lambda leaf: np.asarray(leaf[at : at + 1]), fits)
-    return one.model, one.log_likelihood, one.steps, one.status
+    some = slice(i * restarts, (i + 1) * restarts)
+    one = best_of(jax.tree.map(lambda leaf: np.asarray(leaf[some]), fits))
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[None], (one.model, one.log_likelihood, one.steps, one.status))
 
 
 def _entropies(table: Table, found: DatasetSummary, models: list[Any]) -> np.ndarray:
