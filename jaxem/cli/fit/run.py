@@ -35,7 +35,7 @@ COMPILING = "/jax/core/compile/backend_compile_duration"
 def run(
     grouped: Grouped,
     settings: Settings = Settings(),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[..., Any] | None = None,
     parts: Parts | None = None,
 ) -> Outcome:
     """Fit all groups that can be fitted. A fit that fails is a status in the result, never an exception.
@@ -46,7 +46,7 @@ def run(
     Args:
         grouped: the rows, see `jaxem.cli.table.groups`.
         settings: of fits and choice.
-        progress: called with (groups done, fits done), from several threads; `expected` says how many there will be.
+        progress: called with (fits done, fits in all, how many groups in words), from several threads.
         parts: where finished slabs are kept; those that are there already are not fitted again. Of several processes
             each fits its share, and process 0 returns all.
 
@@ -58,7 +58,7 @@ def run(
     shapes = plan(grouped, outcome.fittable, settings.components, settings.restarts)
     mine, theirs = _shares(outcome, shapes.slabs, parts)
     each = len(settings.components) * settings.restarts
-    stop, tally = threading.Event(), _Tally(progress, outcome.before, outcome.before * each)
+    stop, tally = threading.Event(), _Tally(progress, outcome.before, shapes, each)
     free, outcome.workers = _free_devices(settings)
     with contextlib.ExitStack() as held:
         if parts is not None:
@@ -81,12 +81,6 @@ def run(
             raise
     outcome.seconds, outcome.compile_seconds, outcome.fits = time.perf_counter() - began, compiling(), tally.fits
     return outcome
-
-
-def expected(grouped: Grouped, settings: Settings) -> tuple[int, int]:
-    """Number of groups to be fitted, and number of fits for them."""
-    groups = int(Outcome.empty(grouped, settings).fittable.sum())
-    return groups, groups * len(settings.components) * settings.restarts
 
 
 def _free_devices(settings: Settings) -> tuple[queue.SimpleQueue[Any], int]:
@@ -221,11 +215,11 @@ def _collect(outcome: Outcome, futures: dict[Any, Slab]) -> None:
 
 
 class _Tally:
-    """Counter of finished work over threads; the user also sees what an earlier run did."""
+    """Counter of finished work over threads, `each` fits a group; the user also sees what an earlier run did."""
 
-    def __init__(self, progress: Callable[[int, int], None] | None, groups: int, fits: int) -> None:
-        self.progress, self.lock = progress, threading.Lock()
-        self.before = groups, fits
+    def __init__(self, progress: Callable[..., Any] | None, before: int, shapes: Plan, each: int) -> None:
+        self.progress, self.lock, self.before, self.each = progress, threading.Lock(), before, each
+        self.all = sum(len(slab.groups) for slab in shapes.slabs)
         self.groups, self.fits, self.partial = 0, 0, dict[int, float]()
         self._tell()
 
@@ -247,8 +241,9 @@ class _Tally:
 
     def _tell(self) -> None:
         if self.progress is not None:
-            groups, fits = self.before
-            self.progress(groups + self.groups, fits + self.fits + int(sum(self.partial.values())))
+            fits = self.before * self.each + self.fits + int(sum(self.partial.values()))
+            note = f"{self.before + self.groups:,} of {self.all:,} groups"
+            self.progress(fits, self.all * self.each, note)
 
 
 @contextlib.contextmanager

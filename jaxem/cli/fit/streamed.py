@@ -266,7 +266,7 @@ def _categories(path: Path, kind: ColumnModel, null: Sequence[str]) -> pl.DataFr
 
 
 def run(
-    table: Table, settings: Settings, progress: Callable[[int, int], None] | None = None
+    table: Table, settings: Settings, progress: Callable[..., Any] | None = None
 ) -> tuple[Outcome, Assignments | None]:
     """Fit mixtures to all rows of a table, and choose one; and the component of every row, if requested.
 
@@ -286,9 +286,7 @@ def run(
         ) from None
 
 
-def _run(
-    table: Table, settings: Settings, progress: Callable[[int, int], None] | None
-) -> tuple[Outcome, Assignments | None]:
+def _run(table: Table, settings: Settings, progress: Callable[..., Any] | None) -> tuple[Outcome, Assignments | None]:
     began = time.perf_counter()
     outcome, grouped = Outcome.empty(table.grouped, settings), table.grouped
     shapes = plan(grouped, outcome.fittable, settings.components, settings.restarts)
@@ -311,7 +309,7 @@ def _run(
             fits += [(*_best(tried, i, settings.restarts), free_numbers(starts[k], most)) for i, k in enumerate(counts)]
             outcome.fits += len(counts) * settings.restarts
             if progress is not None:
-                progress(0, outcome.fits)
+                progress(outcome.fits, len(settings.components) * settings.restarts)
         entropy = _entropies(table, found, [model for model, *_ in fits])
         scores, picked, chosen = scored(fits, entropy, settings, grouped.n)
         outcome.store(slab, scores, picked, chosen, None)

@@ -1,4 +1,4 @@
-"""Progress of many fits, as a bar or to a callback."""
+"""Progress of many fits, summed over the queues that work on them."""
 
 from __future__ import annotations
 
@@ -7,34 +7,13 @@ from collections.abc import Callable
 
 
 class Reporter:
-    """Reports how many problems are done, to a bar or a function; several queues may use it."""
+    """Tells a function how many problems are done, of how many; several queues may use it."""
 
-    def __init__(self, progress: bool | Callable[[int, int], None], total: int) -> None:
+    def __init__(self, tell: Callable[..., object] | None, total: int) -> None:
         """Start at zero."""
-        self.tell, self.total, self.bar = progress if callable(progress) else None, total, None
+        self.tell, self.total = tell, total
         self.done: list[int] = []
         self.lock = threading.Lock()
-        if progress is True:
-            self.tell = self._open_bar()
-
-    def _open_bar(self) -> Callable[[int, int], None]:
-        try:
-            from rich.progress import Progress as Bar
-        except ImportError:
-            raise ValueError("progress=True needs the package rich: pip install 'jaxem[cli]'") from None
-        bar = Bar()
-        task = bar.add_task("fits", total=self.total)
-        self.bar = bar
-        return lambda done, total: bar.update(task, completed=done)
-
-    def __enter__(self) -> Reporter:
-        if self.bar is not None:
-            self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
 
     def source(self) -> Callable[[int], None]:
         """A function by which one queue reports how many of its problems are done."""

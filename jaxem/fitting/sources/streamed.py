@@ -34,6 +34,7 @@ from jaxem.fitting.sources import multihost
 from jaxem.fitting.sources.summary import ALL_ELSEWHERE, DatasetSummary
 from jaxem.fitting.status import Status
 from jaxem.fitting.stopping import Windows
+from jaxem.io.bars import reported
 from jaxem.solvers.em import EM, RowSource, expectation
 from jaxem.solvers.online import OnlineEM
 from jaxem.solvers.words import as_solver
@@ -47,7 +48,7 @@ def fit_stream(
     prior: Any = None,
     tol: float = 1e-6,
     max_steps: int = 1000,
-    progress: Callable[[int, float], None] | None = None,
+    progress: bool | Callable[[int, float], None] | None = None,
     processes: bool = False,
 ) -> Fit:
     """Fit `model` to batches of rows that are read again for every step, as `fit` does to all of them together.
@@ -72,7 +73,8 @@ def fit_stream(
         prior: as in `fit`.
         tol: stop when the predicted remaining gain is below this many nats a row.
         max_steps: M-steps at most.
-        progress: called after each pass with (M-steps, objective of the best start).
+        progress: True for a bar, or a function that is called after each pass with (M-steps, objective of the best
+            start).
         processes: whether processes of `jax.distributed` each pass batches of their own. Then all make this call
             and get the same result, that of all batches together. Not for `OnlineEM`.
 
@@ -108,7 +110,10 @@ def fit_stream(
     if solver.batches:
         raise _too_many_looks(solver)
     summary = surveyed(model, batches, prior, processes)
-    fits = fit_starts(model, batches, summary, solver, tol=tol, max_steps=max_steps, progress=progress)
+    with reported(progress, "fitting") as tell:
+        if progress is True and tell is not None:
+            bar, tell = tell, lambda steps, objective: bar(steps, max_steps, f"objective {objective:,.8g}")
+        fits = fit_starts(model, batches, summary, solver, tol=tol, max_steps=max_steps, progress=tell)
     return best_of(fits) if model.batch_shape else fits
 
 
