@@ -16,12 +16,12 @@ from jaxem.distributions.base import Labelled, Statistics, check_model
 from jaxem.fitting.checks import check_labelled, check_limits, check_prior, check_rows, check_starts, hidden_states
 from jaxem.fitting.finish import best_of, make_result
 from jaxem.fitting.implicit import differentiated
-from jaxem.fitting.loop import Limits, Progress, advance, begin, informed
+from jaxem.fitting.loop import Limits, Progress, advance, begin, prepared
 from jaxem.fitting.regularisation import Blank, regularisers
 from jaxem.fitting.result import Fit
 from jaxem.fitting.sources.sharded import ShardedRows, dealt, layout_of
 from jaxem.fitting.status import Status
-from jaxem.solvers.em import EM, in_chunks
+from jaxem.solvers.em import EM
 from jaxem.solvers.words import as_solver
 
 
@@ -143,12 +143,7 @@ def _fit_differentiable_jvp(trace: Blank, primals: tuple[Any, ...], tangents: tu
 
 
 def _climb(trace: Blank, solver: Any, model: Any, limits: Limits, x: Any, weight: Array, prior: Any) -> Fit:
-    if isinstance(x, ShardedRows):
-        data, rows = x.prepared(model, weight)
-    else:
-        # Small data is precomputed once; large data in every pass, chunk by chunk.
-        data = x if solver.batches or in_chunks(model, x, weight) else model.expand(model.observe(x))
-        rows = informed(model, x, weight)
+    data, rows = prepared(solver, model, x, weight)
     floor, pseudo = regularisers(model, x, weight, prior)
 
     def running(carry: tuple[Progress, Array]) -> Array:

@@ -14,6 +14,7 @@ from jaxem.distributions.base import Family, Labelled, Statistics
 from jaxem.fitting.status import Status
 from jaxem.fitting.stopping import Answer, Look, Trend, Windows
 from jaxem.latent.base import Latent
+from jaxem.solvers.em import RowSource, in_chunks
 
 
 @module
@@ -85,6 +86,17 @@ def begin(solver: Any, model: Any, x: Any, weight: Float[Array, "n"], prior: Sta
         status=jnp.full((), int(Status.running), jnp.int32),
         record=None if solver.monotone else Record(model, never, never, never),
     )
+
+
+def prepared(solver: Any, model: Any, x: Any, weight: Float[Array, "n"]) -> tuple[Any, Array]:
+    """The rows as every step takes them, and the weight of all observations, wherever the rows are.
+
+    Small data is precomputed once; large data in every pass, chunk by chunk.
+    """
+    if isinstance(x, RowSource):
+        return x.prepared(model, weight)
+    data = x if solver.batches or in_chunks(model, x, weight) else model.expand(model.observe(x))
+    return data, informed(model, x, weight)
 
 
 def informed(model: Any, x: Any, weight: Float[Array, "n"]) -> Array:

@@ -207,8 +207,9 @@ def gain(model: Any, new: Any, counted: Statistics) -> Array:
 class RowSource:
     """Base class of rows that compute their own E-step: sharded over devices, or already reduced batch by batch.
 
-    What you write: `expectation(model, weight, over)`, as the function of that name. What you get: every solver that
-    uses x in no other way.
+    What you write: `expectation(model, weight, over)`, as the function of that name; for `fit` also
+    `prepared(model, weight)` (see `fitting.loop`) and `sample(weight, spacing)`, some rows with their weights. What you
+    get: every solver that uses x in no other way.
     """
 
     def expectation(self, model: Any, weight: Array, over: Any) -> tuple[Array, Statistics]:

@@ -12,8 +12,8 @@ from jaxtyping import Array
 from jaxem.core.pytree import module, replace, select
 from jaxem.distributions.base import Labelled, Statistics
 from jaxem.fitting.finish import best_of, make_result
-from jaxem.fitting.loop import Limits, Progress, advance, begin, informed
-from jaxem.fitting.regularisation import regulariser
+from jaxem.fitting.loop import Limits, Progress, advance, begin, prepared
+from jaxem.fitting.regularisation import regularisers
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
 
@@ -50,9 +50,8 @@ def prepare_lanes(
 
     def one(model: Any, x: Any, weight: Array, labels: Array | None) -> tuple[Problems, Statistics]:
         data = x if labels is None else Labelled(x, labels)
-        data = data if solver.batches else model.observe(data)
-        floor = model.floor(data, weight)
-        return Problems(data, weight, regulariser(floor, prior, model, data, weight)), floor
+        floor, pseudo = regularisers(model, data, weight, prior)
+        return Problems(data if solver.batches else model.observe(data), weight, pseudo), floor
 
     return jax.vmap(one, in_axes=(0, 0, 0, None if labels is None else 0))(first, x, weight, labels)
 
@@ -106,9 +105,7 @@ def run_lanes(
     def climb(lane: tuple[Progress, Problems, Array]) -> Progress:
         progress, mine, tol = lane
         own_limits = replace(limits, tol=tol)
-        model = progress.model
-        data = mine.data if solver.batches else model.expand(mine.data)
-        rows = informed(model, mine.data, mine.weight)
+        data, rows = prepared(solver, progress.model, mine.data, mine.weight)
 
         def step(now: Progress) -> Progress:
             return advance(solver, now, data, mine.weight, rows, mine.prior, own_limits)
