@@ -27,7 +27,7 @@ def make_result(solver: Any, start: Any, end: Progress, trace: Array | None, flo
         steps=jnp.maximum(end.steps, 0),
         converged=has_converged(end.status, status),
         status=status,
-        passes=solver.spent(end.state, end.steps + 1),
+        passes=solver.total_passes(end.state, end.steps + 1),
         trace=trace,
     )
 

@@ -104,7 +104,7 @@ def fit(
     if devices is not None:
         data, weight, layout = dealt(model, data, weight, devices)
     if layout is not None:
-        if solver.batches:
+        if solver.minibatch:
             raise ValueError(
                 f"{type(solver).__name__} takes rows in batches, which must all be on one device; use EM()"
             )

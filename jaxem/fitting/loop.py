@@ -95,7 +95,7 @@ def prepared(solver: Any, model: Any, x: Any, weight: Float[Array, "n"]) -> tupl
     """
     if isinstance(x, RowSource):
         return x.prepared(model, weight)
-    data = x if solver.batches or in_chunks(model, x, weight) else model.expand(model.observe(x))
+    data = x if solver.minibatch or in_chunks(model, x, weight) else model.expand(model.observe(x))
     return data, informed(model, x, weight)
 
 
@@ -126,8 +126,8 @@ def advance(
     objective = log_likelihood + now.ahead.expected_log_prob(prior)
     steps = now.steps + 1
     rounding = float(jnp.finfo(objective.dtype).eps) * now.ahead.roundings(prior) * (jnp.abs(objective) + rows)
-    left, tolerance = solver.left(state), limits.tol * rows
-    look = Look(objective, now.objective, left, steps - solver.warmup, tolerance, rounding)
+    remaining, tolerance = solver.remaining_gain(state), limits.tol * rows
+    look = Look(objective, now.objective, remaining, steps - solver.warmup, tolerance, rounding)
     gains, answer = now.gains.after(look, solver)
     nothing = Status.no_events if now.ahead.censored else Status.no_data
     status = stopping_status(log_likelihood, objective, rows, steps, answer, limits, nothing)

@@ -51,7 +51,7 @@ def prepare_lanes(
     def one(model: Any, x: Any, weight: Array, labels: Array | None) -> tuple[Problems, Statistics]:
         data = x if labels is None else Labelled(x, labels)
         floor, pseudo = regularisers(model, data, weight, prior)
-        return Problems(data if solver.batches else model.observe(data), weight, pseudo), floor
+        return Problems(data if solver.minibatch else model.observe(data), weight, pseudo), floor
 
     return jax.vmap(one, in_axes=(0, 0, 0, None if labels is None else 0))(first, x, weight, labels)
 

@@ -107,7 +107,7 @@ def fit_stream(
             "batches can be read once only, and each step reads them again; pass a list, jem.batches(...), or an "
             "object with a method __iter__ (for a single pass use OnlineEM)"
         )
-    if solver.batches:
+    if solver.minibatch:
         raise _too_many_looks(solver)
     summary = surveyed(model, batches, prior, processes)
     with reported(progress, "fitting") as tell:
