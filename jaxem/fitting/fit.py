@@ -98,7 +98,7 @@ def fit(
     check_rows(model, x)
     # Rows on other processes cannot be checked here.
     if not isinstance(weight, Tracer) and weight.is_fully_addressable:
-        model.check(x, weight, prior)
+        model.check(x, weight, prior is None)
     limits = Limits(jnp.asarray(tol, weight.dtype), jnp.asarray(max_steps, jnp.int32))
     data = x if labels is None else Labelled(x, labels)
     if devices is not None:

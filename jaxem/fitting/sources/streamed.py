@@ -31,7 +31,7 @@ from jaxem.fitting.loop import Limits, Progress, advance, begin
 from jaxem.fitting.regularisation import Blank, regularisers
 from jaxem.fitting.result import Fit
 from jaxem.fitting.sources import multihost
-from jaxem.fitting.sources.summary import ALL_ELSEWHERE, DatasetSummary
+from jaxem.fitting.sources.summary import DatasetSummary
 from jaxem.fitting.status import Status
 from jaxem.fitting.stopping import Windows
 from jaxem.io.bars import reported
@@ -376,7 +376,7 @@ class Pairwise:
 def _one_pass(model: Any, batches: Iterable[Any], solver: OnlineEM, prior: Any, once: bool) -> Fit:
     """Fit by one pass: learn from each batch as it comes."""
     start, state, floor, pseudo, total = model, None, None, None, np.zeros(())
-    for x, weight in read_ahead(batches, named(partial(_ready, model, prior))):
+    for x, weight in read_ahead(batches, named(partial(_ready, model))):
         more = np.sum(weight, dtype=float)
         if not more:
             continue
@@ -390,20 +390,20 @@ def _one_pass(model: Any, batches: Iterable[Any], solver: OnlineEM, prior: Any, 
         raise ValueError("batches hold no rows that have a weight; a fit needs at least one")
     value = math.nan
     if not once:
-        looks = (_log_likelihood(model, *batch) for batch in read_ahead(batches, partial(_ready, model, prior)))
+        looks = (_log_likelihood(model, *batch) for batch in read_ahead(batches, partial(_ready, model)))
         value = sum(float(look) for look in looks)
     of_float = partial(jnp.asarray, dtype=jax.tree.leaves(pseudo)[0].dtype)
     sizes = of_float(value), floor, pseudo, of_float(total)
     return _single_pass_result(solver, start, model, state[0], *sizes, looked=not once)
 
 
-def _ready(model: Any, prior: Any, batch: Any) -> tuple[Any, Array]:
+def _ready(model: Any, batch: Any) -> tuple[Any, Array]:
     """A batch prepared as by `fit`."""
     x, weight = batch if isinstance(batch, tuple) else (batch, None)
     x, weight, _ = prepare(model.read(x), weight, None)
     if len(x):
         check_rows(model, x)
-        model.check(x, weight, ALL_ELSEWHERE if prior is None else prior)
+        model.check(x, weight, False)
     return x, weight
 
 

@@ -21,9 +21,6 @@ from jaxem.data.sequences import Sequences
 from jaxem.fitting.checks import check_rows
 from jaxem.fitting.regularisation import SCALE_ROWS
 
-ALL_ELSEWHERE = ()
-"""Sentinel prior for `check` on a single batch: skips the check of identifiability, which needs all rows."""
-
 
 @dataclasses.dataclass
 class Spaced:
@@ -128,7 +125,7 @@ class DatasetSummary:
         if _has_gaps(x):
             x = incomplete(x) if isinstance(x, np.ndarray) else x
             self.patterns = max(self.patterns, getattr(x, "patterns", 0))
-            self.model.check(x, jnp.asarray(weight), ALL_ELSEWHERE if self.prior is None else self.prior)
+            self.model.check(x, jnp.asarray(weight), False)
         self.most, self.counted = max(self.most, len(x)), self.counted + len(x)
         self.total += float(np.sum(weight, dtype=float))
         self.observations += float(_observations(self.model, x, jnp.asarray(weight)))
@@ -138,7 +135,7 @@ class DatasetSummary:
         rows, weight = jax.tree.map(jnp.asarray, self.pooled())
         x, weight, _ = prepare(rows, weight, None)
         if self.sample.stride == 1:
-            self.model.check(x, weight, self.prior)
+            self.model.check(x, weight, self.prior is None)
         return x, weight
 
     def pooled(self) -> tuple[Any, np.ndarray]:
