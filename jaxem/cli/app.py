@@ -484,7 +484,7 @@ def _race(command: str, options: dict[str, Any]) -> int:
 
 def _bar(verb: str, shown: bool = True) -> contextlib.AbstractContextManager[Callable[..., Any] | None]:
     """A progress bar on stderr; none if that is not a terminal."""
-    from jaxem.io.bars import reported
+    from jaxem.io.progress import reported
 
     return reported(shown and sys.stderr.isatty(), verb)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxem.distributions.base import check_model
 from jaxem.evaluation.race import GAPS, Race, Run, as_solvers, as_table, compare, line, plain, setting
-from jaxem.io.bars import reported
+from jaxem.io.progress import reported
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -34,7 +34,7 @@ from jaxem.fitting.sources import multihost
 from jaxem.fitting.sources.summary import DatasetSummary
 from jaxem.fitting.status import Status
 from jaxem.fitting.stopping import Windows
-from jaxem.io.bars import reported
+from jaxem.io.progress import reported
 from jaxem.solvers.em import EM, RowSource, expectation
 from jaxem.solvers.online import OnlineEM
 from jaxem.solvers.words import as_solver

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from jaxem.io.bars import reported
+from jaxem.io.progress import reported
 
 
 class Bar:

@@ -4,11 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 Tell = Callable[..., Any]
+
+
+class Tally:
+    """Work done by several threads in parts, told as one sum.
+
+    Attributes:
+        total: all the work.
+        tell: called with (done, total) at each change.
+        parts: how much is done of each part.
+    """
+
+    def __init__(self, total: int, tell: Tell | None = None) -> None:
+        """Start at zero."""
+        self.total, self.tell, self.parts, self.lock = total, tell, dict[Any, float](), threading.Lock()
+
+    @property
+    def done(self) -> int:
+        """Work done in all parts."""
+        return int(sum(self.parts.values()))
+
+    def put(self, part: Any, done: float) -> None:
+        """Set how much of a part is done."""
+        with self.lock:
+            self.parts[part] = done
+            if self.tell is not None:
+                self.tell(self.done, self.total)
 
 
 def reported(progress: Any, verb: str) -> contextlib.AbstractContextManager[Tell | None]:
