@@ -46,7 +46,7 @@ class Table:
 
 
 class Regression(Family):
-    """What all regressions share: `coefficients` `[..., P]`, an `intercept` `[...]`, and rows of P + 1 columns."""
+    """Common parts of all regressions: `coefficients` `[..., P]`, an `intercept` `[...]`, and rows of P + 1 columns."""
 
     scalar = False
     coefficients: Array
@@ -75,14 +75,14 @@ class Regression(Family):
         return jnp.isfinite(response)
 
     def observe_incomplete(self, x: Incomplete) -> Rows:
-        """A response that was not seen says nothing; of the other rows all inputs must be there."""
+        """Observed data of which some responses are missing; of the other rows all inputs must be there."""
         return Rows(self.columns(x.values), ~jnp.isnan(x.values[:, -1]))
 
     def contains(self, columns: Table) -> Bool[Array, "n"]:
         return jnp.isfinite(columns.response)
 
     def expand(self, x: Rows) -> Rows:
-        """With the products of the inputs, where there are many."""
+        """Observed data with the products of the inputs, where there are many."""
         return replace(x, columns=replace(x.columns, design=x.columns.design.expand()))
 
     def _level(self, centre: Array) -> Float[Array, "*batch"]:
@@ -125,7 +125,7 @@ class Regression(Family):
         raise NotImplementedError
 
     def ridge(self, strength: Any) -> Statistics:
-        """What `priors.Ridge` adds to the statistics."""
+        """The statistics that `priors.Ridge` adds."""
         raise NotImplementedError
 
     def sample(self, key: Array, n: int, inputs: Any = None) -> Float[Array, "*batch n d"]:
@@ -197,7 +197,7 @@ def check(name: str, x: Any, weight: Any = None) -> None:
 
 @module
 class Residuals(Referenced):
-    """Weighted sums of products of (1, inputs, residual): what a linear regression needs to know of its rows.
+    """The statistics of a linear regression: weighted sums of products of (1, inputs, residual).
 
     About a line, because a residual keeps the digits that a response far away, or nearly on the line, would lose.
 
@@ -218,7 +218,7 @@ class Residuals(Referenced):
     centre: Array
 
     def about(self, level: Array, slopes: Array, centre: Array) -> Self:
-        """The same rows, about another line and centre."""
+        """The statistics of the same rows about another line and centre."""
         shift, size = self.centre - centre, self.slopes.shape[-1]
         eye = jnp.broadcast_to(jnp.eye(size + 2, dtype=shift.dtype), self.gram.shape)
         move = eye.at[..., 1:-1, 0].set(shift)
@@ -238,7 +238,7 @@ class Residuals(Referenced):
 
 @family("linear_regression", "linear regression", reads="response", units="each")
 class LinearRegression(Regression):
-    """A response that is Gaussian about a linear function of the inputs.
+    """Linear regression: a response that is Gaussian about a linear function of the inputs.
 
     log p(y | z) = -1/2 [(y - intercept - coefficients . z)^2 / variance + log(2 pi variance)]
 
@@ -284,7 +284,7 @@ class LinearRegression(Regression):
         return Residuals(spread_rows, gram, self._level(centre), self.coefficients, everywhere)
 
     def expected_statistics(self) -> Residuals:
-        """With standard normal inputs."""
+        """Expected statistics with standard normal inputs."""
         ones = jnp.ones_like(self.intercept)
         diagonal = jnp.concatenate(
             [ones[..., None], jnp.ones_like(self.coefficients), self.variance[..., None]], axis=-1
@@ -292,7 +292,7 @@ class LinearRegression(Regression):
         return self._residuals(ones, linalg.diagonal_matrix(diagonal), jnp.zeros_like(self.coefficients))
 
     def expected_log_prob(self, statistics: Residuals) -> Float[Array, "*batch"]:
-        """-1/2 [rows log(2 pi variance) + sum of squared residuals / variance]."""
+        """Q: -1/2 [rows log(2 pi variance) + sum of squared residuals / variance]."""
         level = self._level(statistics.centre)
         squares = statistics.about(level, self.coefficients, statistics.centre).gram[..., -1, -1]
         log_volume = math.log(2 * math.pi) + jnp.log(self.variance)
@@ -320,7 +320,7 @@ class LinearRegression(Regression):
         return self._residuals(one.spread_rows, gram, table.design.centre)
 
     def floor(self, x: Any, weight: Array) -> Residuals:
-        """No rows; of each input what rounding makes of it, and what holds up responses that are all zero."""
+        """A floor without rows: each input's rounding, and what holds up responses that are all zero."""
         table = self.observe(x).columns
         possible = self.contains(table)
         weight = jnp.where(possible, weight, 0)
@@ -339,7 +339,7 @@ class LinearRegression(Regression):
         return self.variance < 10 * (predicted + resolution(self._level(floor.centre)))
 
     def ridge(self, strength: Any) -> Residuals:
-        """-strength/2 sum of squared coefficients / variance: the ridge of least squares."""
+        """The ridge penalty of least squares, -strength/2 sum of squared coefficients / variance."""
         zero, flat = jnp.zeros_like(self.intercept), jnp.zeros_like(self.coefficients)
         diagonal = jnp.broadcast_to(jnp.asarray(strength, flat.dtype), flat.shape)
         gram = linalg.diagonal_matrix(jnp.pad(diagonal, [(0, 0)] * (flat.ndim - 1) + [(1, 1)]))
