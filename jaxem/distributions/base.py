@@ -188,13 +188,13 @@ class Distribution:
         """Whether each row is a value that this model can produce, `[n]` bool."""
         raise NotImplementedError
 
-    def check(self, x: Any, weight: Array, prior: Any) -> None:
+    def check(self, x: Any, weight: Array, alone: bool) -> None:
         """Raise ValueError for rows to which no fit can succeed. Most families accept all.
 
         Args:
             x: rows, as `fit` has made them ready.
             weight: `[n]`.
-            prior: what `fit` was given, None among it.
+            alone: whether nothing else speaks: there is no prior, and these are all rows.
         """
 
     def impute(self, x: Any, key: Any = None) -> Any:
@@ -345,7 +345,7 @@ class Family(Distribution):
         values = jnp.where(unseen.reshape(-1, *(1 for _ in self.event_shape)), example[None], x.values)
         return Rows(self.columns(values), ~unseen)
 
-    def check(self, x: Any, weight: Array, prior: Any) -> None:
+    def check(self, x: Any, weight: Array, alone: bool) -> None:
         """Raise ValueError for a row of which a part is missing, if the family reads whole rows."""
         if (
             not isinstance(x, Incomplete)

@@ -50,8 +50,8 @@ class Joint(Product):
         """Observed data with missing cells: the first part reads all columns but the last."""
         return Rows((self.parts[0].observe(some_columns(x, slice(0, -1))), self.parts[1].observe(x)))
 
-    def check(self, x: Any, weight: Array, prior: Any) -> None:
-        self.parts[1].check(x, weight, prior)
+    def check(self, x: Any, weight: Array, alone: bool) -> None:
+        self.parts[1].check(x, weight, alone)
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n d"]:
         """`n` rows from each member, `[*batch_shape, n, P + 1]`."""

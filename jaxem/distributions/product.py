@@ -172,10 +172,10 @@ class Product(Family):
         parts = zip(self.parts, self.observe(x).columns, strict=True)
         return jnp.all(jnp.stack([jnp.asarray(part.bounded(block, weight)) for part, block in parts]))
 
-    def check(self, x: Any, weight: Array, prior: Any) -> None:
+    def check(self, x: Any, weight: Array, alone: bool) -> None:
         at = 0
         for part in self.parts:
-            part.check(some_columns(x, slice(at, at + _width(part))), weight, prior)
+            part.check(some_columns(x, slice(at, at + _width(part))), weight, alone)
             at += _width(part)
 
     def inside(self, x: Any) -> Array:

@@ -148,7 +148,7 @@ class Regression(Family):
     def _draw(self, key: Array, predictor: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         raise NotImplementedError
 
-    def check(self, x: Any, weight: Array, prior: Any) -> None:
+    def check(self, x: Any, weight: Array, alone: bool) -> None:
         """Raise ValueError, in one line, for a row whose response was seen and an input was not.
 
         Also if nothing but the rows speaks, and they do not determine the coefficients.
@@ -160,7 +160,7 @@ class Regression(Family):
                     f"x has a missing input in row {int(jnp.argmax(partly))}; {type(self).__name__} needs all inputs "
                     "of a row whose response was seen: leave the row out, fill the input, or make its response NaN"
                 )
-        if prior is None:
+        if alone:
             check(type(self).__name__, cells(x), weight)
 
     @classmethod

@@ -235,8 +235,8 @@ class Latent(Hidden):
         floor = self._each(lambda child, rows, weight: child.floor(rows, weight), *children)
         return LatentStatistics(jax.tree.map(jnp.zeros_like, self.potentials()), floor)
 
-    def check(self, x: Any, weight: Array, prior: Any) -> None:
-        self.child.check(x, weight, prior)
+    def check(self, x: Any, weight: Array, alone: bool) -> None:
+        self.child.check(x, weight, alone)
 
     @property
     def censored(self) -> Any:  # type: ignore[override]

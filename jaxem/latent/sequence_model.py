@@ -58,8 +58,8 @@ class SequenceModel(Latent):
     def read(self, x: Any) -> Sequences:
         return as_sequences(x, self.event_shape, type_of(self))
 
-    def check(self, x: Sequences, weight: Array, prior: Any) -> None:
-        self.child.check(x.alone().rows(), jnp.where(x.seen, weight[:, None], 0).ravel(), prior)
+    def check(self, x: Sequences, weight: Array, alone: bool) -> None:
+        self.child.check(x.alone().rows(), jnp.where(x.seen, weight[:, None], 0).ravel(), alone)
 
     def child_data(self, x: Any) -> Any:
         return x.rows

@@ -264,7 +264,7 @@ class BayesNet(Hidden):
         """`x` as categories, rows last, and where in its table each variable stands."""
         return x if isinstance(x, Seen) else _observe(self, self.read(x))
 
-    def check(self, x: Any, weight: Array, prior: Any) -> None:
+    def check(self, x: Any, weight: Array, alone: bool) -> None:
         """Raise ValueError for a cell that holds no category."""
         if isinstance(x, Cells):
             x.check(weight)
