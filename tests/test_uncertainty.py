@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import jaxem as jem
+from jaxem.core import linalg
 from test_restrictions import FEDERAL_FUNDS
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -47,6 +48,7 @@ def times(dtype: Any = float) -> jem.Mixture:
     return jem.Mixture(jnp.array([0.3598853969849348, 0.6401146030150652], dtype), jem.Poisson(rates))
 
 
+@pytest.mark.slow
 def test_days_of_the_times() -> None:
     """50 digits; the rate of EM; the mean of all days by the delta method."""
     errors = jem.uncertainty(times(), TIMES[0], weight=TIMES[1])
@@ -310,6 +312,7 @@ def test_insect_sprays() -> None:
         close([found.intercept, *found.coefficients], case["expected"][f"se_{kind}"])
 
 
+@pytest.mark.slow
 def test_clusters_are_sums_of_scores() -> None:
     """A mean: (X'X)^-1 sum of squared sums of residuals; duplicated rows of a cluster change nothing."""
     x = np.array([1.0, 2.0, 4.0, 7.0, 3.0, 6.0])
@@ -340,6 +343,24 @@ def test_weights_of_a_survey_have_no_scale() -> None:
 
 
 @pytest.mark.slow
+def test_a_prior_is_as_good_as_rows() -> None:
+    """Pseudo-statistics of rows count as those rows, but for the scores of a sandwich."""
+    x, more = np.array([1.0, 4.0, 3.0]), np.array([2.0, 6.0])
+    both = np.concatenate([x, more])
+    model = jem.Poisson(both.mean())
+    prior = model.statistics(jnp.asarray(more), jnp.ones(2))
+    close(jem.uncertainty(model, x, prior=prior).covariance, jem.uncertainty(model, both).covariance, 1e-9)
+    found = jem.uncertainty(model, x, prior=prior, kind="sandwich").covariance
+    close(found, np.sum((x - model.rate) ** 2) / both.sum() ** 2, 1e-9)
+
+
+@pytest.mark.slow
+def test_what_is_held_altogether_is_refused() -> None:
+    with pytest.raises(ValueError, match="no free parameters"):
+        jem.uncertainty(jem.hold(jem.Poisson(2.0), "rate"), np.array([1.0, 2.0]))
+
+
+@pytest.mark.slow
 def test_many_are_each_by_itself() -> None:
     """A collapsed problem and one on other data change no other."""
     rng = np.random.default_rng(0)
@@ -358,21 +379,48 @@ def test_many_are_each_by_itself() -> None:
     assert len(many.table()) == 16
 
 
+def test_a_mean_of_counts() -> None:
+    """The root of rate / n, an interval on the scale of logarithms, nothing missing."""
+    errors = jem.uncertainty(jem.Poisson(4.0), np.array([2.0, 3.0, 5.0, 6.0]))
+    assert errors.status_name == "ok"
+    close(errors.standard_error.rate, 1.0, 1e-12)
+    close([end.rate for end in errors.interval(0.95)], 4 * np.exp([-0.48999099613501, 0.48999099613501]), 1e-12)
+    for words, call in {
+        "level is 1.2; it must be above 0 and below 1": lambda: errors.interval(1.2),
+        "scale is 'log'; it must be 'natural' or 'plain'": lambda: errors.interval(scale="log"),
+        "value holds 2 numbers and the function 1": lambda: errors.wald(lambda m: m.rate, [1.0, 2.0]),
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            call()
+    with pytest.raises(TypeError, match="pass a function of the model"):
+        errors.delta(3.0)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
-    ("words", "call"),
+    ("words", "given"),
     [
-        ("level is 1.2; it must be above 0 and below 1", lambda e, m, x: e.interval(1.2)),
-        ("scale is 'log'; it must be 'natural' or 'plain'", lambda e, m, x: e.interval(scale="log")),
-        ("kind is 'huber'; it must be", lambda e, m, x: jem.uncertainty(m, x, kind="huber")),
-        ("weights is 'survey'; it must be", lambda e, m, x: jem.uncertainty(m, x, weights="survey")),
-        ("use kind='sandwich'", lambda e, m, x: jem.uncertainty(m, x, weights="sampling", kind="observed")),
-        ("has no clusters", lambda e, m, x: jem.uncertainty(m, x, cluster=[0, 1, 2], kind="observed")),
-        ("cluster has shape", lambda e, m, x: jem.uncertainty(m, x, cluster=[0, 1])),
-        ("value holds 2 numbers and the function 1", lambda e, m, x: e.wald(lambda m: m.rate, [1.0, 2.0])),
+        ("kind is 'huber'; it must be", {"kind": "huber"}),
+        ("weights is 'survey'; it must be", {"weights": "survey"}),
+        ("use kind='sandwich'", {"weights": "sampling", "kind": "observed"}),
+        ("has no clusters", {"cluster": [0, 1, 2], "kind": "observed"}),
+        ("cluster has shape", {"cluster": [0, 1]}),
+        ("cluster has a null in row 1", {"cluster": ["a", None, "b"]}),
     ],
 )
-def test_bad_input(words: str, call: Any) -> None:
-    model, x = jem.Poisson(2.0), np.array([1.0, 2.0, 3.0])
-    errors = jem.uncertainty(model, x)
+def test_bad_input(words: str, given: Any) -> None:
     with pytest.raises(ValueError, match=words):
-        call(errors, model, x)
+        jem.uncertainty(jem.Poisson(2.0), np.array([1.0, 2.0, 3.0]), **given)
+
+
+def test_eigenvalues_are_those_of_numpy() -> None:
+    """Of sizes even and odd, with equal ones and zeros among them; in float32 to its digits."""
+    rng = np.random.default_rng(0)
+    for size in (1, 2, 5, 8):
+        matrices = rng.normal(size=(3, size, size))
+        matrices = matrices + np.swapaxes(matrices, 1, 2)
+        matrices[0] = np.eye(size)
+        wanted = np.linalg.eigvalsh(matrices)[:, ::-1]
+        np.testing.assert_allclose(linalg.eigenvalues(jnp.asarray(matrices)), wanted, atol=1e-12)
+        narrow = linalg.eigenvalues(jnp.asarray(matrices, jnp.float32))
+        assert narrow.dtype == jnp.float32
+        np.testing.assert_allclose(narrow, wanted, atol=2e-5)

@@ -106,6 +106,8 @@ def uncertainty(
     data = x if labels is None else Labelled(x, labels)
     plan = Plan(kind, weights == "sampling", groups, polish)
     size = jax.eval_shape(lambda model: flat(model)[0], model).size
+    if not size:
+        raise ValueError("model has no free parameters, so there is nothing to be unsure of; release what is held")
     if size > DENSE and kind == "opg":
         raise ValueError(f"kind is 'opg', and the model has {size} coordinates, more than {DENSE}; use 'sandwich'")
     errors = (compute if size <= DENSE else compute_large)(model, data, weight, prior, cluster, plan)
@@ -193,14 +195,14 @@ def compute(
             covariance, regular = linalg.matmul(linalg.transpose(root), root), regular & some
     finite = jnp.isfinite(look.objective) & jnp.all(jnp.isfinite(look.gradient) & jnp.isfinite(jnp.diag(look.observed)))
     vanished = jnp.any(model.states < states) | jnp.any(model.has_empty_component(jnp.sum(weight)))
-    vanished |= jnp.any(moves & ~inverse.moves)
+    silent = jnp.any(moves & ~inverse.moves)
     regular &= finite
     nowhere = jnp.where(regular, jnp.zeros_like(away), jnp.nan)
     together = inverse.moves[:, None] & inverse.moves[None]
     covariance = jnp.where(together, linalg.symmetrize(covariance) + nowhere, 0)
     status = told(
         finite=finite, regular=regular, collapsed=collapsed, vanished=vanished, away=away, edge=edge,
-        close=closest(model, covariance) < CLOSE, turns=bool(rotations(model)),
+        silent=silent, close=closest(model, covariance) < CLOSE, turns=bool(rotations(model)),
     )  # fmt: skip
     return Uncertainty(
         model, covariance, look.observed, look.complete, inverse.moves, status, away + nowhere, plan=plan
@@ -249,14 +251,14 @@ def compute_large(
     status = told(
         finite=finite, regular=(rate < 1 - bound) & (squared >= -bound), collapsed=collapsed,
         vanished=jnp.any(model.states < states) | jnp.any(model.has_empty_component(jnp.sum(weight))),
-        away=away, edge=edge, close=jnp.zeros((), bool), turns=bool(rotations(model)),
+        silent=jnp.zeros((), bool), away=away, edge=edge, close=jnp.zeros((), bool), turns=bool(rotations(model)),
     )  # fmt: skip
     return Uncertainty(model, None, None, None, moves, status, away, rate, rows, plan=plan)
 
 
 def told(
-    *, finite: Array, regular: Array, collapsed: Array, vanished: Array, away: Array, close: Array, turns: bool,
-    edge: Array,
+    *, finite: Array, regular: Array, collapsed: Array, vanished: Array, silent: Array, away: Array, close: Array,
+    turns: bool, edge: Array,
 ) -> Array:  # fmt: skip
     """The status: of all that applies, what matters most."""
     conditions = [
@@ -264,6 +266,7 @@ def told(
         (~regular, ErrorStatus.not_a_maximum),
         (collapsed, ErrorStatus.covariance_collapsed),
         (vanished, ErrorStatus.component_vanished),
+        (silent, ErrorStatus.no_information),
         (away > SETTLED, ErrorStatus.not_settled),
         (close, ErrorStatus.components_close),
         (jnp.asarray(turns), ErrorStatus.rotation_free),

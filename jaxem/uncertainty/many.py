@@ -115,7 +115,7 @@ def _each(
 
 def _together(model: Any, batch: Batch, problems: int) -> int:
     """How many problems are worked on at a time."""
-    tangents = min(WIDTH, flat(model)[0].size) + 1
+    tangents = min(WIDTH, jax.eval_shape(lambda model: flat(model)[0], model).size) + 1
     steps = getattr(getattr(batch.x, "values", batch.x), "shape", (0, 1))
     rows = batch.weight.shape[1] * (steps[2] if hasattr(batch.x, "length") else 1)
     bytes_each = 4 * tangents * rows * model.work_per_row * np.dtype(batch.weight.dtype).itemsize

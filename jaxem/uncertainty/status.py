@@ -17,10 +17,11 @@ class ErrorStatus(enum.IntEnum):
     rotation_free = 2
     components_close = 3
     not_settled = 4
-    component_vanished = 5
-    covariance_collapsed = 6
-    not_a_maximum = 7
-    nonfinite = 8
+    no_information = 5
+    component_vanished = 6
+    covariance_collapsed = 7
+    not_a_maximum = 8
+    nonfinite = 9
 
     @property
     def usable(self) -> bool:
@@ -48,6 +49,9 @@ _SENTENCES = {
     ErrorStatus.not_settled: (
         "The model is {distance:.2g} standard errors before the maximum on these rows: pass the x, weight, prior and "
         "labels of the fit, or fit with a smaller tol."
+    ),
+    ErrorStatus.no_information: (
+        "A parameter has no standard error: no row says anything of it, or its density has a kink there, as Laplace's."
     ),
     ErrorStatus.component_vanished: (
         "A component holds less than a hundredth of a row and has no standard errors; use fewer components."

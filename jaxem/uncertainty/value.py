@@ -29,6 +29,12 @@ class Test:
         statistic: of chi-squared.
         degrees: of freedom.
         p_value: probability of a statistic as large as that, if the hypothesis holds.
+
+    >>> import jax.numpy as jnp, jaxem as jem
+    >>> errors = jem.uncertainty(jem.Poisson(4.0), jnp.array([2.0, 3.0, 5.0, 6.0]))
+    >>> test = errors.wald(lambda model: model.rate, 2.0)
+    >>> test.statistic.round(3).item(), test.degrees.item(), test.p_value.round(3).item()
+    (4.0, 1, 0.046)
     """
 
     statistic: Float[Array, "*b"]
