@@ -30,8 +30,12 @@ from jaxem.solvers.em import chunk_rows, expectation, in_chunks
 
 WIDTH = 16
 """Directions of a derivative that are computed together, at most."""
-NEAR = 1.0
+NEAR = 2.0
 """Standard errors from the maximum up to which Newton's steps polish a model; from farther away it is another one."""
+
+
+BENT = 1e-3
+"""Relative change of the information along a step, above which it is computed again for rows that go by in chunks."""
 
 
 class Plan(NamedTuple):
@@ -88,10 +92,12 @@ def climbed(
 ) -> tuple[Any, Look, Inverse]:
     """The model after `polish` steps of Newton's method with one matrix, what there is to see there, and I_o^-1.
 
-    A step is taken only if the objective does not fall, and none from more than `NEAR` standard errors away.
+    A step is taken only if the objective does not fall, and none from more than `NEAR` standard errors away. How much
+    of the gradient is left after the first says how much the information changes on the way.
     """
     free, model_at = flat(model)
     eps = float(jnp.finfo(free.dtype).eps)
+    bent = BENT if in_chunks(model, data, weight) else 0.0
 
     def gradient(free: Array) -> tuple[Array, tuple[Array, Statistics]]:
         """Of the objective; and its value, and expected statistics."""
@@ -101,41 +107,38 @@ def climbed(
         slope = jax.grad(lambda z: model_at(z).expected_log_prob(counted))(free)
         return slope, (log_likelihood + here.expected_log_prob(prior), counted)
 
-    def look(free: Array) -> Look:
+    def look(free: Array) -> tuple[Look, Inverse]:
         (slope, (value, counted)), rows = directions(gradient, free, has_aux=True)
         q = jax.grad(lambda z: model_at(z).expected_log_prob(counted))
         complete = directions(q, free)[1]
-        return Look(value, slope, -linalg.symmetrize(rows), -linalg.symmetrize(complete))
+        seen = Look(value, slope, -linalg.symmetrize(rows), -linalg.symmetrize(complete))
+        return seen, Inverse.of(seen.observed, seen.complete, moves)
 
     def step(carry: tuple[Array, Array, Array, Array], inverse: Inverse) -> tuple[Array, Array, Array, Array]:
-        free, value, slope, taken = carry
+        free, value, slope, bend = carry
+        before = distance(inverse, slope)
         new = free + inverse.times(jnp.where(inverse.moves, slope, 0))
         new_slope, (new_value, _) = gradient(new)
         rounding = 256 * eps * (jnp.abs(value) + jnp.sum(weight))
         better = inverse.regular & (new_value >= value - rounding) & jnp.all(jnp.isfinite(new_slope))
-        better &= distance(inverse, slope) <= NEAR
-        keep = partial(jnp.where, better)
-        return keep(new, free), keep(new_value, value), keep(new_slope, slope), taken | better
+        better &= before <= NEAR
+        left = distance(inverse, new_slope) / jnp.where(before > 0, before, 1)
+        now = new, new_value, new_slope, jnp.where(bend < 0, left, bend)
+        return jax.tree.map(partial(jnp.where, better), now, carry)
 
     def again(state: tuple[Array, Look, Inverse, Array]) -> tuple[Array, Look, Inverse, Array]:
         free, _, _, turn = state
-        seen = look(free)
-        inverse = Inverse.of(seen.observed, seen.complete, moves)
+        seen, inverse = look(free)
         steps = jnp.where((turn == 0) & (distance(inverse, seen.gradient) > np.sqrt(eps)), polish, 0)
-        carry = free, seen.objective, seen.gradient, jnp.zeros((), bool)
-        free, _, _, taken = jax.lax.fori_loop(0, steps, lambda _, carry: step(carry, inverse), carry)
-        return free, seen, inverse, jnp.where(taken, turn + 1, 2)
+        carry = free, seen.objective, seen.gradient, jnp.full((), -1, free.dtype)
+        free, value, slope, bend = jax.lax.fori_loop(0, steps, lambda _, carry: step(carry, inverse), carry)
+        seen = seen._replace(objective=value, gradient=slope)
+        return free, seen, inverse, jnp.where(bend > bent, turn + 1, 2)
 
     if not polish:
-        seen = look(free)
-        return model, seen, Inverse.of(seen.observed, seen.complete, moves)
-
+        return model, *look(free)
     # In a loop, which compiles once what is needed before and after the steps.
-    def first(free: Array) -> tuple[Look, Inverse]:
-        seen = look(free)
-        return seen, Inverse.of(seen.observed, seen.complete, moves)
-
-    blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(first, free))
+    blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(look, free))
     start = free, *blank, jnp.zeros((), jnp.int32)
     free, seen, inverse, _ = jax.lax.while_loop(lambda state: state[3] < 2, again, start)
     return model_at(free), seen, inverse
