@@ -34,7 +34,7 @@ def facts(model: Any, x: Any, weight: Any) -> dict[str, Any]:
     of_floor = jax.grad(lambda z: model_at(z).expected_log_prob(pseudo))(free)
 
     def difference(k: Any) -> Any:
-        step = STEP * (jnp.arange(free.size) == k)
+        step = STEP * (jnp.arange(free.size) == k).astype(free.dtype)
         ends = [
             ravel_pytree(value_and_gradient(model_at(z), data, weight, pseudo)[2])[0]
             for z in (free + step, free - step)
