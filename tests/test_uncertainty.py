@@ -133,7 +133,7 @@ def test_linkage() -> None:
     assert errors.status_name == "ok"
     close(errors.standard_error.p, wanted, 1e-9)
     assert np.isnan(errors.standard_error.seen.probs).all()
-    close(errors.missing_information, 0.13277873374559893, 1e-8)
+    close(errors.missing_information[0], 0.13277873374559893, 1e-8)
     close(1 / errors.covariance_of(lambda m: m.p), 377.51690039468724, 1e-8)
     ends = errors.interval(0.95)
     np.testing.assert_allclose([end.p for end in ends], [0.5218272667727063, 0.7210840648041474], atol=1e-8)
