@@ -95,3 +95,8 @@ from jaxem.solvers.gradient import Gradient as Gradient
 from jaxem.solvers.newton import Newton as Newton
 from jaxem.solvers.online import OnlineEM as OnlineEM
 from jaxem.solvers.squarem import SQUAREM as SQUAREM
+from jaxem.uncertainty.compute import uncertainty as uncertainty
+from jaxem.uncertainty.many import uncertainty_many as uncertainty_many
+from jaxem.uncertainty.status import ErrorStatus as ErrorStatus
+from jaxem.uncertainty.value import Test as Test
+from jaxem.uncertainty.value import Uncertainty as Uncertainty
