@@ -54,6 +54,8 @@ from jaxem.distributions.student_t import StudentT as StudentT
 from jaxem.distributions.support import Support as Support
 from jaxem.distributions.von_mises import VonMises as VonMises
 from jaxem.distributions.weibull import Weibull as Weibull
+from jaxem.evaluation.classification import Classification as Classification
+from jaxem.evaluation.classification import classification as classification
 from jaxem.evaluation.convergence_rate import em_rate as em_rate
 from jaxem.evaluation.criteria import aic as aic
 from jaxem.evaluation.criteria import bic as bic
@@ -63,6 +65,8 @@ from jaxem.evaluation.profiles import Races as Races
 from jaxem.evaluation.profiles import compare_many as compare_many
 from jaxem.evaluation.race import Race as Race
 from jaxem.evaluation.race import compare as compare
+from jaxem.evaluation.residuals import PseudoResiduals as PseudoResiduals
+from jaxem.evaluation.residuals import pseudo_residuals as pseudo_residuals
 from jaxem.fitting.fit import fit as fit
 from jaxem.fitting.many.fit_many import fit_many as fit_many
 from jaxem.fitting.result import Fit as Fit
