@@ -99,3 +99,7 @@ from jaxem.solvers.gradient import Gradient as Gradient
 from jaxem.solvers.newton import Newton as Newton
 from jaxem.solvers.online import OnlineEM as OnlineEM
 from jaxem.solvers.squarem import SQUAREM as SQUAREM
+from jaxem.uncertainty.alignment import Alignment as Alignment
+from jaxem.uncertainty.alignment import align as align
+from jaxem.uncertainty.bootstrap import Bootstrap as Bootstrap
+from jaxem.uncertainty.bootstrap import bootstrap as bootstrap

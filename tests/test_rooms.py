@@ -15,7 +15,7 @@ PACKAGE = Path(jaxem.__file__).parent
 
 # From the ground up. A room is a folder, or a file beside the folders.
 FLOORS = ["_version palette core", "data chains", "distributions", "latent", "priors solvers io", "fitting"]
-FLOORS += ["kmeans evaluation"]
+FLOORS += ["kmeans evaluation uncertainty"]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 # All others are doors (the command line, plots, public names of what is inside): nothing inside imports them.
 
