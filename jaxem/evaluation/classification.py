@@ -18,16 +18,21 @@ from jaxem.latent.base import Latent
 
 @module
 class Classification:
-    """How surely rows (steps of sequences) belong to components.
+    """Certainty with which rows (steps of sequences) belong to components.
 
     Attributes:
         entropy: `[n]` (`[S, T]`) of the posterior of each row, in nats; NaN where nothing is there.
         relative_entropy: 1 - mean entropy / log K: one if all rows are certain, zero if the model knows nothing.
-        mean_posterior: `[K, K]`: of the rows assigned to the component of a row of this table, the mean posterior of
-            each; NaN where none are. Large numbers on the diagonal are what one hopes for.
+        mean_posterior: `[K, K]`: in its line k the mean posterior of the rows assigned to component k; NaN if none are.
+            Large numbers on the diagonal are what one hopes for.
         share: `[K]`, the share of rows assigned to each component.
         expected_error: the share of rows assigned to the wrong component, if the model is right:
             mean of 1 - max_k posterior.
+
+    >>> import jaxem as jem
+    >>> model = jem.Mixture([0.5, 0.5], jem.Poisson([1.0, 9.0]))
+    >>> jem.classification(model, [0.0, 1.0, 1.0, 12.0]).share.tolist()
+    [0.75, 0.25]
     """
 
     entropy: Array

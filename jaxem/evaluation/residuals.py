@@ -31,6 +31,10 @@ class PseudoResiduals:
     Attributes:
         lower, upper: the deviates of P(X < x) and P(X <= x), the same number where no value has a probability.
         mid: the deviate of their mean; with a key that of a number drawn between them.
+
+    >>> import jaxem as jem
+    >>> jem.pseudo_residuals(jem.Poisson(1.0), [0.0]).upper.round(3).tolist()
+    [-0.337]
     """
 
     lower: Array

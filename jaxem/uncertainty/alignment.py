@@ -26,6 +26,11 @@ class Alignment:
         order: `[B, K]`: in the place of component k stands what was `order[b, k]`.
         agreement: `[B]`, the share of rows whose most probable component is then that of the reference; NaN for a model
             that has no posterior.
+
+    >>> import jaxem as jem
+    >>> model = jem.Mixture([0.4, 0.6], jem.Poisson([2.0, 9.0]))
+    >>> jem.align(model, model, [1.0, 9.0]).order.tolist()
+    [0, 1]
     """
 
     models: Any

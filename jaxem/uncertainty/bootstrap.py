@@ -44,6 +44,10 @@ class Bootstrap:
             meaning from one refit to another, and standard errors of each say little.
         kind: of the bootstrap.
         multiplicity: `[B]`, of how many left-out rows each refit speaks: one each but in a jackknife of counted rows.
+
+    >>> import jaxem as jem
+    >>> jem.bootstrap(0, jem.Poisson(2.0), [1.0, 2.0, 3.0], kind="jackknife")
+    Bootstrap(jackknife, 3 replicates)
     """
 
     model: Any
