@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 from jaxem.core.pytree import replace
 from jaxem.data.missing import Incomplete, cells, incomplete, unseen_rows
+from jaxem.data.padding import bucket
 from jaxem.data.prepare import as_weight, prepare
 from jaxem.data.sequences import Sequences
 from jaxem.fitting.checks import check_rows
@@ -165,7 +166,7 @@ class DatasetSummary:
         if n > self.most:
             raise ValueError(f"it has {n} rows, and the largest had {self.most} when the batches were read first")
         gaps = isinstance(x, np.ndarray) and self.patterns and _has_gaps(x)
-        length = self.most if 2 * n > self.most else 1 << (n - 1).bit_length()
+        length = self.most if 2 * n > self.most else bucket(n)
         x = self.alike(x)
         if length > n:
             # Filled with existing rows, because zero may be outside a family's support.
