@@ -7,12 +7,14 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
+from jaxem.core.compilation import OFTEN, program
+from jaxem.data.arrays import as_dtype
 from jaxem.data.prepare import prepare
-from jaxem.distributions.base import Labelled, Statistics, check_model
+from jaxem.distributions.base import Labelled, Statistics, check_model, work
 from jaxem.fitting.checks import check_labelled, check_limits, check_prior, check_rows, check_starts, hidden_states
 from jaxem.fitting.finish import best_restart, make_result
 from jaxem.fitting.implicit import differentiated
@@ -99,7 +101,7 @@ def fit(
     # Rows on other processes cannot be checked here.
     if not isinstance(weight, Tracer) and weight.is_fully_addressable:
         model.check(x, weight, prior)
-    limits = Limits(jnp.asarray(tol, weight.dtype), jnp.asarray(max_steps, jnp.int32))
+    limits = Limits(as_dtype(tol, weight.dtype), as_dtype(max_steps, np.int32))
     data = x if labels is None else Labelled(x, labels)
     if devices is not None:
         data, weight, layout = dealt(model, data, weight, devices)
@@ -114,7 +116,12 @@ def fit(
     return _fit(solver, model, data, weight, prior, limits, trace=Blank.of(max_steps))
 
 
-@partial(jax.jit, static_argnames="trace")
+def _work(solver: Any, models: Any, x: Any, weight: Array, prior: Any, limits: Limits, *, trace: Blank) -> float:
+    """Numbers that a fit computes: of a hundred passes, as nobody knows how many it will take."""
+    return work(models, x) / 10 * min(trace.length, 100) * getattr(solver, "passes", 1)
+
+
+@program(_work, often=OFTEN, static_argnames="trace")
 def _fit(solver: Any, models: Any, x: Any, weight: Array, prior: Any, limits: Limits, *, trace: Blank) -> Fit:
     return _fit_differentiable(trace, solver, models, limits, x, weight, prior)
 

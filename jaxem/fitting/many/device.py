@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxem.core.compilation import program
 from jaxem.core.pytree import module, replace, select
 from jaxem.distributions.base import Labelled, Statistics
 from jaxem.fitting.finish import best_restart
@@ -50,7 +50,16 @@ class Lanes:
     job: Array
 
 
-@partial(jax.jit, static_argnames="restarts")
+def _queue_work(solver: Any, lanes: Any, results: Any, problems: Problems, starts: Any, *_: Any, **named: Any) -> float:
+    """Numbers computed by all calls of `run_lanes` together: of every job, a hundred passes."""
+    return 100.0 * _size(problems.data) * starts.work_per_row * named["restarts"] * solver.passes
+
+
+def _size(*data: Any, **_: Any) -> float:
+    return float(sum(leaf.size for leaf in jax.tree.leaves(data)))
+
+
+@program(_size, static_argnames="restarts")
 def prepare_lanes(
     solver: Any, starts: Any, x: Any, weight: Array, labels: Array | None, prior: Any, *, restarts: int
 ) -> tuple[Problems, Statistics]:
@@ -66,7 +75,7 @@ def prepare_lanes(
     return jax.vmap(one, in_axes=(0, 0, 0, None if labels is None else 0))(first, x, weight, labels)
 
 
-@partial(jax.jit, static_argnames="width")
+@program(_size, static_argnames="width")
 def empty_lanes(solver: Any, starts: Any, problems: Problems, *, width: int) -> tuple[Lanes, Progress]:
     """Idle lanes, and the result of every job so far: its start, as interrupted."""
     model, problem = member(starts, 0), member(problems, 0)
@@ -80,7 +89,7 @@ def empty_lanes(solver: Any, starts: Any, problems: Problems, *, width: int) -> 
     return Lanes(many(width), jnp.full(width, jobs, jnp.int32)), replace(many(jobs), model=starts)
 
 
-@partial(jax.jit, static_argnames=("restarts", "one_by_one", "steps"), donate_argnames=("lanes", "results"))
+@program(_queue_work, static_argnames=("restarts", "one_by_one", "steps"), donate_argnames=("lanes", "results"))
 def run_lanes(
     solver: Any,
     lanes: Lanes,
@@ -144,7 +153,7 @@ def select_lanes(lanes: Lanes, keep: Array) -> Lanes:
     return jax.tree.map(lambda leaf: leaf[keep], lanes)
 
 
-@partial(jax.jit, static_argnames="restarts")
+@program(_size, static_argnames="restarts")
 def best_restarts(
     solver: Any, starts: Any, results: Progress, problems: Problems, floor: Statistics, *, restarts: int
 ) -> Fit:
