@@ -79,6 +79,7 @@ from jaxem.fitting.many.fit_many import fit_many as fit_many
 from jaxem.fitting.result import Fit as Fit
 from jaxem.fitting.sources.streamed import fit_stream as fit_stream
 from jaxem.fitting.status import Status as Status
+from jaxem.io.cache import cache as cache
 from jaxem.io.models import load as load
 from jaxem.io.models import save as save
 from jaxem.kmeans import KMeans as KMeans

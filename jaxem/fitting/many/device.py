@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxem.core.compilation import program
 from jaxem.core.pytree import module, replace, select
 from jaxem.distributions.base import Labelled, Statistics
 from jaxem.fitting.finish import best_of, make_result
@@ -58,7 +58,16 @@ class Lanes:
     job: Array
 
 
-@partial(jax.jit, static_argnames="restarts")
+def _queue_work(solver: Any, lanes: Any, results: Any, problems: Problems, starts: Any, *_: Any, **named: Any) -> float:
+    """Numbers computed by all calls of `run_lanes` together: of every job, a hundred passes."""
+    return 100.0 * _size(problems.data) * starts.work_per_row * named["restarts"] * solver.passes_per_step
+
+
+def _size(*data: Any, **_: Any) -> float:
+    return float(sum(leaf.size for leaf in jax.tree.leaves(data)))
+
+
+@program(_size, static_argnames="restarts")
 def prepare_lanes(
     solver: Any, starts: Any, x: Any, weight: Array, labels: Array | None, prior: Any, *, restarts: int
 ) -> tuple[Problems, Statistics]:
@@ -77,12 +86,13 @@ def prepare_lanes(
     shared, by_problem = jax.tree.leaves(x)[0].shape[0] < weight.shape[0], None if labels is None else 0
     readers = jax.tree.map(lambda leaf: leaf[:1], first) if shared else first
     data = jax.vmap(observed, in_axes=(0, 0, by_problem))(readers, x, labels)
-    own, axes = (member((x, labels), 0), (None, None)) if shared else ((x, labels), (0, by_problem))
-    floor, pseudo = jax.vmap(regularised, in_axes=(0, *axes, 0))(first, *own, weight)
+    x, labels = member((x, labels), 0) if shared else (x, labels)
+    axes = (0, None, None, 0) if shared else (0, 0, by_problem, 0)
+    floor, pseudo = jax.vmap(regularised, in_axes=axes)(first, x, labels, weight)
     return Problems(data, weight, pseudo), floor
 
 
-@partial(jax.jit, static_argnames="width")
+@program(_size, static_argnames="width")
 def empty_lanes(solver: Any, starts: Any, problems: Problems, *, width: int) -> tuple[Lanes, Progress]:
     """Idle lanes, and the result of every job so far: its start, as interrupted."""
     model, problem = member(starts, 0), problems.whole(problems.at(jnp.asarray(0)))
@@ -96,7 +106,7 @@ def empty_lanes(solver: Any, starts: Any, problems: Problems, *, width: int) -> 
     return Lanes(many(width), jnp.full(width, jobs, jnp.int32)), replace(many(jobs), model=starts)
 
 
-@partial(jax.jit, static_argnames=("restarts", "one_by_one", "steps"), donate_argnames=("lanes", "results"))
+@program(_queue_work, static_argnames=("restarts", "one_by_one", "steps"), donate_argnames=("lanes", "results"))
 def run_lanes(
     solver: Any,
     lanes: Lanes,
@@ -158,7 +168,7 @@ def select_lanes(lanes: Lanes, keep: Array) -> Lanes:
     return jax.tree.map(lambda leaf: leaf[keep], lanes)
 
 
-@partial(jax.jit, static_argnames="restarts")
+@program(_size, static_argnames="restarts")
 def best_restarts(
     solver: Any, starts: Any, results: Progress, problems: Problems, floor: Statistics, *, restarts: int
 ) -> Fit:
