@@ -101,7 +101,7 @@ def uncertainty(
     check_prior(prior)
     check_rows(model, x)
     if not isinstance(weight, Tracer):
-        model.check(x, weight, prior)
+        model.check(x, weight, prior is None)
     cluster, groups = clusters(cluster, weight.shape[0])
     data = x if labels is None else Labelled(x, labels)
     plan = Plan(kind, weights == "sampling", groups, polish)

@@ -18,8 +18,8 @@ from jaxem.distributions.base import Labelled, check_model
 from jaxem.fitting.checks import check_labelled, check_prior
 from jaxem.fitting.many.batching import Batch, batched, some
 from jaxem.fitting.many.device import member
-from jaxem.fitting.many.progress import Reporter
 from jaxem.fitting.result import Fit
+from jaxem.io.progress import reported
 from jaxem.uncertainty.compute import check_count, checked_kind, clusters, compute
 from jaxem.uncertainty.information import WIDTH, Plan
 from jaxem.uncertainty.value import Uncertainty
@@ -78,9 +78,7 @@ def uncertainty_many(
     xs, weight, labels = as_problems(xs, weight, labels, problems, first.read)
     device = (devices or [None])[0]
     parts, order = [], []
-    with Reporter(progress, problems) as report, jax.default_device(device):
-        told = report.source()
-        done = 0
+    with reported(progress, "standard errors") as tell, jax.default_device(device):
         for batch in batched(first, xs, weight, labels, 1):
             groups, codes = _clusters(cluster, batch)
             plan = Plan(kind, weights == "sampling", groups, polish)
@@ -95,8 +93,8 @@ def uncertainty_many(
                 _check_counts(found, rows, mine)
                 parts.append(jax.device_get(found))
                 order.append(rows.index)
-                done = len(np.unique(np.concatenate(order)))
-                told(done)
+                if tell is not None:
+                    tell(len(np.unique(np.concatenate(order))), problems)
     place = np.unique(np.concatenate(order), return_index=True)[1]
     return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)[place]), *parts)
 
