@@ -21,6 +21,7 @@ from jaxem.data.arrays import float_type, numbers
 from jaxem.data.missing import Incomplete, cells, incomplete, unseen_rows
 from jaxem.data.prepare import as_floats
 from jaxem.distributions.constrained_m_step import constrained
+from jaxem.distributions.cumulative import Columnwise, Tails, one_column
 from jaxem.distributions.statistics import quantiles
 from jaxem.distributions.statistics.base import Statistics, add, scale
 from jaxem.distributions.statistics.base import over_parts as over_parts
@@ -218,6 +219,39 @@ class Distribution:
         x, key = incomplete(self.read(x)), None if key is None else as_key(key)
         return _impute(self, x, key) if isinstance(x, Incomplete) else x
 
+    def sample_like(self, key: Any, x: Any) -> Any:
+        """Rows drawn from the model that are otherwise like those of x.
+
+        As many of them, and sequences as long; with the inputs of x, where the model does not say how those are
+        distributed; with cells missing where they are in x; and, where x is censored, with times of the end of watch
+        drawn like those of x.
+
+        Args:
+            key: a JAX random key or a seed.
+            x: rows or sequences, as `log_prob` takes them.
+
+        Raises:
+            ValueError: the model is a batch of several.
+
+        >>> import jaxem as jem
+        >>> line = jem.LinearRegression([2.0], 1.0, 1e-12)
+        >>> line.sample_like(0, [[3.0, 0.0], [4.0, float("nan")]]).values.round(3).tolist()
+        [[3.0, 7.0], [4.0, nan]]
+        """
+        if self.batch_shape:
+            raise ValueError(f"sample_like needs one model; this is a batch of shape {self.batch_shape}")
+        x = self.read(x)
+        x = x if hasattr(x, "length") else incomplete(x)
+        return _sample_like(self, as_key(key), x)
+
+    def rows_like(self, key: Array, x: Any) -> Array:
+        """`[*batch_shape, n, *event_shape]`: a draw from each member for each row of x, whose gaps are not looked at.
+
+        Args:
+            x: `[n, *event_shape]` values; or, for models of sequences, `Sequences`.
+        """
+        return self.sample(key, len(x), *((x.steps,) if hasattr(x, "length") else ()))
+
     def expected_rows(self, x: Any, weight: Array) -> Array:
         """The sum over members of weight `[..., n]` x E[x_i | what was seen of it, member], `[n, *event_shape]`."""
         raise NotImplementedError(f"{type(self).__name__} cannot impute")
@@ -225,6 +259,13 @@ class Distribution:
     def drawn_rows(self, key: Array, x: Any, n: int) -> Array:
         """A draw of each row from each member, given what was seen of it, `[..., n, *event_shape]`."""
         raise NotImplementedError(f"{type(self).__name__} cannot impute")
+
+
+@jax.jit
+def _sample_like(model: Distribution, key: Array, x: Any) -> Any:
+    values = getattr(x, "values", x)
+    drawn = jnp.where(jnp.isnan(values), values, model.rows_like(key, x if hasattr(x, "length") else values))
+    return drawn if values is x else replace(x, values=drawn)
 
 
 def _seeded(sample: Callable[..., Any]) -> Callable[..., Any]:
@@ -280,7 +321,8 @@ class Family(Distribution):
     - unless its parameters are numbers, `initial_members(row, members)`: any valid ones, from which `start` sets out;
     - `scalar = False` if a row is a vector;
     - if not every number is possible: `support`, a `jem.Support`; `centre()`, its mean row, for `impute`;
-    - if some of the work on x can be done once: `columns(x)`, and then `contains(columns)`.
+    - if some of the work on x can be done once: `columns(x)`, and then `contains(columns)`;
+    - for `cdf` and residuals: `tails(x)`, and `discrete = True` if rows are whole numbers.
 
     What you get: a place in every `Mixture` and `Product`; `e_step`; `fit`, `fit_many`, restarts, weights, labels,
     priors; missing rows (whole ones; any cell, if the family is an `AnyCell`); starts; checks of
@@ -289,6 +331,8 @@ class Family(Distribution):
 
     support: ClassVar[Support] = FINITE
     scalar: ClassVar[bool] = True
+    discrete: ClassVar[bool] = False
+    """Whether rows are whole numbers, each with a probability of its own."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Check the support: a name alone belongs to a family that writes `contains` itself."""
@@ -469,6 +513,44 @@ class Family(Distribution):
     def drawn_rows(self, key: Array, x: Any, n: int) -> Array:
         return self.sample(key, n)
 
+    def cdf(self, x: Any) -> Float[Array, "*batch n"]:
+        """P(X <= x_i | member), `[*batch_shape, n]`; NaN where x is.
+
+        Of a family of vectors `[*batch_shape, n, D]`: each column by itself, given those before it (Rosenblatt 1952,
+        Annals of Mathematical Statistics 23:470). Of a regression that of the response, given the inputs; of censored
+        rows that of the upper end.
+
+        Args:
+            x: `[n]` for a family of numbers, `[n, D]` for one of vectors; numbers of any size.
+
+        Raises:
+            NotImplementedError: a family without a distribution function in closed form.
+            ValueError: the columns of x are not the family's.
+
+        >>> import jaxem as jem
+        >>> jem.Poisson([1.0, 4.0]).cdf([2, -1]).round(4).tolist()
+        [[0.9197, 0.0], [0.2381, 0.0]]
+        """
+        return _cdf(self, as_rows(cells(self.read(x)), self.event_shape, type_of(self)))
+
+    def tails(self, x: Array) -> Tails:
+        """P(X <= x_i) and P(X > x_i) of a family of numbers, each `[..., n]` and to all digits: what `cdf` needs."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no distribution function here; write tails(x), which gives P(X <= x), P(X > x)"
+        )
+
+    def tails_before(self, x: Array) -> Tails:
+        """P(X < x_i) and P(X >= x_i)."""
+        return self.tails(jnp.ceil(x) - 1 if self.discrete else x)
+
+    def columnwise(self, x: Array) -> Columnwise:
+        """What each column says, given those before it."""
+        if self.event_shape:
+            raise NotImplementedError(
+                f"{type(self).__name__} has no distribution function of a column, given those before it, in closed form"
+            )
+        return one_column(self, x)
+
     def inside(self, x: Any) -> Array:
         """Whether this family can produce each row (see `support`), `[n]` bool."""
         rows = self.observe(x)
@@ -480,6 +562,12 @@ class Family(Distribution):
 def _observed(family: Family, x: Array | Incomplete) -> Rows:
     """The observed data, as one program."""
     return family.observe_incomplete(x) if isinstance(x, Incomplete) else Rows(family.columns(x))
+
+
+@jax.jit
+def _cdf(family: Family, x: Array) -> Array:
+    below = family.columnwise(x).at.below
+    return jnp.swapaxes(below, -1, -2) if below.shape[-2:-1] == family.event_shape else below[..., 0, :]
 
 
 @jax.jit

@@ -24,6 +24,7 @@ from jaxem.core.double_double import (
 )
 from jaxem.core.pytree import module, replace, static
 from jaxem.core.special import log_rest, x_minus_log1p
+from jaxem.distributions import cumulative
 from jaxem.distributions.base import Family
 from jaxem.distributions.discrete import Counted, _Counts, _largest, times_log, times_log_rest, weighted, whole
 from jaxem.distributions.registry import family
@@ -42,6 +43,7 @@ class Trials:
 class OfTrials(Family):
     """Families of successes among a number of trials that is known for each row."""
 
+    discrete = True
     probs: Array
 
     @property
@@ -114,6 +116,11 @@ class Bernoulli(OfTrials):
     def expected_rows(self, x: Any, weight: Array) -> Float[Array, "n"]:
         """The more probable of 0 and 1, for rows that are missing."""
         return (super().expected_rows(x, weight) > 0.5).astype(weight.dtype)
+
+    def tails(self, x: Float[Array, "n"]) -> cumulative.Tails:
+        x, probs = linalg.lead(x, self.probs.ndim + 1), self.probs[..., None]
+        no, yes = cumulative.at_least(~(x < 0), cumulative.Tails(1 - probs, probs))
+        return cumulative.flipped(cumulative.at_least(~(x >= 1), cumulative.Tails(yes, no)))
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n"]:
         """`n` draws of 0 or 1 from each member, `[*batch_shape, n]`."""
@@ -192,6 +199,10 @@ class Binomial(OfTrials):
     def told(cls, values: np.ndarray) -> dict[str, int]:
         """The number of trials: the largest count."""
         return {"total_count": max(1, _largest(values))}
+
+    def tails(self, x: Float[Array, "n"]) -> cumulative.Tails:
+        x = linalg.lead(x, self.probs.ndim + 1)
+        return cumulative.binomial(self.total_count, self.probs[..., None], 1 - self.probs[..., None], jnp.floor(x))
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n"]:
         """`n` counts from each member, `[*batch_shape, n]`."""
@@ -287,6 +298,11 @@ class Geometric(_Counts, OfTrials):
     @classmethod
     def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         return cls(jnp.full(members, 0.5, row.dtype))
+
+    def tails(self, x: Float[Array, "n"]) -> cumulative.Tails:
+        count = jnp.floor(linalg.lead(x, self.probs.ndim + 1))
+        hazard = -times_log_rest(jnp.maximum(count + 1, 0), self.probs[..., None])
+        return cumulative.outlasting(hazard)
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n"]:
         """`n` counts from each member, `[*batch_shape, n]`."""

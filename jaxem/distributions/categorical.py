@@ -23,6 +23,7 @@ from jaxem.core.double_double import (
 from jaxem.core.pytree import replace, static
 from jaxem.core.special import x_minus_log1p
 from jaxem.core.summation import two_sum
+from jaxem.distributions import cumulative
 from jaxem.distributions.base import Family, flat_members
 from jaxem.distributions.discrete import Counted, _largest, times_log, weighted, whole
 from jaxem.distributions.registry import family
@@ -61,6 +62,7 @@ class Categorical(OfCategories):
     [-0.6931, -1.3863]
     """
 
+    discrete = True
     support = dataclasses.replace(COUNT, name="whole numbers from 0 to the number of categories less one")
     probs: Float[Array, "*batch c"] = parameter(simplex)
 
@@ -107,6 +109,13 @@ class Categorical(OfCategories):
     def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         categories = sizes["categories"]
         return cls(jnp.full((*members, categories), 1 / categories, row.dtype))
+
+    def tails(self, x: Float[Array, "n"]) -> cumulative.Tails:
+        """In the order of the numbers of the categories."""
+        x = linalg.lead(x, self.probs.ndim)
+        each = [jnp.where(x >= c, self.probs[..., c, None], 0) for c in range(self.categories)]
+        rest = [jnp.where(x >= c, 0, self.probs[..., c, None]) for c in range(self.categories)]
+        return cumulative.Tails(sum(each), sum(rest))
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n"]:
         """`n` categories from each member, `[*batch_shape, n]`."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Self
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxem.core.constraints import is_held, parameters
 from jaxem.core.linalg import lead
 from jaxem.core.pytree import module, replace
+from jaxem.distributions import cumulative
 from jaxem.distributions.base import Family, Rows, Statistics
 from jaxem.distributions.gaussian import DiagonalGaussian, Gaussian, SphericalGaussian, TiedGaussian
 from jaxem.distributions.product import sized
@@ -188,16 +190,58 @@ class Censored(Family):
         """Whether the base has collapsed."""
         return self.base.is_degenerate(floor)
 
+    def tails(self, x: Float[Array, "n 2"]) -> cumulative.Tails:
+        return self._base_tails(x[:, 1])
+
+    def tails_before(self, x: Float[Array, "n 2"]) -> cumulative.Tails:
+        return self._base_tails(x[:, 0])
+
+    def _base_tails(self, x: Float[Array, "n"]) -> cumulative.Tails:
+        each = self.base.columnwise(x[:, None] if self.base.event_shape else x).at
+        return jax.tree.map(lambda leaf: leaf[..., 0, :], each)
+
+    def columnwise(self, x: Float[Array, "n 2"]) -> cumulative.Columnwise:
+        """P(X <= lower) and P(X <= upper) of the base: what was not seen has a residual between two."""
+        return cumulative.one_column(self, x)
+
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n 2"]:
         """`n` rows from each member, all seen exactly: `[*batch_shape, n, 2]`."""
         draws = self.base.sample(key, n)
         draws = draws if self.base.event_shape else draws[..., None]
         return jnp.concatenate([draws, draws], axis=-1)
 
+    def rows_like(self, key: Array, x: Float[Array, "n 2"]) -> Float[Array, "*batch n 2"]:
+        """Draws that are watched until some time: that of x where a row was censored on the right.
+
+        Elsewhere it is drawn from the distribution of those times, given that it is later than the row (Davison and
+        Hinkley 1997, algorithm 3.1). Rows of which both ends, or only the upper one, are known are drawn exactly.
+        """
+        what, when = jax.random.split(key)
+        draws, end = self.base.sample(what, len(x)), _ends_of_watch(when, x)
+        draws = draws[..., 0] if self.base.event_shape else draws
+        end = lead(end, draws.ndim)
+        return jnp.stack([jnp.minimum(draws, end), jnp.where(draws <= end, draws, jnp.inf)], axis=-1)
+
     @staticmethod
     def of(family: Any) -> CensoredFamily:
         """The censored `family`, as `Mixture.start` takes it: `Censored.of(jem.Weibull)`."""
         return CensoredFamily(sized(family))
+
+
+def _ends_of_watch(key: Array, x: Float[Array, "n 2"]) -> Float[Array, "n"]:
+    """When each row stopped being watched, or infinity: by Kaplan and Meier's estimate, with the parts exchanged."""
+    lower, censored = x[:, 0], x[:, 1] == jnp.inf
+    order = jnp.lexsort((censored, lower))
+    times, ends = lower[order], censored[order]
+    at_risk = jnp.arange(len(lower), 0, -1).astype(lower.dtype)
+    log_left = jnp.cumsum(jnp.where(ends, jnp.log1p(-1 / jnp.maximum(at_risk, 1)), 0))
+    # Of those that are watched beyond the row's own time, the share that is watched beyond the time drawn.
+    rank = jnp.searchsorted(times, lower, side="right")
+    own = jnp.where(rank > 0, log_left[jnp.maximum(rank - 1, 0)], 0)
+    wanted = own - jax.random.exponential(key, lower.shape, lower.dtype)
+    later = jnp.searchsorted(-log_left, -wanted, side="left")
+    drawn = jnp.where(later < len(times), times[jnp.minimum(later, len(times) - 1)], jnp.inf)
+    return jnp.where(censored, lower, drawn)
 
 
 def representatives(lower: Float[Array, "n"], upper: Float[Array, "n"]) -> Float[Array, "n"]:

@@ -19,6 +19,7 @@ from jaxem.core.double_double import log_words, products, quotient_words, sum_wo
 from jaxem.core.pytree import module, replace
 from jaxem.core.special import binet, log_minus_digamma, stirling
 from jaxem.core.summation import totals
+from jaxem.distributions import cumulative
 from jaxem.distributions.base import Family
 from jaxem.distributions.gaussian import FLOOR
 from jaxem.distributions.members import ScalarParameters
@@ -380,6 +381,10 @@ class Beta(_Proportions, ScalarParameters):
     @classmethod
     def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         return cls(jnp.ones(members, row.dtype), jnp.ones(members, row.dtype))
+
+    def tails(self, x: Float[Array, "n"]) -> cumulative.Tails:
+        x = linalg.lead(x, self.successes.ndim + 1)
+        return cumulative.beta(self.successes[..., None], self.failures[..., None], x, 1 - x)
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n"]:
         """`n` proportions from each member, `[*batch_shape, n]`; those that round to 0 or 1 are put next to it."""

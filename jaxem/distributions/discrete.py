@@ -69,6 +69,7 @@ class Counted:
 class _Counts(Family):
     """Families of whole numbers from zero upward."""
 
+    discrete = True
     support = COUNT
 
     @classmethod

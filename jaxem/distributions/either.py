@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 from jaxem.core import linalg
 from jaxem.core.pytree import module, replace
 from jaxem.data.missing import cells
+from jaxem.distributions import cumulative
 from jaxem.distributions.base import Family, Pullback, Rows, Statistics, convert_parameters
 from jaxem.distributions.product import Sized, sized
 from jaxem.distributions.registry import structure
@@ -157,6 +158,10 @@ class Either(Family):
     def is_degenerate(self, floor: tuple[Statistics, ...]) -> Array:
         each = zip(self.parts, floor, strict=True)
         return jnp.concatenate([part.is_degenerate(f) for part, f in each], axis=-1)
+
+    def columnwise(self, x: Array) -> cumulative.Columnwise:
+        """Those of each part."""
+        return cumulative.concatenated([part.columnwise(x) for part in self.parts], axis=-3)
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n *event"]:
         """`n` rows from each member, `[*batch_shape, n, *event_shape]`."""

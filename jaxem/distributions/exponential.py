@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from jaxem.core import linalg
 from jaxem.core.constraints import parameter, positive
 from jaxem.core.pytree import replace
+from jaxem.distributions import cumulative
 from jaxem.distributions.poisson import Arrivals
 from jaxem.distributions.positive import Positive
 from jaxem.distributions.registry import family
@@ -89,6 +90,10 @@ class Exponential(Positive):
     @classmethod
     def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         return cls(jnp.broadcast_to(1 / jnp.where(row > 0, row, 1), members))
+
+    def tails(self, x: Float[Array, "n"]) -> cumulative.Tails:
+        x = linalg.lead(x, self.rate.ndim + 1)
+        return cumulative.outlasting(self.rate[..., None] * jnp.maximum(x, 0))
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n"]:
         """`n` waiting times from each member, `[*batch_shape, n]`."""

@@ -19,8 +19,9 @@ from jaxem.core import linalg
 from jaxem.core.constraints import loadings, parameter, positive, positive_vector, vector
 from jaxem.core.linalg import HIGHEST, matmul, transpose
 from jaxem.core.pytree import module, replace
+from jaxem.distributions import cumulative
 from jaxem.distributions.base import Rows, add, as_rows, scale
-from jaxem.distributions.gaussian import FLOOR
+from jaxem.distributions.gaussian import FLOOR, Gaussian
 from jaxem.distributions.registry import family
 from jaxem.distributions.statistics import mahalanobis, quantiles
 from jaxem.distributions.statistics.base import Referenced
@@ -312,6 +313,10 @@ class _Factors(AnyCell):
         spread = linalg.cholesky((second - linalg.outer(first, mean)) / rows[..., None])
         moved = self.mean + matmul(self.loadings, mean[..., None])[..., 0]
         return replace(self, mean=moved, loadings=matmul(self.loadings, spread))
+
+    def columnwise(self, x: Float[Array, "n d"]) -> cumulative.Columnwise:
+        """Those of the Gaussian with this covariance."""
+        return Gaussian(self.mean, self.covariance).columnwise(x)
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n d"]:
         """`n` draws from each member, `[*batch_shape, n, D]`."""

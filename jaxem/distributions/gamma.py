@@ -16,6 +16,7 @@ from jaxem.core.pytree import replace
 from jaxem.core.root_finding import root
 from jaxem.core.special import log_minus_digamma, stirling
 from jaxem.core.summation import totals
+from jaxem.distributions import cumulative
 from jaxem.distributions.positive import Positive
 from jaxem.distributions.registry import family
 from jaxem.distributions.statistics.log_ratios import InverseRatios, LogRatios, PositiveColumns, Ratios
@@ -124,6 +125,10 @@ class Gamma(_Dispersed):
         mean = jnp.broadcast_to(jnp.where(row > 0, row, 1), members)
         return cls(jnp.ones_like(mean), 1 / mean)
 
+    def tails(self, x: Float[Array, "n"]) -> cumulative.Tails:
+        x = linalg.lead(x, self.rate.ndim + 1)
+        return cumulative.gamma(self.shape[..., None], self.rate[..., None] * x)
+
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n"]:
         """`n` draws from each member, `[*batch_shape, n]`."""
         draws = jax.random.gamma(key, self.shape[..., None], (*self.batch_shape, n), self.shape.dtype)
@@ -199,6 +204,10 @@ class InverseGaussian(_Dispersed):
     def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         mean = jnp.broadcast_to(jnp.where(row > 0, row, 1), members)
         return cls(mean, mean)
+
+    def tails(self, x: Float[Array, "n"]) -> cumulative.Tails:
+        x = linalg.lead(x, self.mean.ndim + 1)
+        return cumulative.inverse_gaussian(self.mean[..., None], self.shape[..., None], x)
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n"]:
         """`n` draws from each member, `[*batch_shape, n]` (Michael, Schucany and Haas 1976)."""

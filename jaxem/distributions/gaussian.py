@@ -16,6 +16,7 @@ from jaxem.core import linalg
 from jaxem.core.constraints import is_held, parameter, positive, positive_definite, positive_vector, vector
 from jaxem.core.pytree import replace
 from jaxem.data.missing import Incomplete
+from jaxem.distributions import cumulative
 from jaxem.distributions.base import Pullback, Rows
 from jaxem.distributions.registry import family
 from jaxem.distributions.statistics import mahalanobis, quantiles
@@ -126,6 +127,16 @@ class _Normal(AnyCell):
     def centre(self) -> Array:
         return self.mean
 
+    def columnwise(self, x: Float[Array, "n d"]) -> cumulative.Columnwise:
+        """Of each column the normal distribution given those before it: whitening takes them away."""
+        z, white = self._scores(x)
+        at = cumulative.normal(z)
+        return cumulative.Columnwise(at, at, jnp.log(white)[..., None] - 0.5 * (z * z + LOG_2_PI))
+
+    def _scores(self, x: Float[Array, "n d"]) -> tuple[Array, Array]:
+        """`[..., D, n]` each column's deviation from its mean given those before it; one over that of one unit."""
+        raise NotImplementedError
+
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n d"]:
         """`n` draws from each member, `[*batch_shape, n, D]`."""
         noise = jax.random.normal(key, (*self.batch_shape, n, *self.event_shape), self.mean.dtype)
@@ -196,6 +207,11 @@ class _Elliptic(_Normal):
 
     def _least(self) -> Float[Array, "*batch d"]:
         return resolution(self.mean)
+
+    def _scores(self, x: Float[Array, "n d"]) -> tuple[Array, Array]:
+        white = linalg.lead(self._whole(), self.mean.ndim + 1)
+        deviation = linalg.lead(x.T, self.mean.ndim + 1) - self.mean[..., None]
+        return linalg.matmul(white, deviation), linalg.diagonal(white)
 
     def _color(self, noise: Array) -> Array:
         return linalg.matmul(noise, linalg.transpose(linalg.cholesky(self._covariances())))
@@ -361,6 +377,10 @@ class _Axial(_Normal):
     def _least(self, least: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
         """The least variance of each column, by what would be that of each by itself."""
         return least
+
+    def _scores(self, x: Float[Array, "n d"]) -> tuple[Array, Array]:
+        white = self._white()
+        return white[..., None] * (linalg.lead(x.T, self.mean.ndim + 1) - self.mean[..., None]), white
 
     def _color(self, noise: Array) -> Array:
         return noise * jnp.sqrt(self._variances())[..., None, :]

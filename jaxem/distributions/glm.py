@@ -15,6 +15,7 @@ from jaxem.core.constraints import parameter, real, vector
 from jaxem.core.double_double import factorial_rest, kept, log_words
 from jaxem.core.linalg import matmul
 from jaxem.core.special import x_minus_log1p
+from jaxem.distributions import cumulative
 from jaxem.distributions.gaussian import FLOOR
 from jaxem.distributions.registry import family
 from jaxem.distributions.regression import Regression, Table
@@ -137,6 +138,7 @@ class LogisticRegression(_Exponential):
     [-0.6931, -0.1269]
     """
 
+    discrete = True
     support = dataclasses.replace(YES_NO, name="a response of 0 or 1, after finite inputs")
     coefficients: Float[Array, "*batch p"] = parameter(vector)
     intercept: Float[Array, "*batch"] = parameter(real)
@@ -149,6 +151,13 @@ class LogisticRegression(_Exponential):
         response = linalg.lead(columns.response, predictor.ndim)
         log_prob = -jax.nn.softplus(jnp.where(response == 1, -predictor, predictor))
         return jnp.where(jnp.isfinite(response), log_prob, -jnp.inf)
+
+    def tails(self, x: Float[Array, "n d"]) -> cumulative.Tails:
+        predictor, response = self._predictor_and_response(x)
+        no, yes = cumulative.at_least(
+            ~(response < 0), cumulative.Tails(jax.nn.sigmoid(-predictor), jax.nn.sigmoid(predictor))
+        )
+        return cumulative.flipped(cumulative.at_least(~(response >= 1), cumulative.Tails(yes, no)))
 
     def _moments(self, predictor: Array) -> tuple[Array, Array]:
         mean = jax.nn.sigmoid(predictor)
@@ -177,6 +186,7 @@ class PoissonRegression(_Exponential):
     [-1.0, -1.4114]
     """
 
+    discrete = True
     support = dataclasses.replace(COUNT, name="a response that is a whole number from 0 upward, after finite inputs")
     coefficients: Float[Array, "*batch p"] = parameter(vector)
     intercept: Float[Array, "*batch"] = parameter(real)
@@ -189,6 +199,10 @@ class PoissonRegression(_Exponential):
         response = linalg.lead(columns.response, predictor.ndim)
         count = jnp.where(jnp.isfinite(response), response, 0)
         return jnp.where(jnp.isfinite(response), _log_poisson(predictor, count), -jnp.inf)
+
+    def tails(self, x: Float[Array, "n d"]) -> cumulative.Tails:
+        predictor, response = self._predictor_and_response(x)
+        return cumulative.poisson(jnp.exp(predictor), jnp.floor(response))
 
     def _moments(self, predictor: Array) -> tuple[Array, Array]:
         rate = jnp.exp(predictor)

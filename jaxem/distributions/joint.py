@@ -53,10 +53,17 @@ class Joint(Product):
     def check(self, x: Any, weight: Array, alone: bool) -> None:
         self.parts[1].check(x, weight, alone)
 
+    def _blocks(self, x: Float[Array, "n d"]) -> list[Array]:
+        return [x[:, :-1], x]
+
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n d"]:
         """`n` rows from each member, `[*batch_shape, n, P + 1]`."""
         (first, second), response = jax.random.split(key), self.parts[1]
         return response.sample(second, n, self.parts[0].sample(first, n))  # type: ignore
+
+    def rows_like(self, key: Array, x: Float[Array, "n d"]) -> Float[Array, "*batch n d"]:
+        """Inputs, too: the model says how they are distributed."""
+        return self.sample(key, len(x))
 
 
 @dataclasses.dataclass(frozen=True)

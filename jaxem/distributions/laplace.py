@@ -12,6 +12,7 @@ from jaxem.core import linalg
 from jaxem.core.constraints import parameter, positive, real
 from jaxem.core.pytree import module, replace
 from jaxem.core.summation import totals
+from jaxem.distributions import cumulative
 from jaxem.distributions.base import Family
 from jaxem.distributions.registry import family
 from jaxem.distributions.statistics import quantiles
@@ -152,6 +153,11 @@ class Laplace(Family):
     def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         # So small that rows in any units are away from it: at a scale of one, those near 1e-7 would all rest there.
         return cls(jnp.broadcast_to(row, members), jnp.full(members, jnp.finfo(row.dtype).tiny, row.dtype))
+
+    def tails(self, x: Float[Array, "n"]) -> cumulative.Tails:
+        t = (linalg.lead(x, self.location.ndim + 1) - self.location[..., None]) / self.scale[..., None]
+        tail = jnp.exp(-jnp.abs(t)) / 2
+        return cumulative.Tails(jnp.where(t < 0, tail, 1 - tail), jnp.where(t < 0, 1 - tail, tail))
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n"]:
         """`n` draws from each member, `[*batch_shape, n]`."""

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from jaxem.core import linalg
 from jaxem.core.constraints import parameter, positive, real
 from jaxem.core.pytree import replace
+from jaxem.distributions import cumulative
 from jaxem.distributions.base import Rows
 from jaxem.distributions.gaussian import DiagonalGaussian
 from jaxem.distributions.positive import Positive
@@ -97,6 +98,10 @@ class LogNormal(Positive):
     def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         location = jnp.broadcast_to(jnp.log(jnp.where(row > 0, row, 1)), members)
         return cls(location, jnp.ones_like(location))
+
+    def tails(self, x: Float[Array, "n"]) -> cumulative.Tails:
+        x = linalg.lead(jnp.log(jnp.maximum(x, 0)), self.location.ndim + 1)
+        return cumulative.normal((x - self.location[..., None]) / self.scale[..., None])
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n"]:
         """`n` draws from each member, `[*batch_shape, n]`."""

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxem.core import linalg
 from jaxem.core.constraints import held, parameter
+from jaxem.distributions import cumulative
 from jaxem.distributions.base import Family
 from jaxem.distributions.registry import structure
 from jaxem.distributions.support import Support
@@ -68,6 +69,14 @@ class PointMass(Family):
     def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         """Members at `location`, zero by default."""
         return cls(jnp.full(members, sizes.get("location", 0), row.dtype))
+
+    def tails(self, x: Float[Array, "n"]) -> cumulative.Tails:
+        at = linalg.lead(x, self.location.ndim + 1) >= self.location[..., None]
+        return cumulative.Tails(at.astype(x.dtype), (~at).astype(x.dtype))
+
+    def tails_before(self, x: Float[Array, "n"]) -> cumulative.Tails:
+        after = linalg.lead(x, self.location.ndim + 1) > self.location[..., None]
+        return cumulative.Tails(after.astype(x.dtype), (~after).astype(x.dtype))
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n"]:
         """The location `n` times."""

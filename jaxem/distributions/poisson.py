@@ -23,6 +23,7 @@ from jaxem.core.pytree import module, replace
 from jaxem.core.root_finding import root
 from jaxem.core.special import binet, log_minus_digamma_difference, tables, x_minus_log1p, x_minus_log1p_over_square
 from jaxem.core.summation import totals
+from jaxem.distributions import cumulative
 from jaxem.distributions.base import Family
 from jaxem.distributions.discrete import Counted, _Counts, times_log, weighted, whole
 from jaxem.distributions.members import ScalarParameters
@@ -57,6 +58,7 @@ class Poisson(Family):
     [-2.0, -1.712]
     """
 
+    discrete = True
     support = COUNT
     rate: Float[Array, "*batch"] = parameter(non_negative)
 
@@ -100,6 +102,10 @@ class Poisson(Family):
     @classmethod
     def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         return cls(jnp.ones(members, row.dtype))
+
+    def tails(self, x: Float[Array, "n"]) -> cumulative.Tails:
+        x = linalg.lead(x, self.rate.ndim + 1)
+        return cumulative.poisson(self.rate[..., None], jnp.floor(x))
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n"]:
         """`n` counts from each member, `[*batch_shape, n]`."""
@@ -301,6 +307,10 @@ class NegativeBinomial(_Counts, ScalarParameters):
     @classmethod
     def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         return cls(jnp.ones(members, row.dtype), jnp.ones(members, row.dtype))
+
+    def tails(self, x: Float[Array, "n"]) -> cumulative.Tails:
+        x = linalg.lead(x, self.mean.ndim + 1)
+        return cumulative.negative_binomial(self.mean[..., None], self.shape[..., None], jnp.floor(x))
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n"]:
         """`n` counts from each member, `[*batch_shape, n]`."""

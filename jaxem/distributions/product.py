@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from jaxem.core.pytree import replace
 from jaxem.data.missing import some_columns
+from jaxem.distributions import cumulative
 from jaxem.distributions.base import Family, Pullback, Rows, Statistics, convert_parameters
 from jaxem.distributions.registry import structure
 from jaxem.distributions.support import Support
@@ -218,10 +219,26 @@ class Product(Family):
     def is_degenerate(self, floor: tuple[Statistics, ...]) -> Array:
         return jnp.stack([p.is_degenerate(f) for p, f in zip(self.parts, floor, strict=True)]).any(0)
 
+    def columnwise(self, x: Float[Array, "n d"]) -> cumulative.Columnwise:
+        """Those of each part."""
+        each = zip(self.parts, self._blocks(x), strict=True)
+        return cumulative.concatenated([part.columnwise(block) for part, block in each], axis=-2)
+
+    def _blocks(self, x: Float[Array, "n d"]) -> list[Array]:
+        """The columns that each part reads."""
+        blocks = jnp.split(x, np.cumsum(self._widths)[:-1].tolist(), axis=1)
+        return [block if part.event_shape else block[:, 0] for part, block in zip(self.parts, blocks, strict=True)]
+
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n d"]:
         """`n` rows from each member, `[*batch_shape, n, D]`."""
         keys = jax.random.split(key, len(self.parts))
         return self._joined([part.sample(k, n) for part, k in zip(self.parts, keys, strict=True)])
+
+    def rows_like(self, key: Array, x: Float[Array, "n d"]) -> Float[Array, "*batch n d"]:
+        """Those of each part."""
+        keys = jax.random.split(key, len(self.parts))
+        each = zip(self.parts, keys, self._blocks(x), strict=True)
+        return self._joined([part.rows_like(k, block) for part, k, block in each])
 
     def expected_rows(self, x: Any, weight: Array) -> Float[Array, "n d"]:
         blocks = self.observe(x).columns
@@ -375,6 +392,12 @@ class Independent(Family):
     def m_step(self, statistics: Statistics) -> Self:
         """The M-step of each column."""
         return replace(self, base=self.base.m_step(statistics))
+
+    def columnwise(self, x: Float[Array, "n d"]) -> cumulative.Columnwise:
+        """Those of each column."""
+        axis = self._axis
+        each = jax.vmap(lambda base, column: base.columnwise(column), in_axes=(axis, 1), out_axes=axis)(self.base, x)
+        return jax.tree.map(lambda leaf: leaf[..., 0, :], each)
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n d"]:
         """`n` rows from each member, `[*batch_shape, n, D]`."""

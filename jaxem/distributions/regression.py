@@ -21,6 +21,7 @@ from jaxem.core.double_double import line
 from jaxem.core.linalg import matmul
 from jaxem.core.pytree import module, replace
 from jaxem.data.missing import Incomplete, cells
+from jaxem.distributions import cumulative
 from jaxem.distributions.base import Family, Rows, Statistics
 from jaxem.distributions.registry import family
 from jaxem.distributions.statistics import quantiles
@@ -128,6 +129,19 @@ class Regression(Family):
         """The statistics that `priors.Ridge` adds."""
         raise NotImplementedError
 
+    def tails_before(self, x: Float[Array, "n d"]) -> cumulative.Tails:
+        return self.tails(x.at[:, -1].set(jnp.ceil(x[:, -1]) - 1) if self.discrete else x)
+
+    def columnwise(self, x: Float[Array, "n d"]) -> cumulative.Columnwise:
+        """That of the response, given the inputs."""
+        return cumulative.one_column(self, x)
+
+    def _predictor_and_response(self, x: Float[Array, "n d"]) -> tuple[Array, Array]:
+        possible = jnp.isfinite(x).all(axis=1)
+        table = design(jnp.where(possible[:, None], x[:, :-1], 0), possible)
+        predictor = table.linear(self._level(table.centre), self.coefficients)
+        return predictor, linalg.lead(jnp.where(possible, x[:, -1], jnp.nan), predictor.ndim)
+
     def sample(self, key: Array, n: int, inputs: Any = None) -> Float[Array, "*batch n d"]:
         """`n` rows from each member, `[*batch_shape, n, P + 1]`.
 
@@ -144,6 +158,10 @@ class Regression(Family):
         inputs = jnp.broadcast_to(jnp.asarray(inputs, self.coefficients.dtype), shape)
         predictor = self.intercept[..., None] + matmul(inputs, self.coefficients[..., None])[..., 0]
         return jnp.concatenate([inputs, self._draw(second, predictor)[..., None]], axis=-1)
+
+    def rows_like(self, key: Array, x: Float[Array, "n d"]) -> Float[Array, "*batch n d"]:
+        """Responses to the inputs of x."""
+        return self.sample(key, len(x), x[:, :-1])
 
     def _draw(self, key: Array, predictor: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         raise NotImplementedError
@@ -349,6 +367,10 @@ class LinearRegression(Regression):
     def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         one = jnp.ones(members, row.dtype)
         return cls(jnp.zeros((*members, len(row) - 1), row.dtype), one * row[-1], one)
+
+    def tails(self, x: Float[Array, "n d"]) -> cumulative.Tails:
+        predictor, response = self._predictor_and_response(x)
+        return cumulative.normal((response - predictor) / jnp.sqrt(self.variance)[..., None])
 
     def _moments(self, predictor: Array) -> tuple[Array, Array]:
         return predictor, jnp.broadcast_to(self.variance[..., None], predictor.shape)

@@ -15,6 +15,7 @@ from jaxem.core.pytree import module, replace, static
 from jaxem.core.root_finding import root
 from jaxem.core.special import log_minus_digamma, stirling, x_minus_log1p
 from jaxem.core.summation import totals
+from jaxem.distributions import cumulative
 from jaxem.distributions.base import Pullback, Rows
 from jaxem.distributions.gaussian import Gaussian, lifted
 from jaxem.distributions.registry import family
@@ -234,6 +235,21 @@ class StudentT(AnyCell):
         share = (dof - 2) / dof if dof > 3 else 1 / 3
         degrees = jnp.full(weight.shape[:-1], dof, weight.dtype)
         return cls(normal.mean, normal.covariance * share, degrees, ("dof",) if "dof" in sizes else ())
+
+    def columnwise(self, x: Float[Array, "n d"]) -> cumulative.Columnwise:
+        """Of each column a t again, wider the farther those before it lie from their mean (Kotz and Nadarajah 2004)."""
+        white = linalg.whitening(self.scatter)
+        z = linalg.matmul(white, linalg.lead(x.T, self.location.ndim + 1) - self.location[..., None])
+        square = z * z
+        before = jnp.cumsum(square, axis=-2) - square
+        dof = self.dof[..., None, None]
+        d = linalg.lead(jnp.arange(self.event_shape[0]).astype(z.dtype)[:, None], z.ndim)
+        at = cumulative.student(z * jnp.sqrt((dof + d) / (dof + before)), jnp.broadcast_to(dof + d, z.shape))
+        half, ratio = (dof + d) / 2, square / (dof + before)
+        constant = stirling(half + 0.5) - stirling(half) + (half + 0.5) * jnp.log1p(0.5 / half) - 0.5 - 0.5 * LOG_2_PI
+        # log of half (dof + before), of which half log(half) stands in the constant.
+        scale = 0.5 * jnp.log((dof + before) / (dof + d)) - jnp.log(linalg.diagonal(white))[..., None]
+        return cumulative.Columnwise(at, at, constant - scale - (half + 0.5) * jnp.log1p(ratio))
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n d"]:
         """`n` draws from each member, `[*batch_shape, n, D]`."""

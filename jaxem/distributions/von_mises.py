@@ -15,6 +15,7 @@ from jaxem.core.constraints import non_negative, parameter, real
 from jaxem.core.pytree import module, replace
 from jaxem.core.root_finding import root
 from jaxem.core.summation import totals
+from jaxem.distributions import cumulative
 from jaxem.distributions.base import flat_members
 from jaxem.distributions.gaussian import FLOOR
 from jaxem.distributions.members import ScalarParameters
@@ -166,6 +167,16 @@ class VonMises(ScalarParameters):
     @classmethod
     def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         return cls(jnp.broadcast_to(row, members), jnp.ones(members, row.dtype))
+
+    def tails(self, x: Float[Array, "n"]) -> cumulative.Tails:
+        """P(-pi < X <= x), of the direction x."""
+        # From the half turn that all members share.
+        mean, cut = self.mean[..., None], jnp.full_like(self.mean, -math.pi)[..., None]
+        x = _turned(linalg.lead(x, mean.ndim))
+        first, here = (cumulative.von_mises(_turned(a - mean), self.concentration[..., None]).below for a in (cut, x))
+        below = jnp.where(_turned(x - mean) <= _turned(cut - mean), 1 - first + here, here - first)
+        below = jnp.where(x == jnp.asarray(math.pi, x.dtype), 1, below)
+        return cumulative.Tails(below, 1 - below)
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n"]:
         """`n` angles from each member, `[*batch_shape, n]`, in (-pi, pi].

@@ -35,6 +35,7 @@ from jaxem.core.pytree import module, replace
 from jaxem.core.root_finding import root
 from jaxem.core.semirings import log_sum, responsibilities
 from jaxem.core.summation import totals
+from jaxem.distributions import cumulative
 from jaxem.distributions.lognormal import LogNormal
 from jaxem.distributions.positive import Positive
 from jaxem.distributions.registry import family
@@ -316,6 +317,10 @@ class Weibull(Positive):
     def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
         scale = jnp.broadcast_to(jnp.where(row > 0, row, 1), members)
         return cls(jnp.ones_like(scale), scale)
+
+    def tails(self, x: Float[Array, "n"]) -> cumulative.Tails:
+        log_time = linalg.lead(jnp.log(jnp.maximum(x, 0)), self.scale.ndim + 1) - jnp.log(self.scale)[..., None]
+        return cumulative.outlasting(jnp.exp(self.shape[..., None] * log_time))
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n"]:
         """`n` draws from each member, `[*batch_shape, n]`."""

@@ -50,6 +50,61 @@ def icl(log_likelihood: Any, parameters: Any, rows: Any, entropy: Any) -> Any:
     return bic(log_likelihood, parameters, rows) + 2 * entropy
 
 
+def aicc(log_likelihood: Any, parameters: Any, rows: Any) -> Any:
+    """AIC corrected for small samples, AIC + 2 p (p + 1) / (n - p - 1) (Hurvich and Tsai 1989); inf without n > p + 1.
+
+    Args:
+        log_likelihood, parameters, rows: as for `bic`.
+
+    >>> round(float(aicc(-10.0, 3, 100)), 4)
+    26.25
+    """
+    left = np.asarray(rows) - parameters - 1
+    more = 2 * parameters * (parameters + 1) / np.where(left > 0, left, 1)
+    return aic(log_likelihood, parameters) + np.where(left > 0, more, np.inf)
+
+
+def caic(log_likelihood: Any, parameters: Any, rows: Any) -> Any:
+    """Consistent AIC, -2 log L + p (log n + 1) (Bozdogan 1987).
+
+    Args:
+        log_likelihood, parameters, rows: as for `bic`.
+
+    >>> round(float(caic(-10.0, 3, 100)), 4)
+    36.8155
+    """
+    return bic(log_likelihood, parameters, rows) + parameters
+
+
+def sabic(log_likelihood: Any, parameters: Any, rows: Any) -> Any:
+    """Sample-size adjusted BIC, -2 log L + p log((n + 2) / 24) (Sclove 1987).
+
+    Args:
+        log_likelihood, parameters, rows: as for `bic`.
+
+    >>> round(float(sabic(-10.0, 3, 100)), 4)
+    24.3407
+    """
+    return bic(log_likelihood, parameters, (np.asarray(rows) + 2) / 24)
+
+
+def nec(log_likelihood: Any, of_one: Any, entropy: Any) -> Any:
+    """Normalised entropy criterion, E / (log L - log L of one component) (Celeux and Soromenho 1996).
+
+    One component has 1 by definition (Biernacki, Celeux and Govaert 1999). NaN where more components gain nothing.
+
+    Args:
+        log_likelihood: of K components, `[...]`.
+        of_one: of one component, `[...]`.
+        entropy: as for `icl`.
+
+    >>> round(float(nec(-10.0, -30.0, 2.0)), 4)
+    0.1
+    """
+    gain = np.asarray(log_likelihood) - of_one
+    return np.where(gain > 0, entropy / np.where(gain > 0, gain, 1), np.nan)
+
+
 def entropy(model: Any, x: Any, weight: Any = None) -> Array:
     """Posterior entropy of the hidden variables: sum_i w_i H(hidden | x_i), in nats.
 

@@ -16,6 +16,7 @@ from jaxem.core.pytree import apart_as, module
 from jaxem.data.arrays import numbers
 from jaxem.data.prepare import check_weight
 from jaxem.distributions.base import Distribution, Labelled, Pullback, convert_parameters
+from jaxem.latent.components import reordered
 
 
 @module
@@ -216,6 +217,23 @@ class Latent(Hidden):
     def predict(self, x: Any) -> Array:
         """The most probable hidden state of each row by itself: `[*batch_shape, n]` integers."""
         return jnp.argmax(self.posterior(x), axis=-1)
+
+    def reordered(self, order: Any) -> Self:
+        """The same model with its components (states) in another order.
+
+        Args:
+            order: `[K]`, or for each of a batch `[*batch_shape, K]`: in the place of k stands what was `order[k]`.
+
+        Raises:
+            TypeError: a structure that does not say which axes of its parameters count components.
+            ValueError: an order that is no permutation, that moves a member which is of a family of its own, or parts
+                of parameters that are held or tied.
+
+        >>> import jaxem as jem
+        >>> jem.Mixture([0.4, 0.6], jem.Poisson([2.0, 9.0])).reordered([1, 0]).components.rate.tolist()
+        [9.0, 2.0]
+        """
+        return reordered(self, order)
 
     def less_common(self, evidence: Any) -> Any:
         """Evidence without the common part, of the child that reads the rows."""

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxem.core.constraints import Constraint, leaves, named_axes
+from jaxem.core.constraints import Constraint, leaves, named_axes, walk
 from jaxem.distributions.either import Either, EitherFamily
 
 Change = Callable[[np.ndarray, int], np.ndarray]
@@ -110,3 +111,28 @@ def narrow(starts: Any, capacity: int) -> Any:
     flat = jax.tree.map(lambda leaf: leaf.reshape(groups * restarts, *leaf.shape[2:]), starts)
     cut = map_states(lambda a, axis: np.take(a, np.arange(capacity), axis), flat)
     return jax.tree.map(lambda leaf: leaf.reshape(groups, restarts, *leaf.shape[1:]), cut)
+
+
+def reordered(model: Any, order: Any) -> Any:
+    """A model, or a batch, with its components in another order: see `Latent.reordered`."""
+    name, members, size = type(model).__name__, model.batch_shape, model.child.batch_shape[-1]
+    if not any("state" in axes for axes in named_axes(model).values()):
+        raise TypeError(f"{name} does not say which axes of its parameters count components, so it has no other order")
+    if any(leaf.mask is not None or leaf.first is not None for leaf in walk(model)):
+        raise ValueError(f"{name} holds or ties some components only; release them (jem.release) before reordering")
+    order, places = np.asarray(order), np.arange(size)
+    if order.shape[-1:] != (size,) or not np.array_equal(np.sort(order, axis=-1), np.broadcast_to(places, order.shape)):
+        raise ValueError(f"order is {order.tolist()}; it must hold each number from 0 to {size - 1} once")
+    if (order[..., : (fixed := fixed_states(model))] != places[:fixed]).any():
+        raise ValueError(f"order moves one of the first {fixed} components, which are of families of their own")
+    if order.shape[:-1] not in ((), members):
+        raise ValueError(f"order has shape {order.shape}; with this model it must be {(*members, size)}")
+    order = np.broadcast_to(order, (*members, size)).reshape(-1, size)
+
+    def sort(a: np.ndarray, axis: int) -> np.ndarray:
+        shape = [1] * a.ndim
+        shape[0], shape[axis] = order.shape
+        return np.take_along_axis(a, order.reshape(shape), axis)
+
+    flat = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(len(order), *leaf.shape[len(members) :]), model)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf.reshape(*members, *leaf.shape[1:])), map_states(sort, flat))

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxem.chains import sharded
 from jaxem.chains.best_path import best_score
@@ -22,7 +22,7 @@ from jaxem.core.linalg import HIGHEST, lead, matmul
 from jaxem.core.pytree import replace
 from jaxem.data.missing import hot_deck
 from jaxem.data.prepare import prepare
-from jaxem.data.sequences import as_sequences
+from jaxem.data.sequences import Sequences, as_sequences
 from jaxem.distributions.base import Distribution, Labelled
 from jaxem.distributions.registry import structure
 from jaxem.distributions.statistics.moments import shares
@@ -225,6 +225,14 @@ class HMM(SequenceModel):
         path = draws(which, chain, forward(chain), 1)[:, :, 0]
         return chosen(self.emission.drawn_rows(what, x.rows, x.seen.size), path.ravel(), 0)
 
+    def rows_like(self, key: Array, x: Sequences) -> Array:
+        """A path of states for each sequence, and what they draw at its steps."""
+        first, then, what = jax.random.split(key, 3)
+        members, count = self.batch_shape, len(x) * x.steps
+        path = _paths(self, first, then, len(x), x.steps).reshape(*members, count)
+        drawn = chosen(self.emission.rows_like(what, x.values.reshape(count, *x.values.shape[2:])), path, len(members))
+        return drawn.reshape(*members, len(x), x.steps, *drawn.shape[len(members) + 1 :])
+
     def sample(self, key: Array, n: int, steps: int = 100) -> Array:
         """`n` sequences from each member, `[*batch_shape, n, steps, *event_shape]`.
 
@@ -240,17 +248,22 @@ class HMM(SequenceModel):
 def _sample(model: HMM, key: Array, n: int, steps: int) -> Array:
     first, then, what = jax.random.split(key, 3)
     members = model.batch_shape
+    path = _paths(model, first, then, n, steps).reshape(*members, n * steps)
+    drawn = chosen(model.emission.sample(what, n * steps), path, len(members))
+    return drawn.reshape(*members, n, steps, *drawn.shape[len(members) + 1 :])
+
+
+def _paths(model: HMM, first: Array, then: Array, n: int, steps: int) -> Int[Array, "*batch n t"]:
+    """States of `n` sequences."""
     initial, transition = model.potentials()
-    state = jax.random.categorical(first, initial[..., None, :], shape=(*members, n))
+    state = jax.random.categorical(first, initial[..., None, :], shape=(*model.batch_shape, n))
 
     def step(state: Array, key: Array) -> tuple[Array, Array]:
         rows = jnp.take_along_axis(transition, state[..., None], axis=-2)
         return jax.random.categorical(key, rows), state
 
     _, states = jax.lax.scan(step, state, jax.random.split(then, steps))
-    path = jnp.moveaxis(states, 0, -1).reshape(*members, n * steps)
-    drawn = chosen(model.emission.sample(what, n * steps), path, len(members))
-    return drawn.reshape(*members, n, steps, *drawn.shape[len(members) + 1 :])
+    return jnp.moveaxis(states, 0, -1)
 
 
 @partial(jax.jit, static_argnums=2)

@@ -172,6 +172,12 @@ class Mixture(Latent):
         """`n` rows from each member, `[*batch_shape, n, *event_shape]`."""
         return _sample(self, key, n)
 
+    def rows_like(self, key: Array, x: Any) -> Array:
+        """A component for each row, and what it draws there."""
+        which, what = jax.random.split(key)
+        component = jax.random.categorical(which, self.potentials()[..., None, :], shape=(*self.batch_shape, len(x)))
+        return chosen(self.components.rows_like(what, x), component, len(self.batch_shape))
+
     def drawn_rows(self, key: Array, x: Any, n: int) -> Array:
         """Draws of rows: a component by its posterior, and what it draws."""
         which, what = jax.random.split(key)

@@ -144,3 +144,7 @@ class MixtureOfExperts(Latent):
         logits = jnp.concatenate([predictor, jnp.zeros_like(predictor[..., :1])], axis=-1)
         expert = jax.random.categorical(which, logits)
         return chosen(self.experts.sample(what, n, inputs[..., None, :, :]), expert, members)
+
+    def rows_like(self, key: Array, x: Float[Array, "n d"]) -> Float[Array, "*batch n d"]:
+        """Responses to the inputs of x."""
+        return self.sample(key, len(x), x[:, :-1])

@@ -6,12 +6,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxem.core.pytree import replace
 from jaxem.data.missing import Incomplete, cells, has_nan, incomplete
 from jaxem.data.padding import SHAPE, padded
-from jaxem.data.prepare import as_floats, check_labels, prepare, stacked
+from jaxem.data.prepare import as_floats, as_weight, check_labels, prepare, stacked
 from jaxem.data.sequences import Sequences
 from jaxem.data.sequences import stacked as stacked_sequences
 from jaxem.distributions.base import type_of
@@ -21,7 +22,8 @@ from jaxem.fitting.checks import hidden_states
 class Batch(NamedTuple):
     """Problems of one length: their indices `[p]`, rows `[p, n, ...]`, weights and labels `[p, n]`.
 
-    Arrays are on the device, or on the host if the device cannot hold all of them.
+    Problems that share their rows have one set of rows and of labels, `[1, n, ...]`. Arrays are on the device, or on
+    the host if the device cannot hold all of them.
     """
 
     index: np.ndarray  # type: ignore[reportIncompatibleMethodOverride]
@@ -80,10 +82,29 @@ def _padded(
     return [part._replace(x=incomplete(part.x)) for part in parts]
 
 
+def shared_batch(model: Any, x: Any, weight: Any, labels: Any) -> Batch:
+    """Problems that are weights `[p, n]` of the same rows, as a model reads them.
+
+    Raises:
+        ValueError: weights that do not fit.
+    """
+    n = len(x)
+    weight = as_weight(weight, (np.shape(weight)[0], n), f"these {n} rows, one line for each model,")
+    # Rows that any problem counts; what was not seen counts nowhere.
+    x, pooled, labels = prepare(x, np.max(np.asarray(weight), axis=0), labels, hidden_states(model))
+    there = (np.asarray(pooled) > 0)[None]
+    weight = jnp.asarray(np.where(there, np.asarray(weight), 0), type_of(model))
+    x, labels = jax.tree.map(lambda leaf: leaf[None], (x, labels))
+    return Batch(np.arange(len(weight)), x, weight, labels)
+
+
 def some(batch: Batch, which: Any) -> Batch:
     """Some of the problems; cells that were not seen are no error under `jax_debug_nans`."""
     with jax.debug_nans(False):
-        return jax.tree.map(lambda leaf: leaf[which], batch)
+        own = jax.tree.map(lambda leaf: leaf[which], (batch.index, batch.weight))
+        shared = jax.tree.leaves(batch.x)[0].shape[0] < len(batch.index)
+        x, labels = jax.tree.map(lambda leaf: leaf if shared else leaf[which], (batch.x, batch.labels))
+        return Batch(own[0], x, own[1], labels)
 
 
 def _made_ready(batch: Batch, dtype: Any) -> Batch:

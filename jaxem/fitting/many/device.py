@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +26,28 @@ def member(models: Any, index: Any) -> Any:
 
 @module
 class Problems:
-    """All problems of one shape, on the device: lanes hold an index into them, not a copy."""
+    """All problems of one shape, on the device: lanes hold an index into them, not a copy.
+
+    Where they share their rows, and differ in weights, the leading axis of `data` is one.
+    """
 
     data: Any
     weight: Array
     prior: Statistics
+
+    @property
+    def shared(self) -> bool:
+        """Whether all read the same rows."""
+        return jax.tree.leaves(self.data)[0].shape[0] < self.weight.shape[0]
+
+    def at(self, index: Array) -> Self:
+        """Some of the problems, without the rows that they share."""
+        own = replace(self, data=None) if self.shared else self
+        return jax.tree.map(lambda leaf: leaf[index], own)
+
+    def whole(self, one: Self) -> Self:
+        """One of them, with its rows."""
+        return replace(one, data=member(self.data, 0)) if self.shared else one
 
 
 @module
@@ -48,18 +65,27 @@ def prepare_lanes(
     """Everything independent of a model's parameters, computed once; and the floor of each problem's M-steps."""
     first = jax.tree.map(lambda leaf: leaf[::restarts], starts)
 
-    def one(model: Any, x: Any, weight: Array, labels: Array | None) -> tuple[Problems, Statistics]:
-        data = x if labels is None else Labelled(x, labels)
-        floor, pseudo = regularisers(model, data, weight, prior)
-        return Problems(data if solver.minibatch else model.observe(data), weight, pseudo), floor
+    def rows(x: Any, labels: Array | None) -> Any:
+        return x if labels is None else Labelled(x, labels)
 
-    return jax.vmap(one, in_axes=(0, 0, 0, None if labels is None else 0))(first, x, weight, labels)
+    def observed(model: Any, x: Any, labels: Array | None) -> Any:
+        return rows(x, labels) if solver.minibatch else model.observe(rows(x, labels))
+
+    def regularised(model: Any, x: Any, labels: Array | None, weight: Array) -> tuple[Statistics, Statistics]:
+        return regularisers(model, rows(x, labels), weight, prior)
+
+    shared, by_problem = jax.tree.leaves(x)[0].shape[0] < weight.shape[0], None if labels is None else 0
+    readers = jax.tree.map(lambda leaf: leaf[:1], first) if shared else first
+    data = jax.vmap(observed, in_axes=(0, 0, by_problem))(readers, x, labels)
+    own, axes = (member((x, labels), 0), (None, None)) if shared else ((x, labels), (0, by_problem))
+    floor, pseudo = jax.vmap(regularised, in_axes=(0, *axes, 0))(first, *own, weight)
+    return Problems(data, weight, pseudo), floor
 
 
 @partial(jax.jit, static_argnames="width")
 def empty_lanes(solver: Any, starts: Any, problems: Problems, *, width: int) -> tuple[Lanes, Progress]:
     """Idle lanes, and the result of every job so far: its start, as interrupted."""
-    model, problem = member(starts, 0), member(problems, 0)
+    model, problem = member(starts, 0), problems.whole(problems.at(jnp.asarray(0)))
     progress = begin(solver, model, problem.data, problem.weight, problem.prior)
     progress = replace(progress, status=jnp.full((), int(Status.interrupted), jnp.int32))
     jobs = jax.tree.leaves(starts)[0].shape[0]
@@ -93,18 +119,18 @@ def run_lanes(
     banked = jnp.where(refill, lanes.job, count)
     results = jax.tree.map(lambda all, lane: all.at[banked].set(lane, mode="drop"), results, lanes.progress)
     job = jnp.where(refill, jobs, lanes.job)
-    mine = jax.tree.map(lambda leaf: leaf[jnp.minimum(job, count - 1) // restarts], problems)
+    mine = problems.at(jnp.minimum(job, count - 1) // restarts)
     own_tol = limits.tol[jnp.minimum(job, count - 1) // restarts]
 
     def load(progress: Progress, problem: Problems, job: Array, refill: Array) -> Progress:
-        model = jax.tree.map(lambda leaf: leaf[jnp.minimum(job, count - 1)], starts)
+        model, problem = jax.tree.map(lambda leaf: leaf[jnp.minimum(job, count - 1)], starts), problems.whole(problem)
         fresh = begin(solver, model, problem.data, problem.weight, problem.prior)
         empty_lanes = jnp.full((), int(Status.interrupted), jnp.int32)
         return select(refill, replace(fresh, status=jnp.where(job < count, fresh.status, empty_lanes)), progress)
 
     def climb(lane: tuple[Progress, Problems, Array]) -> Progress:
         progress, mine, tol = lane
-        own_limits = replace(limits, tol=tol)
+        mine, own_limits = problems.whole(mine), replace(limits, tol=tol)
         data, rows = prepared(solver, progress.model, mine.data, mine.weight)
 
         def step(now: Progress) -> Progress:

@@ -22,7 +22,7 @@ from jaxem.data.problems import as_problems
 from jaxem.distributions.base import check_model
 from jaxem.fitting.checks import check_labelled, check_limits, check_prior
 from jaxem.fitting.loop import Limits
-from jaxem.fitting.many.batching import Batch, batched, some
+from jaxem.fitting.many.batching import Batch, batched, shared_batch, some
 from jaxem.fitting.many.checkpoint import Checkpoint, Shelf
 from jaxem.fitting.many.device import member
 from jaxem.fitting.many.fingerprint import fingerprint
@@ -47,6 +47,7 @@ def fit_many(
     weight: Any = None,
     prior: Any = None,
     labels: Any = None,
+    shared: bool = False,
     tol: float | Sequence[float] | Array | np.ndarray = 1e-6,
     max_steps: int = 1000,
     progress: bool | Callable[[int, int], None] = False,
@@ -66,6 +67,8 @@ def fit_many(
         weight: row weights, shaped like the rows of xs.
         prior: as in `fit`; the same for all problems, or scaled to each by itself (`jaxem.priors.Weak`).
         labels: known components, shaped like the rows of xs; -1 where unknown, and None for a problem without any.
+        shared: whether all models read the same rows: then xs are the data of one problem, as `fit` takes them,
+            `weight` is `[B, n]`, and `labels` are `[n]`. No row is copied, whatever B is: a bootstrap needs weights.
         tol: stop a problem when its predicted remaining gain is below this many nats a row: one number, or `[B]`.
         max_steps: M-steps at most, for each.
         progress: True for a bar (of tqdm in notebooks, of rich in terminals), or a function that is called with
@@ -111,14 +114,24 @@ def fit_many(
     model = jax.tree.map(jnp.asarray, member(starts, 0))
     check_labelled(model, labels)
     check_prior(prior)
-    xs, weight, labels = as_problems(xs, weight, labels, problems, model.read)
+    if shared:
+        if np.shape(weight)[:1] != (problems,):
+            raise ValueError(
+                f"weight has shape {np.shape(weight)}; with shared rows it must be ({problems}, rows), a line each"
+            )
+        xs = model.read(xs)
+    else:
+        xs, weight, labels = as_problems(xs, weight, labels, problems, model.read)
     (home,) = jnp.zeros(()).devices()
     devices = _devices(devices, xs) or [home]
     given = {"models": models, "xs": xs, "solver": solver, "weight": weight, "prior": prior, "labels": labels}
     if len(devices) > 1 and not isinstance(xs, (list, tuple)):
         xs = jax.device_get(xs)
     memory = free(home)
-    batches = batched(model, xs, weight, labels, restarts, None if memory is None else memory // IN_PIECES)
+    if shared:
+        batches = [shared_batch(model, xs, weight, labels)]
+    else:
+        batches = batched(model, xs, weight, labels, restarts, None if memory is None else memory // IN_PIECES)
     paces = [pace(model, batch.x, batch.weight, devices[0].platform) for batch in batches]
     deals = [
         _deal(how, len(batch.index), lanes, devices, partial(sizes, solver, model, batch, prior, restarts))
