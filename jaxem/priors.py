@@ -41,7 +41,7 @@ def _like(value: Any, array: Array) -> Array:
 
 @module
 class Dirichlet:
-    """Of the probabilities of a `Categorical`, or the weights of a `Mixture`.
+    """A Dirichlet prior of the probabilities of a `Categorical`, or the weights of a `Mixture`.
 
     log p(w) = sum_k (concentration_k - 1) log w_k + constant
 
@@ -69,7 +69,7 @@ class Dirichlet:
 
 @module
 class Beta:
-    """Of the probability of a `Bernoulli` or `Binomial`.
+    """A beta prior of the probability of a `Bernoulli` or `Binomial`.
 
     log p(p) = (successes - 1) log p + (failures - 1) log(1 - p) + constant
 
@@ -97,7 +97,7 @@ class Beta:
 
 @module
 class Gamma:
-    """Of the rate of a `Poisson`.
+    """A gamma prior of the rate of a `Poisson`.
 
     log p(rate) = (shape - 1) log rate - exposure rate + constant
 
@@ -127,7 +127,7 @@ class Gamma:
 
 @module
 class NormalInverseWishart:
-    """Of the mean and covariance of a Gaussian of any kind.
+    """A normal-inverse-Wishart prior of the mean and covariance of a Gaussian of any kind.
 
     covariance ~ InverseWishart(scatter, dof), mean | covariance ~ Normal(mean, covariance / mean_rows): the covariance
     is pulled towards scatter / (dof + D + 2) as strongly as that many rows would, the mean towards `mean` as
@@ -174,7 +174,7 @@ class NormalInverseWishart:
 
 @module
 class Ridge:
-    """Of the coefficients of a regression: Gaussian about zero; the intercept is left free.
+    """A Gaussian prior about zero of the coefficients of a regression; the intercept is left free.
 
     log p(coefficients) = -1/2 sum_p strength_p coefficients_p^2 + constant
 
@@ -206,7 +206,7 @@ class Ridge:
 
 @module
 class PseudoRows:
-    """As if `rows` more rows had been seen for each member, looking just like draws from `like`.
+    """A prior of pseudo-rows: `rows` more for each member, with the expected statistics of draws from `like`.
 
     The conjugate prior of any family, in words: its pseudo-statistics are `rows` times the mean statistics of `like`.
 
@@ -236,7 +236,7 @@ class PseudoRows:
 
 @module
 class Structured:
-    """Of a model that is made of parts: a prior for each of its fields, by the field's own name.
+    """A prior of a model made of parts: one for each of its fields, by the field's own name.
 
     | model | fields |
     |---|---|
@@ -321,7 +321,7 @@ def OfBayesNet(tables: Any) -> Structured:
 
 
 def kind(model: Any) -> str:
-    """What a model is, in words."""
+    """The kind of a model, in words."""
     name = type(model).__name__
     return f"{name} of {kind(model.child)}" if hasattr(model, "child") else name
 
@@ -388,7 +388,7 @@ def _of_tables(given: Any, model: BayesNet) -> tuple[Array, ...]:
 
 
 def _of_state_space(given: dict[str, Any], model: LinearGaussianSSM) -> StateSpaceStatistics:
-    """-1/2 trace(noise^-1 A strength A^T) of the coefficients A of either regression; a bias is left free."""
+    """The penalty -1/2 trace(noise^-1 A strength A^T) of coefficients A of either regression; biases are free."""
     nothing = jax.tree.map(jnp.zeros_like, model.expected_statistics())
     strengths = {}
     for name, size in (("transition", model.transition.shape[-1]), ("emission", model.emission.shape[-1])):
@@ -402,7 +402,7 @@ def _of_state_space(given: dict[str, Any], model: LinearGaussianSSM) -> StateSpa
 
 
 def _pseudo_counts(prior: Any, probability: Array) -> Array:
-    """What a Dirichlet adds to counts: nothing where a probability is zero for good."""
+    """The pseudo-counts of a Dirichlet: none where a probability is a structural zero."""
     if prior is None:
         return jnp.zeros_like(probability)
     return jnp.where(probability > 0, _like(prior.concentration, probability) - 1, 0)
@@ -410,7 +410,7 @@ def _pseudo_counts(prior: Any, probability: Array) -> Array:
 
 @module
 class Weak:
-    """A weak prior scaled to the data: each component has seen `rows` more rows, typical of all the data together.
+    """A weak prior scaled to the data: `rows` pseudo-rows for each component, typical of all the data together.
 
     It keeps components from collapsing onto ties and moves nothing that the data have an opinion on. For Gaussians
     the pseudo-rows speak about the spread, made narrower by the number of components, K^(-2/D), and about the mean
@@ -480,7 +480,7 @@ def _settled(members: Any, x: Any, weight: Array, floor: Statistics) -> Any:
 
 @_settled.defjvp
 def _settled_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
-    """Of the last step alone."""
+    """The derivative of the last step alone."""
     settled = _settled(*primals)
 
     def last(x: Any, weight: Array, floor: Statistics) -> Any:

@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import jaxem as jem
 from jaxem.core import constraints
@@ -446,11 +445,6 @@ STRUCTURES = [
     Structure("stationary", made(stationary), sequences_of(stationary)),
 ]
 """What is hidden."""
-
-
-def mostly_slow(values: Any, *quick: Any) -> list[Any]:
-    """Parameters of a test, of which `make test` runs the quick ones and `make slow` the others."""
-    return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def perturbed(model: Any, rng: Rng, size: float = 0.2) -> Any:

@@ -17,7 +17,7 @@ import jaxem as jem
 from alarm import ALARM, alarm
 from families import e_step, m_step
 from jaxem.core.semirings import Sampled
-from jaxem.latent import elimination
+from jaxem.latent.bayesnet import elimination
 
 pytestmark = pytest.mark.slow
 

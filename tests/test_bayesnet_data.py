@@ -28,6 +28,7 @@ def people(n: int = 60) -> dict[str, np.ndarray]:
     }
 
 
+@pytest.mark.slow
 def test_codes_from_one_upward_have_no_category_zero() -> None:
     """As poLCA counts: 2 - 1 + 2 x ((3 - 1) + (2 - 1) + (4 - 1)) = 13 free numbers, not 19; and the same fit."""
     answers = people()

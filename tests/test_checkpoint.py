@@ -172,8 +172,8 @@ def test_a_folder_that_cannot_be_is_told_before_anything_is_fitted(
     (tmp_path / "call.json").write_text("[]")
     with pytest.raises(ValueError, match=r"holds a call\.json that is not jaxem's"):
         fit(starts, xs, checkpoint=tmp_path, stop=pytest.fail)
-    monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
-    with pytest.raises(ValueError, match=r"needs the package orbax-checkpoint: pip install 'jaxem\[checkpoint\]'"):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ValueError, match=r"needs the package safetensors: pip install 'jaxem\[checkpoint\]'"):
         fit(starts, xs, checkpoint=tmp_path / "another", stop=pytest.fail)
 
 

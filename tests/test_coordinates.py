@@ -18,6 +18,7 @@ CHAIN = jem.HMM([1.0, 0.0], [[0.8, 0.2], [0.0, 1.0]], jem.Poisson([2.0, 6.0]))
 
 
 @pytest.mark.parametrize("make", [optax.adam(0.05), optax.sgd(0.3, momentum=0.9)], ids=["adam", "momentum"])
+@pytest.mark.slow
 def test_any_optimiser_stays_within_the_models_and_ends_where_em_does(make: Any) -> None:
     x = START.sample(jax.random.key(0), 80)
     free, model_at = jem.coordinates(START)
@@ -115,6 +116,7 @@ def test_only_the_member_that_is_none_has_none() -> None:
     assert np.isnan(replace(net, tables=(a, off(b, probs=[[0.5, 0.6], [0.3, 0.7]]))).log_prob([[0.0, 1.0]])).all()
 
 
+@pytest.mark.slow
 def test_rounding_is_not_wrong_and_gradients_are_as_ever() -> None:
     """In every type that floats may have; weights of many components, covariances that are all but singular."""
     rng = np.random.default_rng(0)

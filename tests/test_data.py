@@ -105,6 +105,7 @@ def test_a_sparse_matrix_is_not_filled_silently() -> None:
         numbers(sparse.csr_array(np.eye(2)))
 
 
+@pytest.mark.slow
 def test_every_door_honours_a_mask() -> None:
     seen = jem.incomplete(jnp.asarray(PLAIN))
     assert isinstance(jem.incomplete(MASKED), jem.Incomplete)
@@ -157,6 +158,7 @@ def test_three_axes_are_sequences_of_one_length() -> None:
         as_sequences(np.zeros((2, 2, 3, 2)), (2,))
 
 
+@pytest.mark.slow
 def test_an_hmm_starts_from_an_array_of_three_axes_and_reads_what_it_draws() -> None:
     x = np.array([0.0, 1.0, 9.0, 8.0, 9.0, 1.0]).reshape(1, -1, 1)
     model = jem.HMM.start(0, "gaussian", x, 2)
@@ -224,6 +226,7 @@ def test_problems_of_different_types_keep_their_digits() -> None:
     np.testing.assert_array_equal(padded[0].x[1, :2], [0.5, 1.5])
 
 
+@pytest.mark.slow
 def test_each_problem_has_its_own_tolerance() -> None:
     x = np.array([0.0, 2.0, 8.0, 12.0, 3.0, 1.0, 5.0])
     starts = [jem.Mixture([0.5, 0.5], jem.Poisson([1.0, 9.0]))] * 2

@@ -78,6 +78,7 @@ def test_two_regimes_of_the_federal_funds_rate(name: str) -> None:
     np.testing.assert_allclose(fit.model.initial @ fit.model.transition, fit.model.initial, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_variance_for_all_components_is_the_pooled_one() -> None:
     model = jem.tie(two(), "components.variance")
     counted = statistics(model)

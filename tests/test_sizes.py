@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 import jaxem as jem
-from families import MIXTURES, Example, mostly_slow
+from families import MIXTURES, Example
 
 KEY = jax.random.key(0)
 SEEN = np.array([0.0, 2, 1, 2, 0, 1, np.nan, 2])
 
 
+@pytest.mark.slow
 def test_categories_and_totals_are_read_from_the_rows() -> None:
     weight = np.r_[np.ones(8), 0]
     x = np.r_[SEEN, 9]  # of weight zero: it tells nothing
@@ -85,6 +86,7 @@ OUTSIDE: dict[str, list[Any]] = {
 """Of every family rows that no member can produce."""
 
 
+@pytest.mark.slow
 def test_sequences_may_have_weights() -> None:
     """They were taken for a table with gaps."""
     x = jem.Sequences.from_list([[0.0, 1.0], [2.0, 3.0, 4.0]])
@@ -98,7 +100,8 @@ def test_every_family_has_rows_that_it_cannot_produce() -> None:
     assert OUTSIDE.keys() == {example.name for example in MIXTURES}
 
 
-@pytest.mark.parametrize("example", mostly_slow(MIXTURES, *MIXTURES[::8]), ids=repr)
+@pytest.mark.parametrize("example", MIXTURES, ids=repr)
+@pytest.mark.slow
 def test_a_row_outside_the_support_is_ignored_by_a_start_and_told_by_a_fit(example: Example) -> None:
     rows, good = np.asarray(OUTSIDE[example.name]), np.asarray(example.rows(40))
     every, model = np.concatenate([rows, good]), example.model()

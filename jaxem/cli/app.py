@@ -411,7 +411,7 @@ def _fit(command: str, options: dict[str, Any]) -> int:
     described, together = checkpoint.described(command, options, grouped), cluster.met(meeting)
     with checkpoint.opened(options["out"], described, options["restart"], together) as kept:
         reading = time.perf_counter() - began
-        with _bar(*run.expected(grouped, settings), shown=kept.peers.index == 0) as progress:
+        with _bar("fitting", shown=kept.peers.index == 0) as progress:
             outcome = run.run(grouped, settings, progress, kept)
         if kept.peers.index > 0:
             return _conclude_share(outcome, kept.peers)
@@ -441,7 +441,7 @@ def _fit_large(options: dict[str, Any], kind: ColumnModel, settings: Settings, m
     Of several processes each works on a share of the rows, in every step.
     """
     from jaxem.cli import cluster, output
-    from jaxem.cli.fit import run, streamed
+    from jaxem.cli.fit import streamed
 
     share = (0, 1) if meeting is None else cluster.join(meeting)
     parsing.check_device(options["device"])
@@ -451,7 +451,7 @@ def _fit_large(options: dict[str, Any], kind: ColumnModel, settings: Settings, m
     with streamed.read(options["table"], kind, null, options["missing"], settings.dtype, out, share) as table:
         parsing.check_sizes(table.grouped, settings, "components")
         reading = time.perf_counter() - began
-        with _bar(*run.expected(table.grouped, settings), shown=share[0] == 0) as progress:
+        with _bar("fitting", shown=share[0] == 0) as progress:
             outcome, assignments = streamed.run(table, settings, progress)
         cluster.part(meeting)
         if share[0] > 0:
@@ -476,45 +476,17 @@ def _race(command: str, options: dict[str, Any]) -> int:
     card = run.prepare(tables, settings)
     output.check_folder(options["out"])
     reading = time.perf_counter() - began
-    with _bar(len(card.problems), noun="problems", verb="racing") as progress:
+    with _bar("racing") as progress:
         outcome = run.run(card, progress)
     _write_race(outcome, options["out"], parsing.again(command, options), reading)
     return _conclude_race(outcome, options["out"])
 
 
-@contextlib.contextmanager
-def _bar(
-    groups: int, fits: int | None = None, noun: str = "groups", verb: str = "fitting", shown: bool = True
-) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on stderr, of fits if their number is known; none if stderr is not a terminal."""
-    if not shown or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+def _bar(verb: str, shown: bool = True) -> contextlib.AbstractContextManager[Callable[..., Any] | None]:
+    """A progress bar on stderr; none if that is not a terminal."""
+    from jaxem.io.progress import reported
 
-    layout = (
-        TextColumn(verb),
-        BarColumn(),
-        TextColumn(f"{{task.fields[groups]:,}} of {groups:,} {noun}"),
-        *([TextColumn("{task.fields[speed]:,.0f} fits/s")] if fits is not None else []),
-        TimeRemainingColumn(),
-    )
-    with Progress(*layout, console=Console(stderr=True), transient=True) as bar:
-        total = groups if fits is None else fits
-        task, began = bar.add_task("", total=total, groups=0, speed=0.0), time.perf_counter()
-        before: list[int] = []
-
-        def tell(groups: int, done: int) -> None:
-            completed = groups if fits is None else done
-            if not before:
-                # Groups that an earlier run finished do not count towards the speed of this one.
-                before.append(done)
-                bar.reset(task, completed=completed)
-            speed = (done - before[0]) / (time.perf_counter() - began)
-            bar.update(task, completed=completed, groups=groups, speed=speed)
-
-        yield tell
+    return reported(shown and sys.stderr.isatty(), verb)
 
 
 def _write(

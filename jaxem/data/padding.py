@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -51,3 +53,26 @@ def padded_lengths(
         chosen.append(sizes[end - 1])
         end = choice[end - 1]
     return np.unique(chosen)
+
+
+def padded(lengths: Sequence[int] | np.ndarray, *args: Any, **kwargs: Any) -> np.ndarray:
+    """Padded length of each problem; arguments as for `padded_lengths`.
+
+    >>> padded([10, 200, 12, 210], shapes=2).tolist()
+    [16, 216, 16, 216]
+    """
+    shapes = padded_lengths(lengths, *args, **kwargs)
+    return shapes[np.searchsorted(shapes, lengths)]
+
+
+def bucket(n: int, ratio: float = 2, multiple: int = 1) -> int:
+    """The next length of a geometric series from `multiple`, the same whatever other lengths there are.
+
+    >>> [bucket(n) for n in (1, 5, 100, 128)], bucket(100, ratio=1.5, multiple=8)
+    ([1, 8, 128, 128], 144)
+    """
+    length, power = multiple, 0
+    while length < n:
+        power += 1
+        length = multiple * math.ceil(ratio**power)
+    return length

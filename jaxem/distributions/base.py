@@ -1,4 +1,4 @@
-"""The one interface: what every model of jaxem can do, and what a new family has to say for itself."""
+"""The interface of all models: `Distribution`, and `Family` for what a new family has to write."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Labelled:
 
 
 class Distribution:
-    """Something with a likelihood: `batch_shape` says how many of it are stacked in one object.
+    """A model with a likelihood; `batch_shape` counts the members stacked in one object.
 
     What every model offers (`...` are the members, from `batch_shape`; `n` the rows, always last):
 
@@ -95,7 +95,7 @@ class Distribution:
     """Whether the steps of a sequence may lie on several devices."""
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Whatever draws takes a seed for a key, and an M-step keeps to what is held and tied."""
+        """Let `sample` take a seed for a key, and the M-step keep to what is held and tied."""
         super().__init_subclass__(**options)
         if "m_step" in cls.__dict__:
             cls.m_step = constrained(cls.__dict__["m_step"])  # type: ignore[method-assign]
@@ -113,7 +113,7 @@ class Distribution:
 
     @property
     def states(self) -> Array | int:
-        """How many hidden states are in use, where anything is hidden."""
+        """The number of hidden states in use; one where nothing is hidden."""
         return 1
 
     @property
@@ -122,7 +122,7 @@ class Distribution:
         return 1
 
     def in_use(self, used: Array) -> dict[str, Any]:
-        """Of which members of its fields any row can come at all, where that is not `used` (`[*batch_shape]` bool).
+        """The members of each field that any row can come from, where that differs from `used` (`[*batch_shape]` bool).
 
         By the name of the field, an array of bools as its members are; for a field that holds several models, a tuple
         of one for each. What can never be used has no free parameters.
@@ -130,14 +130,14 @@ class Distribution:
         return {}
 
     def read(self, x: Any) -> Any:
-        """Rows as floats of the model's type, first of all."""
+        """Rows as floats of the model's type."""
         return as_floats(x, type_of(self))
 
     def observe(self, x: Any) -> Any:
         raise NotImplementedError
 
     def observations(self, x: Any, weight: Array) -> Array:
-        """How much data there is: the sum of the weights of all rows."""
+        """The number of observations: the sum of the weights of all rows."""
         return jnp.sum(weight)
 
     def bounded(self, x: Any, weight: Array) -> Array | bool:
@@ -145,7 +145,7 @@ class Distribution:
         return True
 
     def expand(self, x: Any) -> Any:
-        """Observed data, ready for several steps: as it is, unless the model has something to prepare."""
+        """Observed data prepared for several steps; unchanged unless the model has something to prepare."""
         return x
 
     def log_prob(self, x: Any) -> Array:
@@ -167,35 +167,35 @@ class Distribution:
         raise NotImplementedError
 
     def is_degenerate(self, floor: Statistics) -> Array:
-        """`[...]` bool: has this member shrunk to where only `floor` holds it up?"""
+        """Whether each member has shrunk to where only `floor` holds it up, `[...]` bool."""
         raise NotImplementedError
 
     def roundings(self, pseudo: Statistics) -> Array | float:
-        """How many units of rounding the log-probability of a row is known to: it is a sum over columns.
+        """The error of the log-probability of a row, in units of rounding: it is a sum over columns.
 
         `pseudo` are the statistics that every M-step adds: they know the scale of the data.
         """
         return max((1, *self.event_shape))
 
     def has_empty_component(self, rows: Array) -> Array:
-        """`[...]` bool: has a hidden state lost (nearly) all of the `rows`? Without hidden states, no."""
+        """Whether a hidden state has lost (nearly) all of the `rows`, `[...]` bool; False without hidden states."""
         return jnp.zeros(self.batch_shape, bool)
 
     def coincides(self) -> Array:
-        """`[...]` bool: are two hidden states, both in use, the same, or does a factor move nothing? EM stays there."""
+        """Whether two hidden states in use are the same, or a factor moves nothing, `[...]` bool: EM stays there."""
         return jnp.zeros(self.batch_shape, bool)
 
     def inside(self, x: Any) -> Array:
-        """`[n]` bool: is each row a value that this model can produce?"""
+        """Whether each row is a value that this model can produce, `[n]` bool."""
         raise NotImplementedError
 
-    def check(self, x: Any, weight: Array, prior: Any) -> None:
-        """Raise ValueError for rows that say before any fit that it cannot succeed. Most families need not look.
+    def check(self, x: Any, weight: Array, alone: bool) -> None:
+        """Raise ValueError for rows to which no fit can succeed. Most families accept all.
 
         Args:
             x: rows, as `fit` has made them ready.
             weight: `[n]`.
-            prior: what `fit` was given, None among it.
+            alone: whether nothing else speaks: there is no prior, and these are all rows.
         """
 
     def impute(self, x: Any, key: Any = None) -> Any:
@@ -253,11 +253,11 @@ class Distribution:
         return self.sample(key, len(x), *((x.steps,) if hasattr(x, "length") else ()))
 
     def expected_rows(self, x: Any, weight: Array) -> Array:
-        """`[n, *event_shape]`: sum over members of weight `[..., n]` x E[x_i | what was seen of it, member]."""
+        """The sum over members of weight `[..., n]` x E[x_i | what was seen of it, member], `[n, *event_shape]`."""
         raise NotImplementedError(f"{type(self).__name__} cannot impute")
 
     def drawn_rows(self, key: Array, x: Any, n: int) -> Array:
-        """`[..., n, *event_shape]`: of each row a draw from each member, given what was seen of it."""
+        """A draw of each row from each member, given what was seen of it, `[..., n, *event_shape]`."""
         raise NotImplementedError(f"{type(self).__name__} cannot impute")
 
 
@@ -269,7 +269,7 @@ def _sample_like(model: Distribution, key: Array, x: Any) -> Any:
 
 
 def _seeded(sample: Callable[..., Any]) -> Callable[..., Any]:
-    """`sample(self, key, n, ...)` that takes a seed for the key, and says what is wrong with either."""
+    """`sample(self, key, n, ...)` with an integer seed allowed for the key, and both arguments checked."""
 
     @functools.wraps(sample)
     def seeded(self: Any, key: Any, n: Any, *given: Any, **named: Any) -> Any:
@@ -307,7 +307,7 @@ def _impute(model: Distribution, x: Incomplete, key: Array | None) -> Array:
 
 
 class Family(Distribution):
-    """A kind of data with a closed-form (or short) maximum-likelihood fit.
+    """A family of densities with a closed-form (or short) maximum-likelihood fit.
 
     What you write, for parameters whose leading axes are the members `...`:
 
@@ -335,7 +335,7 @@ class Family(Distribution):
     """Whether rows are whole numbers, each with a probability of its own."""
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """A support that is a name only belongs to a family that writes `contains` itself."""
+        """Check the support: a name alone belongs to a family that writes `contains` itself."""
         super().__init_subclass__(**options)
         if isinstance(name := cls.__dict__.get("support"), str):
             cls.support = dataclasses.replace(FINITE, name=name)
@@ -355,7 +355,7 @@ class Family(Distribution):
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """`()` if a row is one number, `(D,)` if it is D of them."""
+        """The shape of a row: `()` for one number, `(D,)` for D of them."""
         return ()
 
     def columns(self, x: Array) -> PyTree:
@@ -375,7 +375,7 @@ class Family(Distribution):
         raise NotImplementedError
 
     def observe(self, x: Any) -> Rows:
-        """`x` (`[n]` or `[n, D]`) with rows last, as floats, and what does not depend on parameters done."""
+        """Observed data: `x` (`[n]` or `[n, D]`) as floats, rows last, with parameter-free work done."""
         if isinstance(x, Rows):
             return x
         x = incomplete(self.read(x))
@@ -383,13 +383,13 @@ class Family(Distribution):
         return _observed(self, replace(x, values=values) if isinstance(x, Incomplete) else values)
 
     def observe_incomplete(self, x: Incomplete) -> Rows:
-        """Rows of which some were not seen at all; an example of the support stands in their place."""
+        """Observed data of which some rows are missing; an example of the support stands in their place."""
         unseen = unseen_rows(x)
         example = jnp.broadcast_to(jnp.asarray(self.support.example, x.values.dtype), self.event_shape)
         values = jnp.where(unseen.reshape(-1, *(1 for _ in self.event_shape)), example[None], x.values)
         return Rows(self.columns(values), ~unseen)
 
-    def check(self, x: Any, weight: Array, prior: Any) -> None:
+    def check(self, x: Any, weight: Array, alone: bool) -> None:
         """Raise ValueError for a row of which a part is missing, if the family reads whole rows."""
         if (
             not isinstance(x, Incomplete)
@@ -425,7 +425,7 @@ class Family(Distribution):
 
     @classmethod
     def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
-        """Members with any valid parameters, not far from `row`.
+        """Members with valid parameters, not far from `row`.
 
         Unless a family says it better: parameters that are numbers are zero in coordinates (0 of the real ones, 1 of
         those above zero, 1/2 of those between zero and one).
@@ -444,7 +444,7 @@ class Family(Distribution):
 
     @classmethod
     def told(cls, values: np.ndarray) -> dict[str, int]:
-        """The sizes that rows tell (`[n]`, without NaN): those that `start` takes where they are not given."""
+        """Sizes read off the rows (`[n]`, without NaN), for those that `start` is not given."""
         return {}
 
     @classmethod
@@ -478,7 +478,7 @@ class Family(Distribution):
         return jax.lax.fori_loop(0, last + 1, look, model)
 
     def unit_prior(self, members: Array | int, x: Any, weight: Array) -> Statistics:
-        """What one row of a weak prior says to each of `members` components, if all data together look like this.
+        """The statistics of one row of a weak prior for each of `members` components, scaled to all data together.
 
         Args:
             members: how many share the data.
@@ -495,19 +495,19 @@ class Family(Distribution):
         return ((columns - middle[:, None]) / quantiles.scale(columns, weight)[:, None]).T
 
     def floor(self, x: Any, weight: Array) -> Statistics:
-        """Nothing: most families are total as they are."""
+        """Statistics that keep the M-step total: none for most families."""
         return jax.tree.map(jnp.zeros_like, self.expected_statistics())
 
     def is_degenerate(self, floor: Statistics) -> Array:
-        """Most families cannot."""
+        """Whether each member has collapsed: False for most families, which cannot."""
         return jnp.zeros(self.batch_shape, bool)
 
     def centre(self) -> Array:
-        """`[..., *event_shape]`: the mean of a row of each member."""
+        """The mean of a row of each member, `[..., *event_shape]`."""
         raise NotImplementedError(f"{type(self).__name__} does not say the mean of a row, so it cannot impute")
 
     def expected_rows(self, x: Any, weight: Array) -> Array:
-        """Of what was not seen at all, each member's mean."""
+        """Each member's mean, for rows that are missing altogether."""
         return jnp.einsum("kn,k...->n...", *flat_members(weight, self.centre()), precision=linalg.HIGHEST)
 
     def drawn_rows(self, key: Array, x: Any, n: int) -> Array:
@@ -552,7 +552,7 @@ class Family(Distribution):
         return one_column(self, x)
 
     def inside(self, x: Any) -> Array:
-        """`[n]` bool: rows that this family can produce (see `support`)."""
+        """Whether this family can produce each row (see `support`), `[n]` bool."""
         rows = self.observe(x)
         inside = self.contains(rows.columns)
         return inside if rows.seen is None else inside | ~rows.seen
@@ -560,7 +560,7 @@ class Family(Distribution):
 
 @partial(jax.jit, inline=True)
 def _observed(family: Family, x: Array | Incomplete) -> Rows:
-    """One program, as below."""
+    """The observed data, as one program."""
     return family.observe_incomplete(x) if isinstance(x, Incomplete) else Rows(family.columns(x))
 
 
@@ -572,7 +572,7 @@ def _cdf(family: Family, x: Array) -> Array:
 
 @jax.jit
 def _log_prob(family: Family, rows: Rows) -> Array:
-    """One program, not one for each operation: a person who asks for a log-probability waits once."""
+    """Log-probabilities as one program, not one for each operation: a user waits for one compilation."""
     return told(family, family.e_step(rows)[0])
 
 
@@ -587,7 +587,7 @@ def _types_of(model: Any) -> set[np.dtype]:
 
 
 def convert_parameters(node: Any) -> None:
-    """Turn what a person passed (lists, numbers, integer arrays) into float arrays of one type, and models into such.
+    """Convert parameters (lists, numbers, integer arrays) to float arrays of one type, those of models included.
 
     A list takes the type of the arrays beside it, or the default float; of arrays of several types the widest counts,
     so that no digit is lost.

@@ -41,7 +41,7 @@ class Trials:
 
 
 class OfTrials(Family):
-    """Successes among a number of trials that is known for each row."""
+    """Families of successes among a number of trials that is known for each row."""
 
     discrete = True
     probs: Array
@@ -68,11 +68,11 @@ class OfTrials(Family):
         return Trials(self._trials * self.probs, self._trials * (1 - self.probs))
 
     def expected_log_prob(self, statistics: Trials) -> Float[Array, "*batch"]:
-        """successes log(probs) + failures log(1 - probs)."""
+        """Q: successes log(probs) + failures log(1 - probs)."""
         return times_log(statistics.successes, self.probs) + times_log_rest(statistics.failures, self.probs)
 
     def m_step(self, statistics: Trials) -> Self:
-        """successes / (successes + failures); a member without rows keeps its probability."""
+        """The share of successes; a member without rows keeps its probability."""
         total = statistics.successes + statistics.failures
         some = has_weight(total)
         probs = statistics.successes / jnp.where(some, total, 1)
@@ -81,7 +81,7 @@ class OfTrials(Family):
 
 @family("bernoulli", "Bernoulli (yes or no)")
 class Bernoulli(OfTrials):
-    """Yes or no.
+    """The Bernoulli family: a row is 0 or 1.
 
     log p(x) = x log probs + (1 - x) log(1 - probs), x in {0, 1}
 
@@ -114,7 +114,7 @@ class Bernoulli(OfTrials):
         return cls(jnp.full(members, 0.5, row.dtype))
 
     def expected_rows(self, x: Any, weight: Array) -> Float[Array, "n"]:
-        """The more probable of the two."""
+        """The more probable of 0 and 1, for rows that are missing."""
         return (super().expected_rows(x, weight) > 0.5).astype(weight.dtype)
 
     def tails(self, x: Float[Array, "n"]) -> cumulative.Tails:
@@ -130,7 +130,7 @@ class Bernoulli(OfTrials):
 
 @family("binomial", "binomial counts")
 class Binomial(OfTrials):
-    """Successes in a known number of independent trials.
+    """The binomial family: successes in a known number of independent trials.
 
     log p(x) = log (total_count choose x) + x log probs + (total_count - x) log(1 - probs)
 
@@ -180,7 +180,7 @@ class Binomial(OfTrials):
         return self.total_count > MOST[jnp.dtype(dtype).itemsize]
 
     def _failures(self, successes: Array) -> Array:
-        """To all digits, though the type may not hold the total."""
+        """The failures to all digits, even where the type does not hold the total."""
         high, low = _float_words(self.total_count, successes.dtype)
         return jnp.subtract(high, successes) + kept(low, successes)
 
@@ -197,7 +197,7 @@ class Binomial(OfTrials):
 
     @classmethod
     def told(cls, values: np.ndarray) -> dict[str, int]:
-        """As many trials as the largest count."""
+        """The number of trials: the largest count."""
         return {"total_count": max(1, _largest(values))}
 
     def tails(self, x: Float[Array, "n"]) -> cumulative.Tails:
@@ -238,7 +238,7 @@ def _binomial(total: int, probs: Array, x: Array, rest: Array, coarse: Array, fi
 
 
 def _from_mean(total: int, p: Array, x: Array) -> Array:
-    """total p - x."""
+    """The deviation total p - x."""
     whole_part, rest = _float_words(total, p.dtype)
     high, low = product_words(jnp.full_like(p, whole_part), p)
     return (high - x) + kept(low + rest * p, x)
@@ -257,7 +257,7 @@ def _binomial_jvp(total: int, primals: tuple[Array, ...], tangents: tuple[Array,
 
 @family("geometric", "geometric counts")
 class Geometric(_Counts, OfTrials):
-    """Failures before the first success.
+    """The geometric family: failures before the first success.
 
     log p(x) = log probs + x log(1 - probs), x = 0, 1, 2, ...
 
@@ -285,7 +285,7 @@ class Geometric(_Counts, OfTrials):
         return jnp.where(inside, log_prob, -jnp.inf)
 
     def statistics(self, x: Any, weight: Array) -> Trials:
-        """A success in each row, and the weighted number of failures."""
+        """Weighted successes (one a row) and failures."""
         columns = self.observe(x).columns
         return Trials(jnp.sum(weight, axis=-1), weighted(weight, jnp.where(whole(columns), columns, 0)))
 

@@ -32,22 +32,22 @@ from jaxem.distributions.support import COUNT, FINITE
 
 
 class OfCategories(Family):
-    """Counts of categories, whose probabilities sum to one."""
+    """Families whose statistics are counts of categories."""
 
     probs: Array
 
     def expected_log_prob(self, statistics: Array) -> Float[Array, "*batch"]:
-        """sum over categories of count log(probs)."""
+        """Q: sum over categories of count log(probs)."""
         return jnp.sum(times_log(statistics, self.probs), axis=-1)
 
     def m_step(self, statistics: Array) -> Self:
-        """count / sum of counts; a member that counted nothing keeps its probabilities."""
+        """The shares of the counts; a member that counted nothing keeps its probabilities."""
         return replace(self, probs=shares(statistics, self.probs))
 
 
 @family("categorical", "categories", column=FINITE)
 class Categorical(OfCategories):
-    """One of C categories, numbered from zero.
+    """The categorical family: one of C categories, numbered from zero.
 
     log p(x) = log probs[x]
 
@@ -68,12 +68,12 @@ class Categorical(OfCategories):
 
     @property
     def categories(self) -> int:
-        """How many categories there are."""
+        """The number of categories."""
         return self.probs.shape[-1]
 
     @classmethod
     def seeding_features(cls, x: Array, weight: Array, **sizes: int) -> Float[Array, "n c"]:
-        """A corner of a simplex for each category: any two are equally far apart."""
+        """Rows as corners of a simplex: any two categories are equally far apart."""
         return (x[:, None] == jnp.arange(sizes["categories"], dtype=x.dtype)[None]).astype(x.dtype)
 
     def columns(self, x: Array) -> Float[Array, "c n"]:
@@ -96,13 +96,13 @@ class Categorical(OfCategories):
         return self.probs
 
     def expected_rows(self, x: Any, weight: Array) -> Float[Array, "n"]:
-        """The most probable category."""
+        """The most probable category, for rows that are missing."""
         votes = jnp.einsum("kn,kc->nc", *flat_members(weight, self.probs), precision=linalg.HIGHEST)
         return jnp.argmax(votes, axis=-1).astype(weight.dtype)
 
     @classmethod
     def told(cls, values: np.ndarray) -> dict[str, int]:
-        """As many categories as the largest says, and one for zero."""
+        """The number of categories: the largest, and one more for zero."""
         return {"categories": _largest(values) + 1}
 
     @classmethod
@@ -126,7 +126,7 @@ class Categorical(OfCategories):
 
 @family("multinomial", "multinomial counts", reads="all")
 class Multinomial(OfCategories):
-    """How many of the trials of a row fell to each of C categories. How many trials a row has is up to the row.
+    """The multinomial family: how many trials of a row fell to each of C categories, given their number in that row.
 
     log p(x) = log T! - sum_c log x_c! + sum_c x_c log probs_c,    T = sum_c x_c
 
@@ -159,7 +159,7 @@ class Multinomial(OfCategories):
 
     @classmethod
     def seeding_features(cls, x: Array, weight: Array, **sizes: int) -> Float[Array, "n c"]:
-        """The roots of the shares: their noise is the same everywhere."""
+        """Rows as square roots of their shares, whose noise is the same everywhere."""
         return jnp.sqrt(jnp.maximum(x, 0) / jnp.maximum(jnp.sum(x, axis=-1, keepdims=True), 1))
 
     def columns(self, x: Float[Array, "n c"]) -> Counted:

@@ -1,4 +1,4 @@
-"""Numbers of which only an interval is known: not before, not after, somewhere between. A row is (lower, upper)."""
+"""Censored numbers, of which only an interval is known. A row is (lower, upper)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Ends:
 
 @structure
 class Censored(Family):
-    """Numbers seen exactly, or known to lie in an interval.
+    """A family of numbers seen exactly, or known to lie in an interval.
 
     log p(lower, upper) = log p(x | base) if lower = upper = x, else log P(lower < X < upper | base)
 
@@ -99,7 +99,7 @@ class Censored(Family):
 
     @property
     def _known(self) -> Any:
-        """The base, or a Gaussian's stand-in that knows intervals."""
+        """The base family; for a Gaussian, its counterpart of one column that knows intervals."""
         return _OneColumn(self.base) if isinstance(self.base, GAUSSIANS) else self.base
 
     def columns(self, x: Float[Array, "n 2"]) -> Ends:
@@ -118,7 +118,7 @@ class Censored(Family):
         return self.base.columns(values[:, None] if self.base.event_shape else values)
 
     def observations(self, x: Any, weight: Array) -> Array:
-        """The weight of the rows that ended: what lasted longer than it was watched says little by itself.
+        """The weight of the rows with a finite upper end: one that outlasted its observation says little by itself.
 
         So survival analysis counts (Volinsky and Raftery 2000).
         """
@@ -127,7 +127,7 @@ class Censored(Family):
         return jnp.sum(jnp.where(ended, rows.mask_weight(weight), 0))
 
     def bounded(self, x: Any, weight: Array) -> Array:
-        """Not if no row ended, or none began after the edge of what is possible.
+        """Whether the likelihood has a maximum: some row must have ended, and some begun inside the support.
 
         Nor, of a location and a scale, if rows would be likeliest with no width at all, for all intervals have a number
         in common; or with any, for all that ended did so before all that did not.
@@ -157,7 +157,7 @@ class Censored(Family):
         return jnp.where(inside, jnp.where(exact, self.base.log_density(columns.points), between), -jnp.inf)
 
     def statistics(self, x: Any, weight: Array) -> Statistics:
-        """Those of the base: seen, or expected within each interval."""
+        """Statistics of the base: exact, or expected within each interval."""
         columns = self.observe(x).columns
         return self._known.interval_statistics(
             columns.intervals, jnp.where(lead(columns.inside, weight.ndim), weight, 0)
@@ -167,19 +167,19 @@ class Censored(Family):
         return self.base.expected_statistics()
 
     def expected_log_prob(self, statistics: Statistics) -> Float[Array, "*batch"]:
-        """That of the base."""
+        """The base's own."""
         return self.base.expected_log_prob(statistics)
 
     def m_step(self, statistics: Statistics) -> Self:
-        """That of the base."""
+        """The base's own."""
         return replace(self, base=self.base.m_step(statistics))
 
     def unit_prior(self, members: Array | int, x: Any, weight: Array) -> Statistics:
-        """That of the base, for one number of each row."""
+        """The base's own, for one number of each row."""
         return self.base.unit_prior(members, *self._ones(x, weight))
 
     def floor(self, x: Any, weight: Array) -> Statistics:
-        """That of the base, for one number of each row."""
+        """The base's own, for one number of each row."""
         return self.base.floor(*self._ones(x, weight))
 
     def _ones(self, x: Any, weight: Array) -> tuple[Rows, Array]:

@@ -62,7 +62,7 @@ def _is_exact(model: Any) -> bool:
 
 
 class _Climb(NamedTuple):
-    """Where it stands, and what it knows of Q there."""
+    """The place of the climb, and Q and its derivatives there."""
 
     at: Float[Array, "p"]
     height: Float[Array, ""]
@@ -127,7 +127,7 @@ def _direction(objective: Callable[[Array], Array], now: _Climb) -> tuple[Float[
 
 
 def _direction_by_products(objective: Callable[[Array], Array], now: _Climb) -> tuple[Array, Bool[Array, ""]]:
-    """The same where the second derivative is too large to be formed: by conjugate gradients."""
+    """The damped Newton step by conjugate gradients, where the second derivative is too large to be formed."""
 
     def bent(way: Array) -> Array:
         return -jax.jvp(jax.grad(objective), (now.at,), (way,))[1]

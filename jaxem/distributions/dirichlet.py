@@ -58,7 +58,7 @@ class Shares(Referenced):
     log_reference: Array
 
     def about(self, log_reference: Float[Array, "*batch c"]) -> Self:
-        """The same rows, about another point."""
+        """The statistics of the same rows about another point."""
         shift = self.log_reference - log_reference
         old, new = jnp.exp(self.log_reference), jnp.exp(log_reference)
         moved = jnp.sum(new * (jnp.expm1(shift) - shift), axis=-1)  # KL(new | old)
@@ -80,19 +80,19 @@ class Share(PositiveColumns):
 
     @staticmethod
     def words(high: Float[Array, "n"], low: Float[Array, "n"]) -> Share:
-        """Of two floats."""
+        """The proportions as sums of two floats."""
         row = PositiveColumns.of(high)
         low = jax.lax.stop_gradient(jnp.where(row.inside, low, 0))
         return Share(row.values, row.logs, row.inside, row.fine + low / jax.lax.stop_gradient(row.values), low)
 
     def less_one(self, reference: Float[Array, "*batch"], short: Any = 0) -> Float[Array, "*batch n"]:
-        """x / reference - 1."""
+        """The relative deviation x / reference - 1."""
         low = linalg.lead(self.low, reference.ndim + 1)
         return super().less_one(reference, short) + low / reference[..., None]
 
 
 class _Proportions(Family):
-    """What Beta and Dirichlet share: rows as one positive number for each column, and a concentration for each."""
+    """Beta and Dirichlet: rows as one positive number for each column, and a concentration for each."""
 
     @property
     def _concentrations(self) -> Float[Array, "*batch c"]:
@@ -127,13 +127,13 @@ class _Proportions(Family):
         return Shares(jnp.ones_like(divergence), logs, divergence, log_means)
 
     def expected_log_prob(self, statistics: Shares) -> Float[Array, "*batch"]:
-        """rows (log of the normaliser) - concentration x divergence from the mean, in Stirling's form."""
+        """Q: rows (log of the normaliser) - concentration x divergence from the mean, in Stirling's form."""
         log_means, log_total = _log_shares(self._concentrations)
         volume = stirling(jnp.exp(log_total[..., 0])) - jnp.sum(stirling(self._concentrations), axis=-1)
         return statistics.rows * volume - jnp.exp(log_total[..., 0]) * statistics.about(log_means).divergence
 
     def m_step(self, statistics: Shares) -> Self:
-        """Where digamma(concentration) - digamma(total) is the mean of log x; a member without rows keeps its own."""
+        """The concentrations with digamma(each) - digamma(total) = mean log x; without rows a member keeps its own."""
         some = has_weight(statistics.rows)
         rows = jnp.where(some, statistics.rows, 1)
         mean_logs, divergence = statistics.logs / rows[..., None], statistics.divergence / rows
@@ -147,7 +147,7 @@ class _Proportions(Family):
         return self._with(jnp.where(some[..., None], new, self._concentrations))
 
     def floor(self, x: Any, weight: Array) -> Shares:
-        """No rows, and `FLOOR` times the divergence of all the data, which is taken as one at most."""
+        """A floor without rows: `FLOOR` times the divergence of all the data, one at most."""
         rows = self.observe(x)
         weight = jnp.where(self.contains(rows.columns), rows.mask_weight(weight), 0)
         total = jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
@@ -327,7 +327,7 @@ def _log_ratio_jvp(c: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]) 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _above(c: int, share: Share, each: Float[Array, "*batch c"]) -> Float[Array, "*batch n"]:
-    """By how many of a total of the concentrations a share is above its mean, the c-th of them."""
+    """How far a share is above its mean, the c-th, in units of the total concentration."""
     return _placed(share, each[..., c], *sum_words(each)).above[0]
 
 
@@ -341,7 +341,7 @@ def _above_jvp(c: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> t
 
 @family("beta", "beta proportions")
 class Beta(_Proportions, ScalarParameters):
-    """A proportion.
+    """The beta family: a proportion between 0 and 1.
 
     log p(x) = (successes - 1) log x + (failures - 1) log(1 - x) - log B(successes, failures), 0 < x < 1
 
@@ -371,7 +371,7 @@ class Beta(_Proportions, ScalarParameters):
         return replace(self, successes=concentrations[..., 0], failures=concentrations[..., 1])
 
     def columns(self, x: Float[Array, "n"]) -> tuple[Share, ...]:
-        """Successes, and failures to all digits."""
+        """Each proportion, and one minus it to all digits."""
         rest = 1 - x
         return Share.words(x, jnp.zeros_like(x)), Share.words(rest, (1 - rest) - x)
 
@@ -396,7 +396,7 @@ class Beta(_Proportions, ScalarParameters):
 
 @family("dirichlet", "Dirichlet proportions", reads="all", column=ABOVE_ZERO, total=SHARES)
 class Dirichlet(_Proportions):
-    """Proportions of C kinds, which sum to one.
+    """The Dirichlet family: C proportions that sum to one.
 
     log p(x) = sum_c (concentration_c - 1) log x_c + log Gamma(sum_c concentration_c) - sum_c log Gamma(concentration_c)
 
@@ -435,7 +435,7 @@ class Dirichlet(_Proportions):
         return dataclasses.replace(ABOVE_ZERO, name="numbers above 0 that sum to one", example=even)
 
     def columns(self, x: Float[Array, "n c"]) -> tuple[Share, ...]:
-        """Each over the sum of the row, to twice the digits: a narrow density tells them apart."""
+        """Each entry over the sum of its row, to twice the digits: a narrow density tells them apart."""
         total, short = (part[:, None] for part in sum_words(x))
         high, low = quotient_words(x, jnp.where(total > 0, total, 1), short)
         high = jnp.where(jnp.abs(total - 1) <= 1e-5, high, -1)

@@ -1,4 +1,4 @@
-"""What families of whole numbers share: counts times logarithms, which numbers are whole, starts by logarithms."""
+"""Common parts of the families of whole numbers: counts times logarithms, checks, starts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def times_log(count: Array, p: Array) -> Array:
 
 
 def times_log_rest(count: Array, p: Array) -> Array:
-    """`count log(1 - p)`, in the same way."""
+    """`count log(1 - p)`: zero, with zero slope, where the count is zero."""
     some = p < 1
     log = log_rest(jnp.where(some, p, 0))
     return jnp.where(some, count * log, jnp.where(count == 0, 0, -jnp.inf))
@@ -67,12 +67,12 @@ class Counted:
 
 
 class _Counts(Family):
-    """Whole numbers from zero upward."""
+    """Families of whole numbers from zero upward."""
 
     discrete = True
     support = COUNT
 
     @classmethod
     def seeding_features(cls, x: Array, weight: Array, **sizes: int) -> Float[Array, "n d"]:
-        """By their logarithms: tails are long."""
+        """Rows by their logarithms, as their tails are long."""
         return super().seeding_features(jnp.log1p(jnp.maximum(x, 0)), weight)

@@ -34,7 +34,7 @@ class MaskedRows:
 
 @structure
 class Either(Family):
-    """Members of different families: those of the first part, then those of the second, and so on.
+    """A family whose members are of different families: those of the first part, then those of the second, and so on.
 
     A `Mixture` of it mixes what no family mixes by itself: a `PointMass` at zero and a `Poisson` are a zero-inflated
     Poisson (Lambert 1992). An `HMM` of it has states of different kinds.
@@ -92,7 +92,7 @@ class Either(Family):
         return [sum(self._sizes[:i]) for i in range(1, len(self.parts))]
 
     def _split(self, values: Float[Array, "*batch n"]) -> list[Array]:
-        """What belongs to the members of each part."""
+        """An array over all members, split into the members of each part."""
         return jnp.split(values, self._ends, axis=-2)
 
     def in_use(self, used: Array) -> dict[str, Any]:
@@ -103,11 +103,11 @@ class Either(Family):
         return self.observe_incomplete(x).columns
 
     def observe_incomplete(self, x: Any) -> Rows:
-        """Each part reads all of the rows."""
+        """Observed data with missing rows, as each part reads them: all rows."""
         return Rows(tuple(_possible(part, x) for part in self.parts))
 
     def expand(self, x: Rows) -> Rows:
-        """Each part for itself."""
+        """Observed data prepared by each part."""
         each = zip(self.parts, x.columns, strict=True)
         return Rows(tuple(replace(block, rows=part.expand(block.rows)) for part, block in each))
 
@@ -137,17 +137,17 @@ class Either(Family):
         return tuple(part.expected_statistics() for part in self.parts)
 
     def unit_prior(self, members: Array | int, x: Any, weight: Array) -> tuple[Statistics, ...]:
-        """What each part says."""
+        """A weak prior's row, by each part."""
         each = zip(self.parts, self.observe(x).columns, strict=True)
         return tuple(part.unit_prior(members, block.rows, jnp.where(block.inside, weight, 0)) for part, block in each)
 
     def expected_log_prob(self, statistics: tuple[Statistics, ...]) -> Float[Array, "*batch"]:
-        """That of each member."""
+        """Q of each member, by its part."""
         each = zip(self.parts, statistics, strict=True)
         return jnp.concatenate([part.expected_log_prob(s) for part, s in each], axis=-1)
 
     def m_step(self, statistics: tuple[Statistics, ...]) -> Self:
-        """Each part by itself."""
+        """The M-step of each part."""
         return replace(self, parts=tuple(part.m_step(s) for part, s in zip(self.parts, statistics, strict=True)))
 
     def floor(self, x: Any, weight: Array) -> tuple[Statistics, ...]:
@@ -170,12 +170,12 @@ class Either(Family):
         return jnp.concatenate(draws, axis=len(self.batch_shape) - 1)
 
     def expected_rows(self, x: Any, weight: Array) -> Array:
-        """The sum over the parts."""
+        """Expected rows: the sum over the parts."""
         each = zip(self.parts, self.observe(x).columns, self._split(weight), strict=True)
         return sum(part.expected_rows(block.rows, w) for part, block, w in each)  # type: ignore[return-value]
 
     def drawn_rows(self, key: Array, x: Any, n: int) -> Array:
-        """Those of each part."""
+        """Draws of each part."""
         keys = jax.random.split(key, len(self.parts))
         each = zip(self.parts, self.observe(x).columns, keys, strict=True)
         draws = [part.drawn_rows(k, block.rows, n) for part, block, k in each]
@@ -183,7 +183,7 @@ class Either(Family):
 
     @staticmethod
     def of(*families: Any) -> EitherFamily:
-        """One member of each family, and of the last as many as are left, as `Mixture.start` takes it.
+        """One member of each family and all others of the last, as `Mixture.start` takes them.
 
         `Either.of(jem.PointMass, jem.Poisson)`: with three components, a point mass at zero and two Poissons.
         """
@@ -201,7 +201,7 @@ def _possible(part: Family, x: Any) -> MaskedRows:
 
 @dataclasses.dataclass(frozen=True)
 class EitherFamily:
-    """Members of different families that are still to be fitted: something that can `start`."""
+    """A family of members of different families, still to be fitted: what `start` takes."""
 
     parts: tuple[Sized, ...]
 
@@ -214,7 +214,7 @@ class EitherFamily:
         return Either(tuple(part.start(x, block) for part, block in zip(self.parts, blocks, strict=True)))
 
     def told(self, x: Any, weight: Any) -> EitherFamily:
-        """Each with the sizes that the rows tell."""
+        """Each family with the sizes that the rows tell."""
         return EitherFamily(tuple(part.told(x, weight) for part in self.parts))
 
     def seeding_features(self, x: Array, weight: Array) -> Array:

@@ -22,7 +22,7 @@ from jaxem.distributions.support import FROM_ZERO
 
 @family("exponential", "exponential numbers")
 class Exponential(Positive):
-    """Waiting times that do not depend on how long one has waited.
+    """The exponential family: waiting times without memory.
 
     log p(x) = log rate - rate x
 
@@ -53,7 +53,7 @@ class Exponential(Positive):
         return jnp.where(inside, jnp.log(rate) - rate * jnp.where(inside, x, 0), -jnp.inf)
 
     def statistics(self, x: Any, weight: Array) -> Arrivals:
-        """The weighted number of events, and the time in which they came."""
+        """The weighted number of events, and the total time in which they came."""
         columns = self.observe(x).columns
         inside = self.contains(columns)
         return _arrivals(jnp.where(linalg.lead(inside, weight.ndim), weight, 0), jnp.where(inside, columns, 0))
@@ -62,17 +62,17 @@ class Exponential(Positive):
         return Arrivals(jnp.ones_like(self.rate), 1 / self.rate)
 
     def expected_log_prob(self, statistics: Arrivals) -> Float[Array, "*batch"]:
-        """total log(rate) - exposure rate."""
+        """Q: total log(rate) - exposure rate."""
         return statistics.total * jnp.log(self.rate) - statistics.exposure * self.rate
 
     def m_step(self, statistics: Arrivals) -> Self:
-        """total / exposure; a member without rows, or whose rows are all zero, keeps its rate."""
+        """The rate total / exposure; a member without rows, or whose rows are all zero, keeps its own."""
         some = has_weight(statistics.total) & (statistics.exposure > 0)
         rate = statistics.total / jnp.where(some, statistics.exposure, 1)
         return replace(self, rate=jnp.where(some, jnp.minimum(rate, jnp.finfo(rate.dtype).max), self.rate))
 
     def floor(self, x: Any, weight: Array) -> Arrivals:
-        """No events, in next to nothing of the mean of the rows; of one, if they are all zero."""
+        """A floor without events: an exposure next to nothing beside the mean of the rows."""
         columns = self.observe(x).columns
         inside = self.contains(columns) & (weight > 0)
         share = jnp.where(inside, weight, 0) / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
@@ -101,11 +101,11 @@ class Exponential(Positive):
         return draws / self.rate[..., None]
 
     def intervals(self, lower: Float[Array, "n"], upper: Float[Array, "n"]) -> tuple[Array, Array]:
-        """Where intervals begin, and how wide they are."""
+        """The lower ends of intervals, and their widths."""
         return lower, upper - lower
 
     def log_interval(self, intervals: tuple[Array, Array]) -> Float[Array, "*batch n"]:
-        """log(exp(-rate lower) - exp(-rate upper))."""
+        """The log-probability of each interval, log(exp(-rate lower) - exp(-rate upper))."""
         rate, lower, width, ends = self._between(intervals)
         return jnp.where(ends, truncated.log_mass_below(width), 0) - rate * lower
 

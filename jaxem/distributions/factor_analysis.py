@@ -63,7 +63,7 @@ class Regressions(Referenced):
     reference: Array
 
     def about(self, reference: Float[Array, "*batch d g"]) -> Self:
-        """The same rows, about other coefficients."""
+        """The statistics of the same rows about other coefficients."""
         shift = reference - self.reference
         moved = matmul(shift, self.gram)
         second = self.second - jnp.sum(shift * (2 * self.cross - moved), axis=-1)
@@ -84,7 +84,7 @@ class Regressions(Referenced):
 
 
 class _Factors(AnyCell):
-    """What both share: everything but the noise."""
+    """Common parts of both families: all but the noise."""
 
     mean: Array
     loadings: Array
@@ -110,12 +110,12 @@ class _Factors(AnyCell):
 
     @property
     def factors(self) -> int:
-        """How many there are."""
+        """The number of factors."""
         return self.loadings.shape[-1]
 
     @property
     def covariance(self) -> Float[Array, "*batch d d"]:
-        """loadings loadings^T + noise, `[..., D, D]`. No fit forms it."""
+        """The covariance loadings loadings^T + noise, `[..., D, D]`. No fit forms it."""
         return matmul(self.loadings, transpose(self.loadings)) + linalg.diagonal_matrix(self._variances())
 
     @staticmethod
@@ -125,7 +125,7 @@ class _Factors(AnyCell):
 
     @staticmethod
     def _per_column(noise: Array, shape: tuple[int, ...]) -> Float[Array, "*batch d"]:
-        """What is shaped like the noise, for each column."""
+        """An array shaped like the noise, spread over the columns."""
         raise NotImplementedError
 
     def _variances(self) -> Float[Array, "*batch d"]:
@@ -208,7 +208,7 @@ class _Factors(AnyCell):
         return base + matmul(self.loadings, self._factors(columns, base))
 
     def _factors(self, columns: Columns, base: Array) -> Float[Array, "*batch f n"]:
-        """What is expected of the factors of each row, as it deviates from `base`."""
+        """The expected factors of each row, from its deviation from `base`."""
         gaps = in_patterns(columns)
         _, inverse = self._posterior(gaps)
         return gaps.of_places(self._each(lambda residuals, factors: factors, gaps, base, inverse))
@@ -219,7 +219,7 @@ class _Factors(AnyCell):
         return Regressions(ones, gram, jnp.zeros_like(reference), self._variances(), reference)
 
     def expected_log_prob(self, statistics: Regressions) -> Float[Array, "*batch"]:
-        """-1/2 [rows (D log 2 pi + log det noise) + sum of squared residuals / noise]."""
+        """Q: -1/2 [rows (D log 2 pi + log det noise) + sum of squared residuals / noise]."""
         noise = self._variances()
         log_volume = self.event_shape[0] * LOG_2_PI + jnp.sum(jnp.log(noise), axis=-1)
         squares = jnp.sum(statistics.about(self._coefficients()).second / noise, axis=-1)
@@ -252,7 +252,7 @@ class _Factors(AnyCell):
         return replace(one, gram=gram, second=one.second * share, reference=reference)
 
     def floor(self, x: Any, weight: Array) -> Regressions:
-        """No rows, and what holds up ties at zero."""
+        """A floor without rows, which holds up ties at zero."""
         nothing, rows = self.expected_statistics() * 0, self.observe(x)
         variance = quantiles.at_zero(*weighted_cells(rows.columns, weight))
         return replace(nothing, second=jnp.broadcast_to(variance, self.mean.shape))
@@ -301,7 +301,7 @@ class _Factors(AnyCell):
         return warm(model, weight, typical)
 
     def _standardized(self, statistics: Regressions) -> Self:
-        """With the mean and spread that the factors turned out to have moved to the mean and the loadings.
+        """The members with the factors standardised: their mean and spread moved to the mean and the loadings.
 
         Far from a maximum they are not zero and one, as the model says; EM takes many steps to see it (Liu, Rubin and
         Wu 1998: parameter expansion).
@@ -342,7 +342,7 @@ def _transform(model: _Factors, rows: Rows) -> Array:
 
 @family("factor_analysis", "factor analysis", reads="all", gaps=True, units="each")
 class FactorAnalysis(_Factors):
-    """Columns that share a few hidden factors, each with noise of its own.
+    """Factor analysis: columns that share a few hidden factors, each with noise of its own.
 
     x = mean + loadings f + e, f ~ Normal(0, 1), e ~ Normal(0, diag(noise)): a Gaussian of covariance
     loadings loadings^T + diag(noise). Data tell the loadings up to a rotation of the factors.
@@ -379,7 +379,7 @@ class FactorAnalysis(_Factors):
 
 @family("ppca", "probabilistic principal components", reads="all", gaps=True, units="one")
 class PPCA(_Factors):
-    """Probabilistic principal components: factors behind columns that all have the same noise.
+    """Probabilistic principal components: factor analysis with the same noise in all columns.
 
     x = mean + loadings f + e, f ~ Normal(0, 1), e ~ Normal(0, noise). At the maximum the loadings span the leading
     principal components, and the noise is the mean of the variances of the others.

@@ -24,7 +24,7 @@ from jaxem.distributions.statistics.moments import has_weight, resolution
 
 
 class _Dispersed(Positive):
-    """What the gamma and the inverse Gaussian share: a mean, and one number for the spread in units of it."""
+    """Common parts of gamma and inverse Gaussian: a mean, and the spread in units of it."""
 
     shape: Array
 
@@ -54,7 +54,7 @@ class _Dispersed(Positive):
         return jax.tree.map(lambda a, b: jnp.where(some, a, b), new, self)
 
     def floor(self, x: Any, weight: Array) -> Ratios:
-        """No rows, and the divergence of numbers that differ by rounding."""
+        """A floor without rows: the divergence of numbers that differ by rounding."""
         zero = jnp.zeros_like(self.shape)
         return self._ratios(zero, zero, resolution(jnp.ones_like(zero)))
 
@@ -65,7 +65,7 @@ class _Dispersed(Positive):
 
 @family("gamma", "gamma numbers")
 class Gamma(_Dispersed):
-    """Sums of waiting times; whatever is positive and has a coefficient of variation of its own.
+    """The gamma family: positive numbers with a mean and a coefficient of variation.
 
     log p(x) = shape log rate - log Gamma(shape) + (shape - 1) log x - rate x; the mean is shape / rate.
 
@@ -103,11 +103,11 @@ class Gamma(_Dispersed):
         return self._ratios(ones, jnp.zeros_like(ones), log_minus_digamma(self.shape))
 
     def expected_log_prob(self, statistics: LogRatios) -> Float[Array, "*batch"]:
-        """rows (shape log shape - shape - log Gamma(shape)) - shape divergence, about the mean."""
+        """Q: rows (shape log shape - shape - log Gamma(shape)) - shape divergence, about the mean."""
         return -statistics.rows * stirling(self.shape) - self.shape * statistics.about(self.centre()).second
 
     def _with(self, mean: Array, spread: Array) -> Self:
-        """log(shape) - digamma(shape) = log(mean of x) - mean of log x, by Newton's method (Minka 2002)."""
+        """Members with log(shape) - digamma(shape) = log(mean of x) - mean of log x, by Newton steps (Minka 2002)."""
         log_spread = jnp.log(spread)
         guess = (3 - spread + jnp.sqrt((spread - 3) ** 2 + 24 * spread)) / (12 * spread)
         # 1 / (2 a) < log a - digamma(a) < 1 / a, and its logarithm is nearly a straight line in log a.
@@ -137,7 +137,7 @@ class Gamma(_Dispersed):
 
 @jax.custom_jvp
 def _log_gamma(row: PositiveColumns, shape: Array, rate: Array) -> Float[Array, "*batch n"]:
-    """By the divergence from the mean: for a large shape every term of the formula is enormous."""
+    """The log-density by the divergence from the mean: for a large shape every term of the formula is enormous."""
     divergence = row.log_ratio(*quotient_words(shape, rate, jnp.zeros_like(rate)))[1]
     return (-stirling(shape)[..., None] - linalg.lead(row.logs, divergence.ndim)) - shape[..., None] * divergence
 
@@ -154,7 +154,7 @@ def _log_gamma_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple
 
 @family("inverse_gaussian", "inverse Gaussian numbers")
 class InverseGaussian(_Dispersed):
-    """The first time at which a drifting Brownian motion reaches a level; also called Wald.
+    """The inverse Gaussian (Wald) family: the time at which a drifting Brownian motion first reaches a level.
 
     log p(x) = 1/2 log(shape / (2 pi x^3)) - shape (x - mean)^2 / (2 mean^2 x); the variance is mean^3 / shape.
 
@@ -191,12 +191,12 @@ class InverseGaussian(_Dispersed):
         return self._ratios(ones, jnp.zeros_like(ones), self.mean / self.shape)
 
     def expected_log_prob(self, statistics: InverseRatios) -> Float[Array, "*batch"]:
-        """1/2 rows log(shape) - shape / (2 mean) divergence, about the mean."""
+        """Q: 1/2 rows log(shape) - shape / (2 mean) divergence, about the mean."""
         divergence = statistics.about(self.mean).second
         return 0.5 * (statistics.rows * jnp.log(self.shape) - self.shape / self.mean * divergence)
 
     def _with(self, mean: Array, spread: Array) -> Self:
-        """1 / shape = mean of 1/x - 1 / (mean of x)."""
+        """Members with 1 / shape = mean of 1/x - 1 / (mean of x)."""
         limits = jnp.finfo(spread.dtype)
         return replace(self, mean=mean, shape=jnp.clip(mean / spread, limits.tiny, limits.max))
 
@@ -221,7 +221,7 @@ class InverseGaussian(_Dispersed):
 
 
 def _inverse_divergence(row: PositiveColumns, mean: Array) -> tuple[Array, Array, Array]:
-    """r = x / mean, r - 1, and (r - 1)^2 / r."""
+    """The ratio r = x / mean, r - 1, and (r - 1)^2 / r."""
     less_one = row.less_one(mean)
     ratio = linalg.lead(row.values, less_one.ndim) / mean[..., None]
     return ratio, less_one, less_one * (less_one / ratio)

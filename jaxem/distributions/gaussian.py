@@ -29,7 +29,7 @@ lose more than rounding: a column that factors explain wholly, responses that in
 
 
 class _Normal(AnyCell):
-    """What all Gaussians share: a `mean` of shape `[..., D]`, and moments about it as statistics."""
+    """Common parts of all Gaussians: a `mean` of shape `[..., D]`, and moments about it as statistics."""
 
     mean: Array
     given_held: ClassVar[bool] = True
@@ -50,7 +50,7 @@ class _Normal(AnyCell):
         return self.mean.shape[-1:]
 
     def _white(self, columns: Columns | None = None) -> Array:
-        """What turns a member into the unit Gaussian: made once for a whole step, because it takes a factorisation."""
+        """The whitening of each member, computed once for a whole step because it takes a factorisation."""
         raise NotImplementedError
 
     def _log_det(self, white: Array) -> Float[Array, "*batch"]:
@@ -72,7 +72,7 @@ class _Normal(AnyCell):
         raise NotImplementedError
 
     def _spread(self, second: Array, white: Array) -> Float[Array, "*batch"]:
-        """trace(covariance^-1 second), for second moments of the kind this family keeps."""
+        """The trace of covariance^-1 second, for second moments of the kind this family keeps."""
         raise NotImplementedError
 
     def _with(self, mean: Array, second: Array, rows: Array, least: Array) -> Self:
@@ -94,7 +94,7 @@ class _Normal(AnyCell):
         return log_prob, lambda weight: self._moments(columns, weight, white)
 
     def expected_log_prob(self, statistics: Moments) -> Float[Array, "*batch"]:
-        """-1/2 [rows (D log 2 pi + log det covariance) + trace(covariance^-1 scatter about the mean)]."""
+        """Q: -1/2 [rows (D log 2 pi + log det covariance) + trace(covariance^-1 scatter about the mean)]."""
         moved = statistics.about(self.mean)
         white = self._white()
         log_volume = self.event_shape[0] * LOG_2_PI + self._log_det(white)
@@ -166,7 +166,7 @@ class _Elliptic(_Normal):
         return self.covariance
 
     def expand(self, x: Rows) -> Rows:
-        """With the products of the columns, where there are many and all were seen."""
+        """Observed data with the products of the columns, where there are many and all were seen."""
         return x if isinstance(x.columns, Gaps) else Rows(mahalanobis.widened(x.columns))
 
     def _log_det(self, white: Array) -> Array:
@@ -196,7 +196,7 @@ class _Elliptic(_Normal):
         return Moments(ones, ones, jnp.zeros_like(self.mean), jnp.asarray(self._covariances()), self.mean)
 
     def floor(self, x: Any, weight: Array) -> Moments:
-        """No rows, and what holds up ties at zero; elsewhere the M-step knows what its float type resolves."""
+        """A floor without rows, which holds up ties at zero; elsewhere the M-step knows what its type resolves."""
         zero = jnp.zeros_like(self.mean[..., 0])
         scatter = linalg.diagonal_matrix(self._at_zero(x, weight))
         return Moments(zero, zero, jnp.zeros_like(self.mean), scatter, self.mean)
@@ -330,7 +330,7 @@ class _Axial(_Normal):
         return 1 / jnp.sqrt(self._variances())
 
     def expand(self, x: Rows) -> Rows:
-        """With the squares of the columns, where there are many and all were seen."""
+        """Observed data with the squares of the columns, where there are many and all were seen."""
         return Rows(self._widened(x.columns))
 
     def _widened(self, columns: Columns) -> Columns:
@@ -365,7 +365,7 @@ class _Axial(_Normal):
         return Moments(ones, ones, jnp.zeros_like(self.mean), jnp.asarray(self._variances()), self.mean)
 
     def floor(self, x: Any, weight: Array) -> Moments:
-        """No rows, and what holds up ties at zero."""
+        """A floor without rows, which holds up ties at zero."""
         zero = jnp.zeros_like(self.mean[..., 0])
         return Moments(zero, zero, jnp.zeros_like(self.mean), self._at_zero(x, weight), self.mean)
 

@@ -57,7 +57,7 @@ class _Exponential(Regression):
         return statistics.value(level[..., None], self.coefficients[..., None, :])
 
     def m_step(self, statistics: GLMBound) -> Self:
-        """Newton's step, shortened so that it never lowers the log-likelihood; without rows a member stays."""
+        """A Newton step, shortened so that it never lowers the log-likelihood; without rows a member stays."""
         level, slopes = statistics.step()
         some = has_weight(statistics.curvature[..., 0, 0, 0, 0])
         return self._with_line(level[..., 0], slopes[..., 0, :], statistics.centre, some)
@@ -67,7 +67,7 @@ class _Exponential(Regression):
         return GLMBound.quadratic(curvature[..., None, :, None, :], level[..., None], slopes[..., None, :], centre)
 
     def expected_statistics(self) -> GLMBound:
-        """With standard normal inputs: the quadratic that the log-likelihood of many rows looks like near its top."""
+        """Expected statistics with standard normal inputs: the quadratic of the log-likelihood near its top."""
         slopes = self.coefficients
         size = jnp.sqrt(jnp.sum(slopes**2, axis=-1, keepdims=True))
         along = slopes / jnp.where(size > 0, size, 1)
@@ -93,20 +93,20 @@ class _Exponential(Regression):
         return self._quadratic(curvature, *nothing, table.design.mean(jnp.where(self.contains(table), weight, 0)))
 
     def is_degenerate(self, floor: GLMBound) -> Array:
-        """Do the inputs separate the responses, so that only the floor keeps the coefficients finite?"""
+        """Whether the inputs separate the responses, so that only the floor keeps the coefficients finite."""
         diagonal = linalg.diagonal(floor.curvature[..., 0, :, 0, :])
         squared = jnp.sum(diagonal[..., 1:] * self.coefficients**2, axis=-1)
         return squared > RUNAWAY**2 * diagonal[..., 0]
 
     def unit_prior(self, members: Array | int, x: Any, weight: Array) -> GLMBound:
-        """A row with any of the inputs that there are: what the curvature of the log-likelihood says of one."""
+        """A weak prior's row: the curvature of the log-likelihood of one row with any of the inputs."""
         table, weight = self._shared(x, weight)
         variance, centre = self._moments(self._predictor(table))[1], table.design.centre
         curvature = table.design.gram(linalg.lead(weight, variance.ndim) * variance)
         return self._quadratic(curvature, self._level(centre), self.coefficients, centre)
 
     def ridge(self, strength: Any) -> GLMBound:
-        """-strength/2 sum of squared coefficients."""
+        """The ridge penalty -strength/2 sum of squared coefficients."""
         flat = jnp.zeros_like(self.coefficients)
         diagonal = jnp.broadcast_to(jnp.asarray(strength, flat.dtype), flat.shape)
         diagonal = jnp.pad(diagonal, [(0, 0)] * (flat.ndim - 1) + [(1, 0)])
@@ -119,7 +119,7 @@ class _Exponential(Regression):
 
 @family("logistic_regression", "logistic regression", reads="response")
 class LogisticRegression(_Exponential):
-    """A response of 0 or 1 whose log-odds are a linear function of the inputs.
+    """Logistic regression: a response of 0 or 1 whose log-odds are a linear function of the inputs.
 
     log p(y | z) = y eta - log(1 + exp(eta)), eta = intercept + coefficients . z
 
@@ -170,7 +170,7 @@ class LogisticRegression(_Exponential):
 
 @family("poisson_regression", "Poisson regression", reads="response")
 class PoissonRegression(_Exponential):
-    """Counts whose log-rate is a linear function of the inputs.
+    """Poisson regression: counts whose log-rate is a linear function of the inputs.
 
     log p(y | z) = y eta - exp(eta) - log y!, eta = intercept + coefficients . z
 

@@ -18,7 +18,7 @@ from jaxem.distributions.registry import structure
 
 @structure
 class Joint(Product):
-    """Inputs and a response that depends on them: two families, of which the second reads all columns.
+    """Inputs and a response that depends on them, as two families, of which the second reads all columns.
 
     log p(z, y) = log p(z | parts[0]) + log p(y | z, parts[1])
 
@@ -47,11 +47,11 @@ class Joint(Product):
         return [*self.parts[0].event_shape, 1]
 
     def observe_incomplete(self, x: Any) -> Rows:
-        """The first part reads all columns but the last."""
+        """Observed data with missing cells: the first part reads all columns but the last."""
         return Rows((self.parts[0].observe(some_columns(x, slice(0, -1))), self.parts[1].observe(x)))
 
-    def check(self, x: Any, weight: Array, prior: Any) -> None:
-        self.parts[1].check(x, weight, prior)
+    def check(self, x: Any, weight: Array, alone: bool) -> None:
+        self.parts[1].check(x, weight, alone)
 
     def _blocks(self, x: Float[Array, "n d"]) -> list[Array]:
         return [x[:, :-1], x]
@@ -68,7 +68,7 @@ class Joint(Product):
 
 @dataclasses.dataclass(frozen=True)
 class JointFamily:
-    """A `Joint` that is still to be fitted: something that can `start`."""
+    """A `Joint` still to be fitted: what `start` takes."""
 
     inputs: Any
     response: Any

@@ -50,7 +50,7 @@ class Deviations(Referenced):
         return self.absolute - self.pull * at + 0.5 * self.stiffness * at**2 + self.resting * jnp.abs(at)
 
     def about(self, reference: Float[Array, "*batch"]) -> Self:
-        """About another reference; the rows that rest at this one become parabolas as well."""
+        """The statistics about another reference; rows at this one become parabolas as well."""
         at = reference - self.reference
         moved = at != 0
         distance = jnp.abs(jnp.where(moved, at, 1))
@@ -66,7 +66,7 @@ class Deviations(Referenced):
 
 @family("laplace", "Laplace numbers", units="each")
 class Laplace(Family):
-    """Two exponentials, back to back: its fit is the median, and the mean absolute deviation from it.
+    """The Laplace family: two exponentials back to back, fitted by the median and the mean absolute deviation from it.
 
     log p(x) = -log(2 scale) - |x - location| / scale
 
@@ -119,12 +119,12 @@ class Laplace(Family):
         return Deviations(ones, self.scale, zeros, 1 / self.scale, zeros, self.location)
 
     def expected_log_prob(self, statistics: Deviations) -> Float[Array, "*batch"]:
-        """-rows log(2 scale) - (the bound on absolute deviations) / scale."""
+        """Q: -rows log(2 scale) - (the bound on absolute deviations) / scale."""
         bound = statistics.bound(self.location - statistics.reference)
         return -statistics.rows * jnp.log(2 * self.scale) - bound / self.scale
 
     def m_step(self, statistics: Deviations) -> Self:
-        """The bottom of the parabolas, or the reference if the rows there can hold it; the bound there for each row."""
+        """The location at the bottom of the parabolas, or the reference if rows there hold it, and the scale."""
         some, stiff = has_weight(statistics.rows), statistics.stiffness > 0
         pull = jnp.sign(statistics.pull) * jnp.maximum(jnp.abs(statistics.pull) - statistics.resting, 0)
         at = jnp.where(stiff, pull / jnp.where(stiff, statistics.stiffness, 1), 0)
@@ -140,7 +140,7 @@ class Laplace(Family):
         return replace(one, absolute=one.absolute * share, stiffness=one.stiffness / 100)
 
     def floor(self, x: Any, weight: Array) -> Deviations:
-        """No rows, and what holds up ties at zero."""
+        """A floor without rows, which holds up ties at zero."""
         rows, zero = self.observe(x), jnp.zeros_like(self.scale)
         least = jnp.sqrt(quantiles.at_zero(rows.columns[None], rows.mask_weight(weight))[0])
         return Deviations(zero, jnp.broadcast_to(least, zero.shape), zero, zero, zero, self.location)

@@ -23,7 +23,7 @@ from jaxem.distributions.statistics.moments import Moments, has_weight, resoluti
 
 @family("lognormal", "log-normal numbers")
 class LogNormal(Positive):
-    """A Gaussian of log x.
+    """The log-normal family: a Gaussian of log x.
 
     log p(x) = -log x - 1/2 [((log x - location) / scale)^2 + 2 log scale + log 2 pi]
 
@@ -71,7 +71,7 @@ class LogNormal(Positive):
         return self.gaussian.expected_statistics()
 
     def expected_log_prob(self, statistics: Moments) -> Float[Array, "*batch"]:
-        """That of the Gaussian of log x."""
+        """The one of the Gaussian of log x."""
         return self.gaussian.expected_log_prob(statistics)
 
     def m_step(self, statistics: Moments) -> Self:
@@ -81,11 +81,11 @@ class LogNormal(Positive):
         return replace(new, scale=jnp.where(some, new.scale, self.scale))
 
     def unit_prior(self, members: Array | int, x: Any, weight: Array) -> Moments:
-        """That of the Gaussian of log x."""
+        """The one of the Gaussian of log x."""
         return self.gaussian.unit_prior(members, x, weight)
 
     def floor(self, x: Any, weight: Array) -> Moments:
-        """No rows, and the scatter of numbers that differ by rounding."""
+        """A floor without rows: the scatter of numbers that differ by rounding."""
         zero = jnp.zeros_like(self.location)
         scatter = resolution(jnp.ones_like(zero))
         return Moments(zero, zero, zero[..., None], scatter[..., None], self.location[..., None])
@@ -108,11 +108,11 @@ class LogNormal(Positive):
         return jnp.exp(self.gaussian.sample(key, n)[..., 0])
 
     def intervals(self, lower: Float[Array, "n"], upper: Float[Array, "n"]) -> truncated.Interval:
-        """The same intervals, of log x."""
+        """The intervals of log x."""
         return truncated.Interval(jnp.log(lower), jnp.log(upper), truncated.log_quotient(lower, upper))
 
     def log_interval(self, intervals: truncated.Interval) -> Float[Array, "*batch n"]:
-        """log(Phi((log upper - location) / scale) - Phi((log lower - location) / scale))."""
+        """The log-probability of each interval of log x, a difference of Phi."""
         return truncated.log_normal_mass(intervals, self.location, self.scale)
 
     def interval_statistics(self, intervals: truncated.Interval, weight: Array) -> Moments:

@@ -1,4 +1,4 @@
-"""Parameters that are one number for each member, brought to one shape."""
+"""Parameters of one number for each member, brought to one shape."""
 
 from __future__ import annotations
 

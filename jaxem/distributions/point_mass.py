@@ -17,7 +17,7 @@ from jaxem.distributions.support import Support
 
 @structure
 class PointMass(Family):
-    """One value and no other. Fits never move it: with `Either` it makes inflated zeros, or a known outlier.
+    """A point mass at one value, which no fit moves: with `Either` it makes inflated zeros, or a known outlier.
 
     p(x) = 1 if x = location, else 0
 
@@ -55,11 +55,11 @@ class PointMass(Family):
         return jnp.ones_like(self.location)
 
     def expected_log_prob(self, statistics: Array) -> Float[Array, "*batch"]:
-        """Nothing depends on a parameter."""
+        """Q: zero, since nothing depends on a parameter."""
         return jnp.zeros_like(statistics)
 
     def m_step(self, statistics: Array) -> Self:
-        """As it is."""
+        """The members unchanged."""
         return self
 
     def centre(self) -> Array:
@@ -67,7 +67,7 @@ class PointMass(Family):
 
     @classmethod
     def initial_members(cls, row: Array, members: tuple[int, ...], **sizes: int) -> Self:
-        """At `location`, zero unless it is said."""
+        """Members at `location`, zero by default."""
         return cls(jnp.full(members, sizes.get("location", 0), row.dtype))
 
     def tails(self, x: Float[Array, "n"]) -> cumulative.Tails:
@@ -79,5 +79,5 @@ class PointMass(Family):
         return cumulative.Tails(after.astype(x.dtype), (~after).astype(x.dtype))
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n"]:
-        """The location, `n` times."""
+        """The location `n` times."""
         return jnp.broadcast_to(self.location[..., None], (*self.batch_shape, n))

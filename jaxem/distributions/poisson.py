@@ -35,7 +35,7 @@ from jaxem.distributions.support import COUNT
 
 @module
 class Arrivals:
-    """Weighted counts and the rows they were counted in, each `[...]`."""
+    """The weighted sum of counts, and the weighted number of rows, each `[...]`."""
 
     total: Array
     exposure: Array
@@ -43,7 +43,7 @@ class Arrivals:
 
 @family("poisson", "Poisson counts")
 class Poisson(Family):
-    """Counts without an upper limit.
+    """The Poisson family: counts without an upper limit.
 
     log p(x) = x log rate - rate - log x!
 
@@ -90,11 +90,11 @@ class Poisson(Family):
         return Arrivals(self.rate, jnp.ones_like(self.rate))
 
     def expected_log_prob(self, statistics: Arrivals) -> Float[Array, "*batch"]:
-        """total log(rate) - exposure rate."""
+        """Q: total log(rate) - exposure rate."""
         return times_log(statistics.total, self.rate) - statistics.exposure * self.rate
 
     def m_step(self, statistics: Arrivals) -> Self:
-        """total / exposure; a member without rows keeps its rate."""
+        """The rate total / exposure; a member without rows keeps its own."""
         some = has_weight(statistics.exposure)
         rate = statistics.total / jnp.where(some, statistics.exposure, 1)
         return replace(self, rate=jnp.where(some, rate, self.rate))
@@ -150,7 +150,7 @@ def _poisson_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tup
 
 @module
 class Tables(Referenced):
-    """What a negative binomial counts, and a bound on its shape.
+    """The statistics of a negative binomial: its counts, and a bound on the terms of its shape.
 
     A row x is worth log(shape + k) for each k < x. As a function of s = log shape that is convex, and its third
     derivative is at most its second; so the sum over all rows, with slope T and curvature C at s0, lies above
@@ -179,7 +179,7 @@ class Tables(Referenced):
     log_shape: Array
 
     def about(self, log_shape: Float[Array, "*batch"]) -> Self:
-        """The same rows, bounded at another shape: that bound lies below this one."""
+        """The statistics of the same rows, bounded at another shape: that bound lies below this one."""
         change = log_shape - self.log_shape
         near = jnp.exp(-jnp.abs(change))
         more = self.curvature * jnp.sign(change) * (1 - near)
@@ -192,11 +192,11 @@ class Tables(Referenced):
         )
 
     def bound(self, log_shape: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-        """The bound, less total s: that of the sum over all rows and k < x of log(1 + k / shape)."""
+        """The bound on the sum over all rows and k < x of log(1 + k / shape), less total s."""
         return self._curved(log_shape) - self.untabled * (log_shape - self.log_shape)
 
     def whole_bound(self, log_shape: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-        """The bound, less total s0: that of the sum over all rows and k < x of log(shape + k)."""
+        """The bound on the sum over all rows and k < x of log(shape + k), less total s0."""
         return self._curved(log_shape) + self.tabled * (log_shape - self.log_shape)
 
     def _curved(self, log_shape: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
@@ -206,7 +206,7 @@ class Tables(Referenced):
 
 @family("negative_binomial", "negative binomial counts")
 class NegativeBinomial(_Counts, ScalarParameters):
-    """Counts with more spread than a Poisson's: the variance is mean + mean^2 / shape.
+    """The negative binomial family: counts with variance mean + mean^2 / shape.
 
     log p(x) = log Gamma(shape + x) - log Gamma(shape) - log x! + shape log(1 - p) + x log p, p = mean / (mean + shape)
 
@@ -237,7 +237,7 @@ class NegativeBinomial(_Counts, ScalarParameters):
         return jnp.isfinite(columns[0])
 
     def log_density(self, columns: tuple[Array, Array]) -> Float[Array, "*batch n"]:
-        """As the distance of x from the mean (Loader 2000): no large terms cancel, whatever the size of a count."""
+        """The log-density by the distance of x from the mean (Loader 2000): no large terms cancel."""
         x, rest = (linalg.lead(column, self.mean.ndim + 1) for column in columns)
         possible = jnp.isfinite(x) & ((self.mean[..., None] > 0) | (x == 0))
         x, mean, shape = jnp.where(possible, x, 0), self.mean[..., None], self.shape[..., None]
@@ -256,18 +256,18 @@ class NegativeBinomial(_Counts, ScalarParameters):
         return Tables(rows, total, tabled, lacking, curvature, jnp.log(self.shape))
 
     def expected_statistics(self) -> Tables:
-        """As tables: a prior is then the same function wherever the shape goes."""
+        """Expected statistics as tables: a prior is then the same function wherever the shape goes."""
         odds = self.mean / self.shape
         above = self.mean * odds * x_minus_log1p_over_square(odds)
         tabled = self.shape * jnp.log1p(odds)
         return Tables(jnp.ones_like(above), self.mean, tabled, above, jnp.zeros_like(above), jnp.log(self.shape))
 
     def floor(self, x: Any, weight: Array) -> Tables:
-        """Nothing, bounded at the present shape."""
+        """A floor of nothing, bounded at the present shape."""
         return self.expected_statistics() * 0
 
     def expected_log_prob(self, statistics: Tables) -> Float[Array, "*batch"]:
-        """The bound, rows shape log(1 - p) and total log(p shape)."""
+        """Q: the bound, rows shape log(1 - p) and total log(p shape)."""
         rows, total = statistics.rows, statistics.total
         odds, log_shape = self.mean / self.shape, jnp.log(self.shape)
         near = times_log(total, self.mean) + statistics.bound(log_shape) - (rows * self.shape + total) * jnp.log1p(odds)

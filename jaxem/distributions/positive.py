@@ -1,4 +1,4 @@
-"""What families of positive numbers share: their support, and a row that all of them can produce."""
+"""Common parts of the families of positive numbers: the support, and a row that all of them can produce."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxem.distributions.support import ABOVE_ZERO
 
 
 class Positive(Family):
-    """Numbers above zero, of which the logarithm is taken once."""
+    """Families of numbers above zero, whose logarithm is taken once."""
 
     support = ABOVE_ZERO
     infimum: ClassVar[float] = 0.0
@@ -26,7 +26,7 @@ class Positive(Family):
 
     @classmethod
     def seeding_features(cls, x: Array, weight: Array, **sizes: int) -> Float[Array, "n 1"]:
-        """Logarithms in units of their spread: a factor is a distance, whatever the size."""
+        """Rows by their logarithms in units of spread: a factor is a distance, whatever the size."""
         rows = PositiveColumns.of(x)
         smallest = jnp.min(jnp.where(rows.inside, rows.logs, jnp.inf))
         logs = jnp.where(rows.inside, rows.logs, jnp.where(jnp.isfinite(smallest), smallest, 0))

@@ -21,7 +21,7 @@ from jaxem.distributions.support import Support
 
 @dataclasses.dataclass(frozen=True)
 class Sized:
-    """A family with the sizes that rows alone do not tell: something that can `start`.
+    """A family with sizes that rows alone do not tell: what `start` takes.
 
     Attributes:
         family: a family (a class).
@@ -40,7 +40,7 @@ class Sized:
         return self.family.start(x, weight, **dict(self.sizes))
 
     def told(self, x: Any, weight: Any) -> Sized:
-        """With the sizes that rows tell, as far as they are not given."""
+        """The family with the sizes that rows tell, as far as they are not given."""
         if not isinstance(self.family, type):  # made of others, each of which reads its own
             return dataclasses.replace(self, family=told(self.family, x, weight))
         lacking = self.family.told(np.zeros(0)).keys() - dict(self.sizes).keys()
@@ -66,7 +66,7 @@ class Sized:
 
 
 def told(family: Any, x: Any, weight: Any) -> Any:
-    """What `Mixture.start` takes as a family, with the sizes that rows tell; of a kind of its own it is left alone.
+    """A family with the sizes that rows tell, as `Mixture.start` takes it; a family of another kind is unchanged.
 
     Args:
         family: a family, or something that can `start`.
@@ -140,14 +140,14 @@ class Product(Family):
 
     @property
     def _widths(self) -> list[int]:
-        """How many columns each part answers for."""
+        """The number of columns of each part."""
         return [_width(part) for part in self.parts]
 
     def columns(self, x: Float[Array, "n d"]) -> tuple[Rows, ...]:
         return self.observe_incomplete(x).columns
 
     def observe_incomplete(self, x: Any) -> Rows:
-        """Each part knows what was not seen of its own columns."""
+        """Observed data with missing cells, each part with its own columns."""
         blocks, at = [], 0
         for part in self.parts:
             columns = slice(at, at + _width(part)) if part.event_shape else at
@@ -156,7 +156,7 @@ class Product(Family):
         return Rows(tuple(blocks))
 
     def expand(self, x: Rows) -> Rows:
-        """Each block for itself."""
+        """Observed data prepared by each part."""
         return Rows(tuple(p.expand(block) for p, block in zip(self.parts, x.columns, strict=True)))
 
     @property
@@ -164,7 +164,7 @@ class Product(Family):
         return any(part.censored for part in self.parts)
 
     def observations(self, x: Any, weight: Array) -> Array:
-        """Those of the part that has fewest."""
+        """The observations of the part that has fewest."""
         parts = zip(self.parts, self.observe(x).columns, strict=True)
         return jnp.min(jnp.stack([part.observations(block, weight) for part, block in parts]))
 
@@ -173,10 +173,10 @@ class Product(Family):
         parts = zip(self.parts, self.observe(x).columns, strict=True)
         return jnp.all(jnp.stack([jnp.asarray(part.bounded(block, weight)) for part, block in parts]))
 
-    def check(self, x: Any, weight: Array, prior: Any) -> None:
+    def check(self, x: Any, weight: Array, alone: bool) -> None:
         at = 0
         for part in self.parts:
-            part.check(some_columns(x, slice(at, at + _width(part))), weight, prior)
+            part.check(some_columns(x, slice(at, at + _width(part))), weight, alone)
             at += _width(part)
 
     def inside(self, x: Any) -> Array:
@@ -197,15 +197,15 @@ class Product(Family):
         return tuple(part.expected_statistics() for part in self.parts)
 
     def expected_log_prob(self, statistics: tuple[Statistics, ...]) -> Float[Array, "*batch"]:
-        """The sum over the parts."""
+        """Q: the sum over the parts."""
         return sum(p.expected_log_prob(s) for p, s in zip(self.parts, statistics, strict=True))  # type: ignore
 
     def m_step(self, statistics: tuple[Statistics, ...]) -> Self:
-        """Each part by itself."""
+        """The M-step of each part."""
         return replace(self, parts=tuple(p.m_step(s) for p, s in zip(self.parts, statistics, strict=True)))
 
     def unit_prior(self, members: Array | int, x: Any, weight: Array) -> tuple[Statistics, ...]:
-        """What each part says: of the room that members share, its columns have their share."""
+        """A weak prior's row by each part, whose columns have their share of the room that members share."""
         each = zip(self.parts, self._widths, self.observe(x).columns, strict=True)
         size = self.event_shape[0]
         return tuple(
@@ -262,7 +262,7 @@ class Product(Family):
 
 @dataclasses.dataclass(frozen=True)
 class ProductFamily:
-    """A product that is still to be fitted: something that can `start`."""
+    """A product still to be fitted: what `start` takes."""
 
     parts: tuple[Sized, ...]
 
@@ -271,7 +271,7 @@ class ProductFamily:
         return Product(tuple(part.start(block, weight) for part, block in self._blocks(x)))
 
     def told(self, x: Any, weight: Any) -> ProductFamily:
-        """Each part with the sizes that its columns tell."""
+        """The product with the sizes that the columns of each part tell."""
         return ProductFamily(tuple(part.told(block, weight) for part, block in self._blocks(x)))
 
     def seeding_features(self, x: Array, weight: Array) -> Array:
@@ -291,7 +291,7 @@ class ProductFamily:
 
 @structure
 class Independent(Family):
-    """Columns of one kind, independent: the last member axis of `base` becomes the columns of a row.
+    """Independent columns of one family: the last member axis of `base` becomes the columns of a row.
 
     log p(x) = sum_d log p(x_d | base[..., d])
 
@@ -342,7 +342,7 @@ class Independent(Family):
         return self.observe_incomplete(x).columns
 
     def observe_incomplete(self, x: Any) -> Rows:
-        """Each column knows what was not seen of it."""
+        """Observed data with missing cells, column by column."""
         return Rows(jax.vmap(lambda column: self._one.observe(column), in_axes=1, out_axes=0)(x))
 
     def inside(self, x: Any) -> Array:
@@ -367,7 +367,7 @@ class Independent(Family):
         return self.e_step(x)[1](weight)
 
     def unit_prior(self, members: Array | int, x: Any, weight: Array) -> Statistics:
-        """What each column says: it has its share of the room that members share."""
+        """A weak prior's row by each column, with its share of the room that members share."""
         members = _apiece(self.base, members, 1 / self.event_shape[0])
         each = jax.vmap(
             lambda base, column: base.unit_prior(members, column, weight), (self._axis, 0), out_axes=self._axis
@@ -375,7 +375,7 @@ class Independent(Family):
         return each(self.base, self.observe(x).columns)
 
     def floor(self, x: Any, weight: Array) -> Statistics:
-        """That of each column."""
+        """The floor of each column."""
         each = jax.vmap(lambda base, column: base.floor(column, weight), (self._axis, 0), out_axes=self._axis)
         return each(self.base, self.observe(x).columns)
 
@@ -386,11 +386,11 @@ class Independent(Family):
         return self.base.expected_statistics()
 
     def expected_log_prob(self, statistics: Statistics) -> Float[Array, "*batch"]:
-        """The sum over the columns."""
+        """Q: the sum over the columns."""
         return self.base.expected_log_prob(statistics).sum(-1)
 
     def m_step(self, statistics: Statistics) -> Self:
-        """Each column by itself."""
+        """The M-step of each column."""
         return replace(self, base=self.base.m_step(statistics))
 
     def columnwise(self, x: Float[Array, "n d"]) -> cumulative.Columnwise:
@@ -418,7 +418,7 @@ class Independent(Family):
 
 @dataclasses.dataclass(frozen=True)
 class IndependentFamily:
-    """Independent columns that are still to be fitted: something that can `start`."""
+    """Independent columns still to be fitted: what `start` takes."""
 
     column: Sized
 
@@ -428,7 +428,7 @@ class IndependentFamily:
         return Independent(jax.vmap(lambda column: self.column.start(column, weight), in_axes=1, out_axes=axis)(x))
 
     def told(self, x: Any, weight: Any) -> IndependentFamily:
-        """With the sizes that all columns together tell."""
+        """The family with the sizes that all columns together tell."""
         return IndependentFamily(self.column.told(x, weight))
 
     def seeding_features(self, x: Array, weight: Array) -> Array:

@@ -47,7 +47,7 @@ class Table:
 
 
 class Regression(Family):
-    """What all regressions share: `coefficients` `[..., P]`, an `intercept` `[...]`, and rows of P + 1 columns."""
+    """Common parts of all regressions: `coefficients` `[..., P]`, an `intercept` `[...]`, and rows of P + 1 columns."""
 
     scalar = False
     coefficients: Array
@@ -76,14 +76,14 @@ class Regression(Family):
         return jnp.isfinite(response)
 
     def observe_incomplete(self, x: Incomplete) -> Rows:
-        """A response that was not seen says nothing; of the other rows all inputs must be there."""
+        """Observed data of which some responses are missing; of the other rows all inputs must be there."""
         return Rows(self.columns(x.values), ~jnp.isnan(x.values[:, -1]))
 
     def contains(self, columns: Table) -> Bool[Array, "n"]:
         return jnp.isfinite(columns.response)
 
     def expand(self, x: Rows) -> Rows:
-        """With the products of the inputs, where there are many."""
+        """Observed data with the products of the inputs, where there are many."""
         return replace(x, columns=replace(x.columns, design=x.columns.design.expand()))
 
     def _level(self, centre: Array) -> Float[Array, "*batch"]:
@@ -126,7 +126,7 @@ class Regression(Family):
         raise NotImplementedError
 
     def ridge(self, strength: Any) -> Statistics:
-        """What `priors.Ridge` adds to the statistics."""
+        """The statistics that `priors.Ridge` adds."""
         raise NotImplementedError
 
     def tails_before(self, x: Float[Array, "n d"]) -> cumulative.Tails:
@@ -166,7 +166,7 @@ class Regression(Family):
     def _draw(self, key: Array, predictor: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         raise NotImplementedError
 
-    def check(self, x: Any, weight: Array, prior: Any) -> None:
+    def check(self, x: Any, weight: Array, alone: bool) -> None:
         """Raise ValueError, in one line, for a row whose response was seen and an input was not.
 
         Also if nothing but the rows speaks, and they do not determine the coefficients.
@@ -178,7 +178,7 @@ class Regression(Family):
                     f"x has a missing input in row {int(jnp.argmax(partly))}; {type(self).__name__} needs all inputs "
                     "of a row whose response was seen: leave the row out, fill the input, or make its response NaN"
                 )
-        if prior is None:
+        if alone:
             check(type(self).__name__, cells(x), weight)
 
     @classmethod
@@ -215,7 +215,7 @@ def check(name: str, x: Any, weight: Any = None) -> None:
 
 @module
 class Residuals(Referenced):
-    """Weighted sums of products of (1, inputs, residual): what a linear regression needs to know of its rows.
+    """The statistics of a linear regression: weighted sums of products of (1, inputs, residual).
 
     About a line, because a residual keeps the digits that a response far away, or nearly on the line, would lose.
 
@@ -236,7 +236,7 @@ class Residuals(Referenced):
     centre: Array
 
     def about(self, level: Array, slopes: Array, centre: Array) -> Self:
-        """The same rows, about another line and centre."""
+        """The statistics of the same rows about another line and centre."""
         shift, size = self.centre - centre, self.slopes.shape[-1]
         eye = jnp.broadcast_to(jnp.eye(size + 2, dtype=shift.dtype), self.gram.shape)
         move = eye.at[..., 1:-1, 0].set(shift)
@@ -256,7 +256,7 @@ class Residuals(Referenced):
 
 @family("linear_regression", "linear regression", reads="response", units="each")
 class LinearRegression(Regression):
-    """A response that is Gaussian about a linear function of the inputs.
+    """Linear regression: a response that is Gaussian about a linear function of the inputs.
 
     log p(y | z) = -1/2 [(y - intercept - coefficients . z)^2 / variance + log(2 pi variance)]
 
@@ -302,7 +302,7 @@ class LinearRegression(Regression):
         return Residuals(spread_rows, gram, self._level(centre), self.coefficients, everywhere)
 
     def expected_statistics(self) -> Residuals:
-        """With standard normal inputs."""
+        """Expected statistics with standard normal inputs."""
         ones = jnp.ones_like(self.intercept)
         diagonal = jnp.concatenate(
             [ones[..., None], jnp.ones_like(self.coefficients), self.variance[..., None]], axis=-1
@@ -310,7 +310,7 @@ class LinearRegression(Regression):
         return self._residuals(ones, linalg.diagonal_matrix(diagonal), jnp.zeros_like(self.coefficients))
 
     def expected_log_prob(self, statistics: Residuals) -> Float[Array, "*batch"]:
-        """-1/2 [rows log(2 pi variance) + sum of squared residuals / variance]."""
+        """Q: -1/2 [rows log(2 pi variance) + sum of squared residuals / variance]."""
         level = self._level(statistics.centre)
         squares = statistics.about(level, self.coefficients, statistics.centre).gram[..., -1, -1]
         log_volume = math.log(2 * math.pi) + jnp.log(self.variance)
@@ -338,7 +338,7 @@ class LinearRegression(Regression):
         return self._residuals(one.spread_rows, gram, table.design.centre)
 
     def floor(self, x: Any, weight: Array) -> Residuals:
-        """No rows; of each input what rounding makes of it, and what holds up responses that are all zero."""
+        """A floor without rows: each input's rounding, and what holds up responses that are all zero."""
         table = self.observe(x).columns
         possible = self.contains(table)
         weight = jnp.where(possible, weight, 0)
@@ -357,7 +357,7 @@ class LinearRegression(Regression):
         return self.variance < 10 * (predicted + resolution(self._level(floor.centre)))
 
     def ridge(self, strength: Any) -> Residuals:
-        """-strength/2 sum of squared coefficients / variance: the ridge of least squares."""
+        """The ridge penalty of least squares, -strength/2 sum of squared coefficients / variance."""
         zero, flat = jnp.zeros_like(self.intercept), jnp.zeros_like(self.coefficients)
         diagonal = jnp.broadcast_to(jnp.asarray(strength, flat.dtype), flat.shape)
         gram = linalg.diagonal_matrix(jnp.pad(diagonal, [(0, 0)] * (flat.ndim - 1) + [(1, 1)]))

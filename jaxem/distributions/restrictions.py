@@ -1,4 +1,4 @@
-"""Parameters that a fit leaves alone or keeps equal: `hold`, `tie`, `release`.
+"""Restrictions of parameters, which a fit leaves alone or keeps equal: `hold`, `tie`, `release`.
 
 A held or tied model is a model. Its restriction is a field of it, so that it goes wherever the model goes: into a
 mixture, through `fit` and `fit_many` with any solver, into a file.
@@ -232,7 +232,7 @@ def _mask(leaf: Leaf, mask: Any) -> Any:
 
 
 def _together(mask: Array, leaf: Leaf, first: tuple[int, ...]) -> Array:
-    """What is held of one tied member is held of all."""
+    """Masks in which what is held of one tied member is held of all."""
     axis = mask.ndim - leaf.declared.event_ndim - 1
     same = np.equal.outer(first, first)
     groups = [jnp.max(jnp.compress(row, mask, axis=axis), axis=axis) for row in same]

@@ -42,7 +42,7 @@ class ScalarFamily(Family):
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """What is written for one member works for many; the base sees to rows."""
+        """Make what is written for one member work for many."""
         for name in ("expected_log_prob", "m_step", "expected_statistics", "centre"):
             if name in cls.__dict__:
                 setattr(cls, name, _of_members(cls.__dict__[name]))

@@ -1,4 +1,4 @@
-"""A gate: shares that depend on inputs."""
+"""The gate of a mixture of experts: shares that depend on inputs."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class SoftmaxGate(Family):
         return jnp.ones(columns.inputs.shape[1], bool)
 
     def expand(self, x: Rows) -> Rows:
-        """With the products of the inputs, where there are many."""
+        """Observed data with the products of the inputs, where there are many."""
         return replace(x, columns=x.columns.expand())
 
     def _level(self, centre: Array) -> Float[Array, "*batch k"]:
@@ -95,7 +95,7 @@ class SoftmaxGate(Family):
         return replace(here, rows=jnp.sum(rows, axis=-1), linear=here.linear + slope, reach=reach)
 
     def expected_statistics(self) -> GLMBound:
-        """With standard normal inputs, and as curved as where all classes are equally probable (Bohning 1992)."""
+        """Expected statistics with standard normal inputs, curved as for equally probable classes (Bohning 1992)."""
         eye = jnp.eye(self.event_shape[0] + 1, dtype=self.intercept.dtype)
         return self._ridge(eye / self.batch_shape[-1], self.intercept, self.coefficients, jnp.zeros(()))
 
@@ -105,7 +105,7 @@ class SoftmaxGate(Family):
         return jnp.broadcast_to(whole[..., None] / self.batch_shape[-1], self.batch_shape)
 
     def m_step(self, statistics: GLMBound) -> Self:
-        """Newton's step, shortened so that it never lowers the log-likelihood; without rows the gate stays."""
+        """A Newton step, shortened so that it never lowers the log-likelihood; without rows the gate stays."""
         level, slopes = statistics.step()
         intercept = line(level, slopes, -statistics.centre[..., None, :])
         some = has_weight(statistics.rows)[..., None]
@@ -116,7 +116,7 @@ class SoftmaxGate(Family):
         )
 
     def _ridge(self, each: Float[Array, "q q"], level: Array, slopes: Array, centre: Array) -> GLMBound:
-        """A quadratic: `each` is the precision of a class measured against the mean of all K."""
+        """A quadratic penalty; `each` is the precision of a class about the mean of all K."""
         count, batch = self.intercept.shape[-1], self.intercept.shape[:-1]
         between = jnp.eye(count, dtype=each.dtype) - 1 / (count + 1)
         curvature = between[:, None, :, None] * each[None, :, None, :]
@@ -132,14 +132,14 @@ class SoftmaxGate(Family):
         return self._ridge(jnp.diag(diagonal), *nothing, columns.mean(weight))
 
     def unit_prior(self, members: Array | int, x: Any, weight: Array) -> GLMBound:
-        """A row with any of the inputs that there are, as curved as where all classes are equally probable."""
+        """A weak prior's row with any of the inputs, as curved as where all classes are equally probable."""
         columns = self.observe(x).columns
         each = columns.gram(shared(weight)) / self.batch_shape[-1]
         level = self._level(linalg.lead(columns.centre, self.coefficients.ndim))
         return self._ridge(each, level, self.coefficients, columns.centre)
 
     def ridge(self, strength: Any) -> GLMBound:
-        """-strength/2 sum of squared coefficients, of all K classes about their mean."""
+        """The ridge penalty -strength/2 sum of squared coefficients, of all K classes about their mean."""
         size = self.event_shape[0]
         diagonal = jnp.broadcast_to(jnp.asarray(strength, self.intercept.dtype), (size,))
         nothing = jnp.zeros_like(self.intercept), jnp.zeros_like(self.coefficients)

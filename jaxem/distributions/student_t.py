@@ -94,14 +94,14 @@ class StudentT(AnyCell):
         return self.location.shape[-1:]
 
     def expand(self, x: Rows) -> Rows:
-        """With the products of the columns, where there are many and all were seen."""
+        """Observed data with the products of the columns, where there are many and all were seen."""
         return x if isinstance(x.columns, Gaps) else replace(x, columns=mahalanobis.widened(x.columns))
 
     def log_density(self, columns: Columns) -> Float[Array, "*batch n"]:
         return self._log_density(columns, *self._distance(columns))
 
     def statistics(self, x: Any, weight: Array) -> RobustMoments:
-        """The moments of the rows, by what each is expected to count."""
+        """The moments of the rows, each weighted by its expected precision."""
         columns = self.observe(x).columns
         return self._statistics(columns, weight, *self._distance(columns))
 
@@ -120,13 +120,13 @@ class StudentT(AnyCell):
         return mahalanobis.distance(columns, self.location, white), white
 
     def _sizes(self, columns: Columns) -> Float[Array, "*ones s"]:
-        """How many columns a row may have, of which something was seen."""
+        """The numbers of observed columns that rows may have."""
         most = self.event_shape[0]
         sizes = jnp.arange(most + 1) if isinstance(columns, Gaps) else jnp.array([most])
         return linalg.lead(sizes.astype(self.dof.dtype), self.dof.ndim + 1)
 
     def _of_row(self, columns: Columns, each: Float[Array, "*batch s"]) -> Float[Array, "*batch n"]:
-        """What is known for each of these sizes, for each row."""
+        """Values for each of these sizes, by row."""
         return each[..., columns.of_row(columns.columns())] if isinstance(columns, Gaps) else each
 
     def _log_density(self, columns: Columns, distance: Float[Array, "*batch n"], white: Array) -> Array:
@@ -161,7 +161,7 @@ class StudentT(AnyCell):
         return columns.completed(base, self.scatter, columns.whitening(self.scatter))
 
     def drawn_rows(self, key: Array, x: Any, n: int) -> Float[Array, "*batch n d"]:
-        """With a precision drawn given the row: the farther what was seen of it lies, the wider may lie the rest."""
+        """Draws of rows, each with a precision drawn given what was seen: the farther that lies, the wider the rest."""
         columns, (noise, precision) = self.observe(x).columns, jax.random.split(key)
         distance, white = self._distance(columns)
         rate = (self.dof[..., None] + distance) / 2
@@ -180,7 +180,7 @@ class StudentT(AnyCell):
         return RobustMoments(moments, -log_minus_digamma(self.dof / 2))
 
     def expected_log_prob(self, statistics: RobustMoments) -> Float[Array, "*batch"]:
-        """That of the Gaussian rows, and that of their precisions: dof / 2 spread - rows stirling(dof / 2)."""
+        """Q: that of the Gaussian rows, and that of their precisions, dof / 2 spread - rows stirling(dof / 2)."""
         moments, white, h = statistics.moments.about(self.location), linalg.whitening(self.scatter), self.dof / 2
         log_volume = self.event_shape[0] * LOG_2_PI + 2 * linalg.half_log_det(white)
         distance = jnp.sum(linalg.matmul(white, moments.second) * white, axis=(-1, -2))
@@ -188,7 +188,7 @@ class StudentT(AnyCell):
         return gaussian + h * statistics.spread - moments.spread_rows * stirling(h)
 
     def m_step(self, statistics: RobustMoments) -> Self:
-        """The mean and scatter of the rows as they count; a member without rows keeps its parameters.
+        """The mean and scatter of the weighted rows; a member without rows keeps its parameters.
 
         location = sum w u x / sum w u, scatter = sum w u (x - location)(x - location)^T / sum w, and dof / 2 is where
         digamma(h) - log h is the mean of log u - u + 1.
@@ -213,7 +213,7 @@ class StudentT(AnyCell):
         return replace(one, moments=moments)
 
     def floor(self, x: Any, weight: Array) -> RobustMoments:
-        """That of the Gaussian."""
+        """The floor of the Gaussian."""
         gaussian = Gaussian(self.location, self.scatter)
         return RobustMoments(gaussian.floor(x, weight), jnp.zeros_like(self.dof))
 
@@ -266,7 +266,7 @@ class StudentT(AnyCell):
 
 @jax.custom_jvp
 def _log_tail(dof: Array, d: Array, distance: Array) -> Array:
-    """-(dof + d) / 2 log(1 + distance / dof), whose slope by many degrees of freedom is all but nothing."""
+    """The tail -(dof + d) / 2 log(1 + distance / dof), flat in many degrees of freedom."""
     return -(dof + d) / 2 * jnp.log1p(distance / dof)
 
 

@@ -1,4 +1,4 @@
-"""Directions: angles in radians, of which a full turn is nothing."""
+"""The von Mises family: directions, as angles in radians."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Directions(Referenced):
     reference: Array
 
     def about(self, reference: Float[Array, "*batch"]) -> Self:
-        """The same rows, about another direction."""
+        """The statistics of the same rows about another direction."""
         across, along = _between(reference, self.reference)  # r' - r
         chord = self.chord - self.cosines * across - self.sines * along + self.rows * (across**2 + along**2) / 2
         cosines, sines = self.cosines - self.rows * across, self.sines - self.rows * along
@@ -64,14 +64,14 @@ class Directions(Referenced):
 
 
 def _between(a: Array, b: Array) -> tuple[Array, Array]:
-    """From b to a, as points of the unit circle: to all digits where they are close."""
+    """The difference a - b of points of the unit circle, to all digits where they are close."""
     middle, half = (a + b) / 2, jnp.sin((a - b) / 2)
     return -2 * jnp.sin(middle) * half, 2 * jnp.cos(middle) * half
 
 
 @family("von_mises", "von Mises angles", column=ANGLE)
 class VonMises(ScalarParameters):
-    """Angles about a mean direction.
+    """The von Mises family: angles about a mean direction.
 
     log p(x) = concentration cos(x - mean) - log I0(concentration) - log 2 pi
 
@@ -95,7 +95,7 @@ class VonMises(ScalarParameters):
 
     @classmethod
     def seeding_features(cls, x: Array, weight: Array, **sizes: int) -> Float[Array, "n 2"]:
-        """On the unit circle."""
+        """Rows as points of the unit circle."""
         return jnp.stack([jnp.cos(x), jnp.sin(x)], axis=-1)
 
     def columns(self, x: Array) -> tuple[Array, Array]:
@@ -103,7 +103,7 @@ class VonMises(ScalarParameters):
         return jnp.cos(x), jnp.sin(x)
 
     def _from_mean(self, columns: tuple[Array, Array]) -> tuple[Array, Array, Array]:
-        """From the mean direction to each row, as points of the circle; and half of its square."""
+        """The difference of each row from the mean direction, as points of the circle, and half of its square."""
         mean = self.mean[..., None]
         cosine, sine = (linalg.lead(jnp.where(jnp.isfinite(c), c, 0), mean.ndim) for c in columns)
         across, along = cosine - jnp.cos(mean), sine - jnp.sin(mean)
@@ -128,7 +128,7 @@ class VonMises(ScalarParameters):
         )
 
     def expected_log_prob(self, statistics: Directions) -> Float[Array, "*batch"]:
-        """-concentration chord about the mean - rows log(e^-concentration I0(concentration))."""
+        """Q: -concentration chord about the mean - rows log(e^-concentration I0(concentration))."""
         chord = statistics.about(self.mean).chord
         return -self.concentration * chord - statistics.rows * _log_i0e(self.concentration)
 
@@ -144,7 +144,7 @@ class VonMises(ScalarParameters):
         return replace(self, mean=mean, concentration=jnp.where(some, concentration, self.concentration))
 
     def floor(self, x: Any, weight: Array) -> Directions:
-        """No rows, and `FLOOR` times the mean chord of all the data about their mean direction."""
+        """A floor without rows: `FLOOR` times the mean chord of all the data about their mean direction."""
         rows = self.observe(x)
         weight = jnp.where(self.contains(rows.columns), rows.mask_weight(weight), 0)
         cosine, sine = (jnp.sum(weight * jnp.where(weight > 0, c, 0)) for c in rows.columns)
@@ -240,7 +240,7 @@ def _log_i0e_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, 
 
 
 def _concentration(short: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """Where I1 / I0 = 1 - short: by log-odds, which are nearly a straight line in log concentration."""
+    """The concentration with I1 / I0 = 1 - short, by log-odds, nearly a straight line in log concentration."""
     length = 1 - short
     low, high = jnp.log(2 * length), -jnp.log(short)
     guess = low + jnp.log1p(-(length**2) / 2) + high - jnp.log1p(length)  # Banerjee et al. 2005

@@ -1,4 +1,4 @@
-"""Lifetimes whose hazard is a power of time. A row is one number.
+"""The Weibull family: lifetimes whose hazard is a power of time. A row is one number.
 
 The Weibull is no exponential family: the sum of x^shape is not a statistic of a shape that is still to be found. EM
 needs only a lower bound of the log-likelihood that touches it, and there is one whose statistics are sums. With
@@ -98,7 +98,7 @@ class WeibullStatistics(Referenced):
         return self.events + self.pseudo_rows
 
     def anchored(self, shape: Float[Array, "*batch"], scale: Float[Array, "*batch"]) -> WeibullStatistics:
-        """Sums of nothing know no parameters: those of the pseudo-rows instead, or these."""
+        """The statistics with parameters: sums of nothing take those of the pseudo-rows, or these."""
         imagined = self.pseudo_rows > 0
         shape, scale = jnp.where(imagined, self.pseudo_shape, shape), jnp.where(imagined, self.pseudo_scale, scale)
         return replace(
@@ -106,7 +106,7 @@ class WeibullStatistics(Referenced):
         )
 
     def gain(self, change: Array) -> tuple[Array, Array]:
-        """What a shape `1 + change` times as large is worth, but for the hazards; and its slope."""
+        """The gain of a shape `1 + change` times as large, without the hazards; and its slope."""
         shape = self.shape * (1 + change)
         a, quotient = self._pseudo()
         log_times = self.log_times + self.pseudo_rows * self.shape * (quotient - np.euler_gamma / a)
@@ -124,20 +124,20 @@ class WeibullStatistics(Referenced):
         return log_sum(terms, 0), jnp.sum(responsibilities(terms, 0) * slopes, axis=0)
 
     def _pseudo(self) -> tuple[Array, Array]:
-        """The shape of the pseudo-rows, and log(their scale / scale); something harmless where there are none."""
+        """The shape of the pseudo-rows, and log(their scale / scale); finite where there are none."""
         some = self.pseudo_rows > 0
         quotient = truncated.log_quotient(self.scale, jnp.where(some, self.pseudo_scale, self.scale))
         return jnp.where(some, self.pseudo_shape, 1), quotient
 
     def _parabola(self, change: Array) -> tuple[Array, Array]:
-        """By how much the logarithm of the hazards of rows rises, at most; and the slope of that."""
+        """The bound on the rise of the log of the hazards of rows, and its slope."""
         # log(1 + z) <= z: with a parabola, instead of its logarithm, the M-step has one maximum.
         hazard = jnp.where(self.hazard > 0, self.hazard, 1)
         curved = jnp.where(change > 0, self.above, self.below) * change
         return (self.slope + curved) * change / hazard, (self.slope + 2 * curved) / hazard
 
     def about(self, shape: Float[Array, "*batch"], scale: Float[Array, "*batch"]) -> Self:
-        """The same rows under other parameters: exact in the scale; in the shape as far as that parabola is."""
+        """The statistics of the same rows under other parameters: exact in the scale, bounded in the shape."""
         here = self.anchored(shape, scale)
         change = jnp.clip(shape / here.shape - 1, -TRUST, TRUST)
         shift = shape * truncated.log_quotient(scale, here.scale)
@@ -178,7 +178,7 @@ def _finite_hazard(row: PositiveColumns, shape: Array, scale: Array) -> tuple[Ar
 
 @jax.custom_jvp
 def _log_weibull(row: PositiveColumns, shape: Array, scale: Array) -> Float[Array, "*batch n"]:
-    """log p; -inf, and without a slope, where the hazard is beyond all numbers."""
+    """The log-density; -inf, and without a slope, where the hazard overflows."""
     _, s, finite = _finite_hazard(row, shape, scale)
     log_prob = jnp.log(shape)[..., None] - linalg.lead(row.logs, s.ndim) + s - jnp.exp(s)
     return jnp.where(finite, log_prob, -jnp.inf)
@@ -214,7 +214,7 @@ class Between(NamedTuple):
 
 @family("weibull", "Weibull numbers")
 class Weibull(Positive):
-    """Lifetimes that end sooner (shape above one) or later (below one) the longer they have lasted.
+    """The Weibull family: lifetimes whose hazard rises (shape above one) or falls (below one) with time.
 
     log p(x) = log(shape / scale) + (shape - 1) log(x / scale) - (x / scale)^shape
 
@@ -263,7 +263,7 @@ class Weibull(Positive):
         return replace(nothing, pseudo_rows=jnp.ones_like(self.shape))
 
     def expected_log_prob(self, statistics: WeibullStatistics) -> Float[Array, "*batch"]:
-        """The lower bound; -inf where the shape is too far from that of the E-step for it to be one."""
+        """Q: the lower bound; -inf where the shape is too far from that of the E-step for it to be one."""
         here = statistics.anchored(self.shape, self.scale)
         change = self.shape / here.shape - 1
         rounding = 8 * float(jnp.finfo(change.dtype).eps)
@@ -280,7 +280,7 @@ class Weibull(Positive):
         rows = jnp.where(some, here.rows, 1)
 
         def fall(change: Array) -> Array:
-            """Of what a row is worth under the best scale for that shape."""
+            """The slope of the value of a row under the best scale for that shape."""
             return here.log_hazard(change)[1] - here.gain(change)[1] / rows
 
         bound = jnp.where(here.seen, TRUST, jnp.full_like(rows, 0.999))
@@ -298,7 +298,7 @@ class Weibull(Positive):
         return replace(self, shape=jnp.where(some, shape, self.shape), scale=jnp.where(some, scale, self.scale))
 
     def floor(self, x: Any, weight: Array) -> WeibullStatistics:
-        """No rows, and a stiffness of the squared spread of numbers that differ by rounding."""
+        """A floor without rows: a stiffness of the squared spread of numbers that differ by rounding."""
         zero = jnp.zeros_like(self.shape)
         return replace(self._hazards(*[zero] * 6), stiffness=resolution(jnp.ones_like(zero)))
 
@@ -328,12 +328,12 @@ class Weibull(Positive):
         return self.scale[..., None] * draws ** (1 / self.shape[..., None])
 
     def intervals(self, lower: Float[Array, "n"], upper: Float[Array, "n"]) -> Between:
-        """The ends of intervals, and how far their logarithms are apart."""
+        """The ends of intervals, and the distance of their logarithms."""
         quotient = truncated.log_quotient(lower, upper)
         return Between(PositiveColumns.of(lower), PositiveColumns.of(upper), jnp.minimum(quotient, APART))
 
     def _met(self, intervals: Between) -> tuple[Array, Array, Array, Array]:
-        """log hazard at the lower end and at the upper end; the distance of those; the hazard between the ends."""
+        """The log-hazards at both ends, their distance, and the hazard between."""
         low, high = self._log_hazard(intervals.lower), self._log_hazard(intervals.upper)
         begun, ends = (linalg.lead(end.inside, low.ndim) for end in intervals[:2])
         span = self.shape[..., None] * linalg.lead(intervals.quotient, low.ndim)
@@ -343,7 +343,7 @@ class Weibull(Positive):
         return low, high, span, jnp.where(ends, width, 1)
 
     def log_interval(self, intervals: Between) -> Float[Array, "*batch n"]:
-        """log(exp(-(lower / scale)^shape) - exp(-(upper / scale)^shape))."""
+        """The log-probability of each interval, log(exp(-(lower / scale)^shape) - exp(-(upper / scale)^shape))."""
         low, _, _, width = self._met(intervals)
         begun, ends = (linalg.lead(end.inside, low.ndim) for end in intervals[:2])
         inside = jnp.where(ends, truncated.log_mass_below(width), 0)

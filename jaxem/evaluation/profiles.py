@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxem.distributions.base import check_model
 from jaxem.evaluation.race import GAPS, Race, Run, as_solvers, as_table, compare, line, plain, setting
+from jaxem.io.progress import reported
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -193,7 +194,7 @@ def compare_many(
     labels: Any = None,
     tol: float = 1e-9,
     max_steps: int = 2000,
-    progress: Callable[[int, int], None] | None = None,
+    progress: bool | Callable[[int, int], None] | None = None,
 ) -> Races:
     """Race solvers on many problems, each by itself as in `compare`.
 
@@ -204,7 +205,7 @@ def compare_many(
         weight, labels: for each problem as in `fit`, or None.
         prior: as in `fit`, the same for all.
         tol, max_steps: as in `fit`, for each.
-        progress: called with (problems done, problems in all).
+        progress: as in `fit_many`.
 
     Returns:
         `Races`: see `table`, `plot`, `performance_profile`, `data_profile`.
@@ -224,9 +225,10 @@ def compare_many(
     if not models or len(models) != len(xs):
         raise ValueError(f"models holds {len(models)} and xs {len(xs)} problems; they must be as many, at least one")
     races = []
-    for i, (model, x) in enumerate(zip(models, xs, strict=True)):
-        own = {"weight": None if weight is None else weight[i], "labels": None if labels is None else labels[i]}
-        races.append(compare(model, x, solvers, prior=prior, tol=tol, max_steps=max_steps, **own))
-        if progress is not None:
-            progress(i + 1, len(xs))
+    with reported(progress, "racing") as tell:
+        for i, (model, x) in enumerate(zip(models, xs, strict=True)):
+            own = {"weight": None if weight is None else weight[i], "labels": None if labels is None else labels[i]}
+            races.append(compare(model, x, solvers, prior=prior, tol=tol, max_steps=max_steps, **own))
+            if tell is not None:
+                tell(i + 1, len(xs))
     return Races(tuple(races))

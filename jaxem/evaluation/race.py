@@ -297,7 +297,7 @@ def _widened(leaf: Any) -> Any:
 def setting(solver: Any) -> str:
     """A solver in words with its numbers, those within an optax transformation included."""
     if hasattr(solver, "transformation"):
-        numbers = _numbers(solver.transformation) | ({"batch_size": solver.batch_size} if solver.batches else {})
+        numbers = _numbers(solver.transformation) | ({"batch_size": solver.batch_size} if solver.minibatch else {})
         parts = [f"{name}={value:g}" for name, value in numbers.items() if value]
     elif not dataclasses.is_dataclass(solver):
         return repr(solver)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -23,12 +24,19 @@ def make_result(solver: Any, start: Any, end: Progress, trace: Array | None, flo
         model=end.model,
         log_likelihood=end.log_likelihood,
         objective=end.objective,
-        steps=end.steps,
+        steps=jnp.maximum(end.steps, 0),
         converged=has_converged(end.status, status),
         status=status,
-        passes=solver.spent(end.state, end.steps + 1),
+        passes=solver.total_passes(end.state, end.steps + 1),
         trace=trace,
     )
+
+
+@jax.jit
+def best_of(fits: Fit) -> Fit:
+    """The best of fits from several starts, along their only axis (see `best_restart`)."""
+    best = best_restart(fits.objective, fits.status)
+    return jax.tree.map(lambda leaf: leaf[best], fits)
 
 
 SOUNDNESS = np.array([0 if status.failed else 1 if status.degenerate else 2 for status in sorted(Status)], np.int32)

@@ -14,14 +14,14 @@ from jaxtyping import Array
 from jaxem.data.prepare import prepare
 from jaxem.distributions.base import Labelled, Statistics, check_model
 from jaxem.fitting.checks import check_labelled, check_limits, check_prior, check_rows, check_starts, hidden_states
-from jaxem.fitting.finish import best_restart, make_result
+from jaxem.fitting.finish import best_of, make_result
 from jaxem.fitting.implicit import differentiated
-from jaxem.fitting.loop import Limits, Progress, advance, begin, informed
+from jaxem.fitting.loop import Limits, Progress, advance, begin, prepared
 from jaxem.fitting.regularisation import Blank, regularisers
 from jaxem.fitting.result import Fit
 from jaxem.fitting.sources.sharded import ShardedRows, dealt, layout_of
 from jaxem.fitting.status import Status
-from jaxem.solvers.em import EM, in_chunks
+from jaxem.solvers.em import EM
 from jaxem.solvers.words import as_solver
 
 
@@ -98,13 +98,13 @@ def fit(
     check_rows(model, x)
     # Rows on other processes cannot be checked here.
     if not isinstance(weight, Tracer) and weight.is_fully_addressable:
-        model.check(x, weight, prior)
+        model.check(x, weight, prior is None)
     limits = Limits(jnp.asarray(tol, weight.dtype), jnp.asarray(max_steps, jnp.int32))
     data = x if labels is None else Labelled(x, labels)
     if devices is not None:
         data, weight, layout = dealt(model, data, weight, devices)
     if layout is not None:
-        if solver.batches:
+        if solver.minibatch:
             raise ValueError(
                 f"{type(solver).__name__} takes rows in batches, which must all be on one device; use EM()"
             )
@@ -128,8 +128,7 @@ def _fit_differentiable(
 
     if not models.batch_shape:
         return climbed(models)
-    fits = jax.vmap(climbed)(models)
-    return jax.tree.map(lambda leaf: leaf[best_restart(fits.objective, fits.status)], fits)
+    return best_of(jax.vmap(climbed)(models))
 
 
 @_fit_differentiable.defjvp
@@ -144,12 +143,7 @@ def _fit_differentiable_jvp(trace: Blank, primals: tuple[Any, ...], tangents: tu
 
 
 def _climb(trace: Blank, solver: Any, model: Any, limits: Limits, x: Any, weight: Array, prior: Any) -> Fit:
-    if isinstance(x, ShardedRows):
-        data, rows = x.prepared(model, weight)
-    else:
-        # Small data is precomputed once; large data in every pass, chunk by chunk.
-        data = x if solver.batches or in_chunks(model, x, weight) else model.expand(model.observe(x))
-        rows = informed(model, x, weight)
+    data, rows = prepared(solver, model, x, weight)
     floor, pseudo = regularisers(model, x, weight, prior)
 
     def running(carry: tuple[Progress, Array]) -> Array:

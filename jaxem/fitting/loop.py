@@ -14,6 +14,7 @@ from jaxem.distributions.base import Family, Labelled, Statistics
 from jaxem.fitting.status import Status
 from jaxem.fitting.stopping import Answer, Look, Trend, Windows
 from jaxem.latent.base import Latent
+from jaxem.solvers.em import RowSource, in_chunks
 
 
 @module
@@ -87,6 +88,17 @@ def begin(solver: Any, model: Any, x: Any, weight: Float[Array, "n"], prior: Sta
     )
 
 
+def prepared(solver: Any, model: Any, x: Any, weight: Float[Array, "n"]) -> tuple[Any, Array]:
+    """The rows as every step takes them, and the weight of all observations, wherever the rows are.
+
+    Small data is precomputed once; large data in every pass, chunk by chunk.
+    """
+    if isinstance(x, RowSource):
+        return x.prepared(model, weight)
+    data = x if solver.minibatch or in_chunks(model, x, weight) else model.expand(model.observe(x))
+    return data, informed(model, x, weight)
+
+
 def informed(model: Any, x: Any, weight: Float[Array, "n"]) -> Array:
     """The weight of all observations; zero if they do not tell how large something is.
 
@@ -114,8 +126,8 @@ def advance(
     objective = log_likelihood + now.ahead.expected_log_prob(prior)
     steps = now.steps + 1
     rounding = float(jnp.finfo(objective.dtype).eps) * now.ahead.roundings(prior) * (jnp.abs(objective) + rows)
-    left, tolerance = solver.left(state), limits.tol * rows
-    look = Look(objective, now.objective, left, steps - solver.warmup, tolerance, rounding)
+    remaining, tolerance = solver.remaining_gain(state), limits.tol * rows
+    look = Look(objective, now.objective, remaining, steps - solver.warmup, tolerance, rounding)
     gains, answer = now.gains.after(look, solver)
     nothing = Status.no_events if now.ahead.censored else Status.no_data
     status = stopping_status(log_likelihood, objective, rows, steps, answer, limits, nothing)

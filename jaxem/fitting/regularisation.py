@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxem.distributions.base import Labelled, Statistics, add
-from jaxem.fitting.sources.sharded import ShardedRows
 from jaxem.priors import kind
+from jaxem.solvers.em import RowSource
 
 SCALE_ROWS = 65_536
 """Number of evenly spaced rows, at most, that determine the scale of the data (see `spacing`)."""
@@ -64,11 +64,12 @@ class Blank(NamedTuple):
 def regularisers(model: Any, x: Any, weight: Array, prior: Any) -> tuple[Statistics, Statistics]:
     """The floor, and the floor plus the prior: they need the scale of the data only, not every row."""
     every = spacing(weight.shape[0])
-    some = (
-        x.sample(weight, every) if isinstance(x, ShardedRows) else jax.tree.map(lambda leaf: leaf[::every], (x, weight))
-    )
-    floor = model.floor(*some)
-    return floor, regulariser(floor, prior, model, *some)
+    if isinstance(x, RowSource):
+        x, weight = x.sample(weight, every)
+    else:
+        x, weight = jax.tree.map(lambda leaf: leaf[::every], (x, weight))
+    floor = model.floor(x, weight)
+    return floor, regulariser(floor, prior, model, x, weight)
 
 
 def spacing(n: Any) -> int:

@@ -24,7 +24,7 @@ class Look(NamedTuple):
     Attributes:
         objective: of the model that came in, and
         before: of the one before.
-        left: what the solver knows to be left to gain (`Solver.left`).
+        remaining: what the solver knows to be left to gain (`Solver.remaining_gain`).
         since: steps after the warm-up of the solver.
         tolerance: what may be left, in nats.
         rounding: what the float type can resolve of the objective: a sum over rows of sums over columns.
@@ -32,7 +32,7 @@ class Look(NamedTuple):
 
     objective: Array
     before: Array
-    left: Array | float
+    remaining: Array | float
     since: Array
     tolerance: Array
     rounding: Array
@@ -95,7 +95,7 @@ class Trend:
 
     def after(self, look: Look, solver: Solver) -> tuple[Self, Answer]:
         """With one more step, and what that says."""
-        new = select(look.since >= 0, self._with(jnp.asarray(look.left, self.value.dtype)), self)
+        new = select(look.since >= 0, self._with(jnp.asarray(look.remaining, self.value.dtype)), self)
         looks = look.since > 0
         # A gain that rises has not arrived, however small; and one of rounding's own rounding moves nothing any more.
         still = float(jnp.finfo(new.value.dtype).eps) * look.rounding
@@ -169,22 +169,22 @@ class Windows:
 
     def after(self, look: Look, solver: Solver) -> tuple[Windows, Answer]:
         """With one more step, and what that says if it ends a window."""
-        ends = look.since % solver.window == 0
+        ends = look.since % solver.check_every == 0
         looks = ends & (look.since > 0)
         gain = look.objective - self.anchor
         ratio = jnp.abs(gain / jnp.where(self.gain == 0, 1, self.gain))  # rise and fall in turn are no progress
-        rate = jnp.where((look.since <= solver.window) | (self.gain == 0), 1, ratio)
+        rate = jnp.where((look.since <= solver.check_every) | (self.gain == 0), 1, ratio)
         size = gain if solver.monotone else jnp.abs(gain)
-        if solver.window > 1:
+        if solver.check_every > 1:
             # Gains that come in bursts have ended when two windows in a row were quiet.
             size = jnp.maximum(size, jnp.abs(self.gain))
         slower = jnp.maximum(rate, self.rate)
         shrinks = slower < 1
         remaining = jnp.where(shrinks, size * slower / jnp.where(shrinks, 1 - slower, 1), jnp.inf)
         rounding = looks & (size <= 4 * look.rounding)
-        quiet = jnp.where(rounding, self.quiet + solver.window, _none())
-        knows = type(solver).left is not Solver.left
-        done = looks & ((remaining <= look.tolerance) | (knows & rounding)) & (look.left <= look.tolerance)
+        quiet = jnp.where(rounding, self.quiet + solver.check_every, _none())
+        knows = type(solver).remaining_gain is not Solver.remaining_gain
+        done = looks & ((remaining <= look.tolerance) | (knows & rounding)) & (look.remaining <= look.tolerance)
         exhausted = rounding & (quiet >= PATIENCE if knows else solver.monotone)
         new = select(ends, Windows(look.objective, gain, rate, quiet), self)
         fell = gain < -256 * look.rounding if solver.monotone else jnp.zeros((), bool)

@@ -58,11 +58,11 @@ class Hidden(Distribution):
         return jax.tree.map(_less_common, evidence)
 
     def log_prob(self, x: Any) -> Float[Array, "*batch n"]:
-        """log p(x_i), summed over what is hidden: `[*batch_shape, n]`, in nats."""
+        """The log-probability log p(x_i), summed over what is hidden: `[*batch_shape, n]`, in nats."""
         return _log_prob(self, self.observe(x))
 
     def entropy(self, x: Any, weight: Any = None) -> Float[Array, "*batch"]:
-        """sum_i w_i H(hidden | x_i), in nats: how undecided the model is. See `jaxem.entropy`."""
+        """The posterior entropy sum_i w_i H(hidden | x_i), in nats. See `jaxem.entropy`."""
         if weight is not None:
             check_weight(weight := numbers(weight, "weight"))
         return _entropy(self, self.observe(x), weight)
@@ -101,12 +101,12 @@ class Latent(Hidden):
 
     @property
     def children(self) -> Any:
-        """The child; where there are several, a dict of them by name, of which it is the first."""
+        """The children: the child alone, or a dict of several by name, of which it is the first."""
         return self.child
 
     @property
     def states(self) -> Array | int:
-        """How many hidden states are in use."""
+        """The number of hidden states in use."""
         return self.child.batch_shape[-1]
 
     @property
@@ -122,7 +122,7 @@ class Latent(Hidden):
         return x
 
     def with_child_data(self, x: Any, data: Any) -> Any:
-        """The same, with other data for the child."""
+        """Observed data with other data for the child."""
         return data
 
     def child_weight(self, x: Any, weight: Array) -> Array:
@@ -130,17 +130,17 @@ class Latent(Hidden):
         return weight
 
     def evidence(self, child_log_prob: Any, x: Any) -> Any:
-        """What the child's log-probabilities say about the hidden states."""
+        """The evidence for each hidden state, from the child's log-probabilities."""
         return child_log_prob
 
     def evidence_of(self, x: Any) -> Any:
-        """What the child's log-probabilities and known labels say."""
+        """The evidence for each hidden state, from the child's log-probabilities and known labels."""
         data, labels = _split(x)
         log_prob = self._each(lambda child, rows: child.log_prob(rows), self.child_data(data))
         return self._known(self.evidence(log_prob, data), labels)
 
     def per_row(self, values: Array, x: Any) -> Array:
-        """`[..., n]`, one for each of the child's rows, as the axes that a person expects."""
+        """Values of the child's rows, `[..., n]`, with the axes of the user's data."""
         return values
 
     @property
@@ -158,13 +158,13 @@ class Latent(Hidden):
         return self.child.observe(x)
 
     def expand(self, x: Any) -> Any:
-        """What the child makes of it."""
+        """Observed data prepared by the child."""
         data, labels = _split(x)
         data = self.with_child_data(data, self._each(lambda child, rows: child.expand(rows), self.child_data(data)))
         return data if labels is None else Labelled(data, labels)
 
     def log_prob(self, x: Any) -> Float[Array, "*batch n"]:
-        """log p(x_i), summed over what is hidden: `[*batch_shape, n]`, in nats.
+        """The log-probability log p(x_i), summed over what is hidden: `[*batch_shape, n]`, in nats.
 
         For `Labelled` data it is log p(x_i, label_i) where the label is known.
         """
@@ -194,7 +194,7 @@ class Latent(Hidden):
         return self.with_counts(statistics.counts, self._each(lambda child, its: child.m_step(its), statistics.child))
 
     def expected_log_prob(self, statistics: LatentStatistics) -> Float[Array, "*batch"]:
-        """<counts, potentials> + the child's, summed over its states; a count of zero is worth zero."""
+        """Q: <counts, potentials> and the child's, summed over its states; a count of zero contributes zero."""
         members = len(self.batch_shape)
 
         def of(child: Distribution, its: Any) -> Array:
@@ -236,25 +236,25 @@ class Latent(Hidden):
         return reordered(self, order)
 
     def less_common(self, evidence: Any) -> Any:
-        """That of the child which reads the rows; of others a row may be used many times."""
+        """Evidence without the common part, of the child that reads the rows."""
         return self._with_first(evidence, _less_common(self._first(evidence)))
 
     def expected_rows(self, x: Any, weight: Array) -> Array:
-        """What the child expects, averaged over the posterior of its states."""
+        """Expected rows of the child, averaged over the posterior of its states."""
         data, _ = _split(self.observe(x))
         own, evidence = self.potentials(), self.evidence_of(x)
         _, backward = jax.vjp(lambda e: self.log_normalizer(own, e, semirings.log_sum, data), evidence)
         return self.child.expected_rows(self._first(self.child_data(data)), self._first(backward(weight)[0]))
 
     def floor(self, x: Any, weight: Array) -> LatentStatistics:
-        """Nothing of its own, and the child's floor."""
+        """The child's floor; nothing for the own parameters."""
         data, _ = _split(self.observe(x))
         children = self.child_data(data), self.child_weight(data, weight)
         floor = self._each(lambda child, rows, weight: child.floor(rows, weight), *children)
         return LatentStatistics(jax.tree.map(jnp.zeros_like, self.potentials()), floor)
 
-    def check(self, x: Any, weight: Array, prior: Any) -> None:
-        self.child.check(x, weight, prior)
+    def check(self, x: Any, weight: Array, alone: bool) -> None:
+        self.child.check(x, weight, alone)
 
     @property
     def censored(self) -> Any:  # type: ignore[override]
@@ -274,7 +274,7 @@ class Latent(Hidden):
         return self._over(jnp.logical_or, lambda child, its: jnp.any(child.is_degenerate(its), axis=-1), floor.child)
 
     def inside(self, x: Any) -> Array:
-        """`[n]` bool: rows that the child can produce."""
+        """Whether the child can produce each row, `[n]` bool."""
         return self.child.inside(self._first(self.child_data(_split(x)[0])))
 
     def _each(self, function: Callable[..., Any], *of_each: Any) -> Any:
@@ -285,24 +285,24 @@ class Latent(Hidden):
         return {name: function(child, *(its[name] for its in of_each)) for name, child in children.items()}
 
     def _over(self, together: Callable[[Any, Any], Any], function: Callable[..., Any], *of_each: Any) -> Any:
-        """The same, put together over the children."""
+        """The results of `_each`, combined over the children."""
         values = self._each(function, *of_each)
         return reduce(together, values.values()) if isinstance(values, dict) else values
 
     def _first(self, of_each: Any) -> Any:
-        """What the child has that reads the rows."""
+        """The entry of the child that reads the rows."""
         return of_each[next(iter(self.children))] if isinstance(self.children, dict) else of_each
 
     def _with_first(self, of_each: Any, first: Any) -> Any:
-        """The same with another such."""
+        """Entries with another one for the child that reads the rows."""
         return {**of_each, next(iter(self.children)): first} if isinstance(self.children, dict) else first
 
     def _known(self, evidence: Any, labels: Array | None) -> Any:
-        """-inf at the states that a known label rules out."""
+        """Log-indicators: -inf at the states that a known label rules out."""
         return evidence if labels is None else self._with_first(evidence, _possible(self._first(evidence), labels))
 
     def _usage(self, x: Any, add: Any) -> Array:
-        """`[..., n, K]`: the derivative of the log-normaliser with respect to what the child says of each row."""
+        """Responsibilities `[..., n, K]`: the derivative of the log-normaliser by the evidence of each row."""
         data = self.observe(x)
         return jnp.moveaxis(self.per_row(_derivative(self, data, add), _split(data)[0]), len(self.batch_shape), -1)
 
@@ -339,7 +339,7 @@ def _less_common(evidence: Float[Array, "*batch k n"]) -> Float[Array, "*batch k
 
 
 def same_members(model: Any, used: Array) -> Bool[Array, "*batch k k"]:
-    """Which two members, both of them used, have the same parameters, within rounding? Shared ones say nothing."""
+    """Whether two members in use have the same parameters, within rounding, apart from shared ones."""
     shape = used.shape
     upper = jnp.triu(jnp.ones((shape[-1], shape[-1]), bool), 1)
     same = used[..., :, None] & used[..., None, :] & linalg.lead(upper, len(shape) + 1)
@@ -353,7 +353,7 @@ def same_members(model: Any, used: Array) -> Bool[Array, "*batch k k"]:
 
 
 def _used(counts: Any, potentials: Any, members: int) -> Array:
-    """<counts, potentials> for each member; a count of zero is worth zero."""
+    """The product <counts, potentials> of each member; a count of zero contributes zero."""
 
     def used(count: Array, potential: Array) -> Array:
         value = jnp.where(count == 0, 0, count * jnp.where(count == 0, 0, potential))
@@ -363,13 +363,13 @@ def _used(counts: Any, potentials: Any, members: int) -> Array:
 
 
 def log_potential(probability: Array) -> Array:
-    """log probability; -inf, with zero gradient, where it is zero."""
+    """The log of a probability; -inf, with zero gradient, where it is zero."""
     possible = probability > 0
     return jnp.where(possible, jnp.log(jnp.where(possible, probability, 1)), -jnp.inf)
 
 
 def chosen(draws: Array, states: Array, members: int) -> Array:
-    """Of draws `[*members, K, n, ...]` from every state, those of the `states [*members, n]`."""
+    """The draws of the `states [*members, n]`, out of draws `[*members, K, n, ...]` from every state."""
     index = jnp.expand_dims(states, members)
     index = index.reshape(*index.shape, *(1,) * (draws.ndim - index.ndim))
     return jnp.take_along_axis(draws, index, axis=members).squeeze(members)
@@ -380,7 +380,7 @@ def _split(x: Any) -> tuple[Any, Array | None]:
 
 
 def _possible(child_log_prob: Float[Array, "*batch k n"], labels: Array) -> Float[Array, "*batch k n"]:
-    """-inf at the states that a known label rules out."""
+    """Log-indicators: -inf at the states that a known label rules out."""
     states = jnp.arange(child_log_prob.shape[-2], dtype=labels.dtype)[:, None]
     possible = (labels < 0)[None] | (labels[None] == states)
     return jnp.where(linalg.lead(possible, child_log_prob.ndim), child_log_prob, -jnp.inf)

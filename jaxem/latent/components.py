@@ -16,7 +16,7 @@ Change = Callable[[np.ndarray, int], np.ndarray]
 
 
 def is_per_component(constraint: Constraint, values: Any) -> bool:
-    """Has this parameter of the members of stacked models, `[G, ...]`, an axis of members after the first?
+    """Whether this parameter of the members of stacked models, `[G, ...]`, has an axis of members after the first.
 
     What the members share (one covariance) has none.
     """
@@ -48,7 +48,7 @@ def map_states(change: Change, models: Any) -> Any:
 
 
 def _state_axes(models: Any, name: str) -> list[int]:
-    """Which axes of one of the model's own parameters count hidden states."""
+    """The axes of one of the model's own parameters that count hidden states."""
     axes = named_axes(models)[name]
     before = getattr(models, name).ndim - len(axes)
     return [before + place for place, axis in enumerate(axes) if axis == "state"]
@@ -65,12 +65,12 @@ def _mapped(own: Callable[[str, Any], Any], member: Callable[[Any, Constraint, A
 
 
 def fixed_states(models: Any) -> int:
-    """How many of the first states are of a family of their own, and so keep their place."""
+    """The number of first states that are of a family of their own, and so keep their place."""
     return _fixed(models.child)
 
 
 def _fixed(family: Any) -> int:
-    """All families of `Either` but the last have one member each."""
+    """The number of such members of a family: all of `Either` but those of the last."""
     return len(family.parts) - 1 if isinstance(family, (Either, EitherFamily)) else 0
 
 
@@ -87,7 +87,7 @@ def _own_and_members(models: Any) -> tuple[list[Any], list[Any]]:
 
 
 def widen(models: Any, capacity: int) -> Any:
-    """The same models with components (states) added up to `capacity` that no row can be in."""
+    """The models with components (states) added up to `capacity` that no row can be in."""
     k = models.child.batch_shape[-1]
     if k == capacity:
         return models

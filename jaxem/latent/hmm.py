@@ -1,4 +1,4 @@
-"""Hidden Markov models: which of K states each step of a sequence is in is hidden, and each depends on the last."""
+"""Hidden Markov models: each step of a sequence is in one of K hidden states, which depends on the last."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class HMM(SequenceModel):
         restarts: int | None = None,
         method: str = "mixed",
     ) -> Self:
-        """A model to set out from: a mixture of all steps, and how its components follow each other.
+        """A model to start from: a mixture of all steps, and how its components follow each other.
 
         Args:
             key: a JAX random key, or a whole number as its seed.
@@ -153,7 +153,7 @@ class HMM(SequenceModel):
         return cls(shares(first + 1, first), shares(follow + 1, follow), mixture.components)
 
     def potentials(self) -> tuple[Float[Array, "*batch k"], Float[Array, "*batch k k"]]:
-        """log initial and log transition; -inf, with zero gradient, where a probability is zero."""
+        """The potentials log initial and log transition; -inf, with zero gradient, where a probability is zero."""
         return log_potential(self.initial), log_potential(self.transition)
 
     def log_normalizer(self, potentials: tuple[Array, Array], evidence: Array, add: Any, x: Any) -> Array:
@@ -174,12 +174,12 @@ class HMM(SequenceModel):
         return one(*potentials, evidence)
 
     def with_counts(self, counts: tuple[Array, Array], child: Distribution) -> Self:
-        """Each row as the shares of its counts; a state that was never left keeps its row."""
+        """The model with each row as the shares of its counts; a state that was never left keeps its row."""
         initial, transition = shares(counts[0], self.initial), shares(counts[1], self.transition)
         return replace(self, initial=initial, transition=transition, emission=child)
 
     def coincides(self) -> Array:
-        """Have two states the same emission, and the same ways on?"""
+        """Whether two states have the same emission and the same transitions."""
         members = self.transition, self.emission
         within = jnp.any(self.emission.coincides(), axis=-1)
         return within | jnp.any(same_members(members, jnp.ones(self.initial.shape, bool)), axis=(-2, -1))
@@ -197,7 +197,7 @@ class HMM(SequenceModel):
         return matmul(self.initial[..., None, :], squared)[..., 0, :]
 
     def forecast(self, x: Any, steps: int) -> tuple[Float[Array, "s h k"], Mixture]:
-        """What comes after each sequence.
+        """Forecasts of the steps after each sequence.
 
         Args:
             x: sequences.
@@ -218,7 +218,7 @@ class HMM(SequenceModel):
         return states, Mixture(states, members)
 
     def drawn_rows(self, key: Array, x: Steps, n: int) -> Array:
-        """A path by its posterior, and what its states draw: `[T x S, ...]`."""
+        """Draws of rows: a path by its posterior, and what its states draw, `[T x S, ...]`."""
         which, what = jax.random.split(key)
         initial, transition = self.potentials()
         chain = Chain(initial[:, None], transition[..., None], self.time_first(self.evidence_of(x), x), x.length)

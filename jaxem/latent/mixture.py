@@ -1,4 +1,4 @@
-"""Mixtures: which of K components a row came from is hidden."""
+"""Mixtures: the component that a row came from is hidden."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Mixture(Latent):
 
     @property
     def states(self) -> Array:
-        """How many components have a weight."""
+        """The number of components with a weight."""
         return jnp.sum(self.weights > 0, axis=-1)
 
     def in_use(self, used: Array) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class Mixture(Latent):
         method: str = "mixed",
         active: Any = None,
     ) -> Self:
-        """A mixture to set out from: seeds, each row given to the nearest, one M-step.
+        """A mixture to start from: seeds, each row given to the nearest, one M-step.
 
         Args:
             key: a JAX random key, or a whole number as its seed.
@@ -139,15 +139,15 @@ class Mixture(Latent):
         return model if restarts is not None else jax.tree.map(lambda leaf: leaf[0], model)
 
     def potentials(self) -> Float[Array, "*batch k"]:
-        """log weights; -inf, with zero gradient, where a weight is zero."""
+        """The potentials log weights; -inf, with zero gradient, where a weight is zero."""
         return log_potential(self.weights)
 
     def log_normalizer(self, potentials: Array, evidence: Array, add: Any, x: Any) -> Float[Array, "*batch n"]:
-        """log sum_k exp(potential_k + log p(x | k)) for each row."""
+        """The log-normaliser log sum_k exp(potential_k + log p(x | k)) of each row."""
         return add(potentials[..., None] + evidence, -2)
 
     def with_counts(self, counts: Float[Array, "*batch k"], child: Distribution) -> Self:
-        """Weights as the shares of the counts."""
+        """The model with weights as the shares of the counts."""
         return replace(self, weights=shares(counts, self.weights), components=child)
 
     def is_degenerate(self, floor: LatentStatistics) -> Array:
@@ -159,7 +159,7 @@ class Mixture(Latent):
         return jnp.any((self.weights > 0) & (self.weights * rows[..., None] < 0.01), axis=-1)
 
     def coincides(self) -> Array:
-        """Have two components the same parameters, or does one of them hide what moves nothing?"""
+        """Whether two components have the same parameters, or one of them hides what moves nothing."""
         used = self.weights > 0
         within = jnp.any(self.components.coincides() & used, axis=-1)
         return within | jnp.any(same_members(self.components, used), axis=(-2, -1))
@@ -179,7 +179,7 @@ class Mixture(Latent):
         return chosen(self.components.rows_like(what, x), component, len(self.batch_shape))
 
     def drawn_rows(self, key: Array, x: Any, n: int) -> Array:
-        """A component by its posterior, and what it draws."""
+        """Draws of rows: a component by its posterior, and what it draws."""
         which, what = jax.random.split(key)
         terms = self.potentials()[..., None] + self.evidence_of(x)
         component = jax.random.categorical(which, terms, axis=-2)

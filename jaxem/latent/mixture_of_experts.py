@@ -1,4 +1,4 @@
-"""Mixtures of experts: which of K regressions a response came from is hidden, and depends on the inputs."""
+"""Mixtures of experts: each response comes from one of K regressions, hidden, by shares that depend on the inputs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from jaxem.latent.prediction import Prediction, as_inputs, predictive
 
 @structure
 class MixtureOfExperts(Latent):
-    """Regressions, each responsible for a part of the inputs, which a softmax gate marks off.
+    """A mixture of experts: regressions whose shares a softmax gate takes from the inputs.
 
     log p(y | z) = log sum_k p(k | z, gate) p(y | z, experts[k])
 
@@ -63,7 +63,7 @@ class MixtureOfExperts(Latent):
         return Joint((self.gate, self.experts))
 
     def coincides(self) -> Array:
-        """Have two experts the same parameters?"""
+        """Whether two experts have the same parameters."""
         return jnp.any(same_members(self.experts, jnp.ones(self.gate.batch_shape, bool)), axis=(-2, -1))
 
     @classmethod
@@ -79,7 +79,7 @@ class MixtureOfExperts(Latent):
         restarts: int | None = None,
         method: str = "mixed",
     ) -> Self:
-        """A model to set out from: a mixture of regressions, and a gate that does not look at the inputs yet.
+        """A model to start from: a mixture of regressions, and a gate with slopes of zero.
 
         Args:
             key: a JAX random key, or a whole number as its seed.
@@ -106,18 +106,18 @@ class MixtureOfExperts(Latent):
         return cls(SoftmaxGate(flat, intercept), start.components)
 
     def potentials(self) -> Float[Array, "*batch"]:
-        """A zero that nothing uses: the gate is part of what each expert says of a row."""
+        """The own potentials: a zero that nothing uses, as the gate is a child."""
         return jnp.zeros(self.batch_shape, self.gate.intercept.dtype)
 
     def evidence(self, child_log_prob: Float[Array, "*batch k n"], x: Rows) -> Float[Array, "*batch k n"]:
-        """What gate and expert say together. Of a row that was not seen neither says anything: any class is as good."""
+        """The evidence for each expert, from gate and response; zero for a row that was not seen."""
         seen = x.columns[0].seen
         if seen is None:
             return child_log_prob
         return jnp.where(seen, child_log_prob, -math.log(child_log_prob.shape[-2]))
 
     def log_normalizer(self, potentials: Any, evidence: Array, add: Any, x: Any) -> Float[Array, "*batch n"]:
-        """log sum_k p(k | z) p(y | z, k) for each row."""
+        """The log-normaliser log sum_k p(k | z) p(y | z, k) of each row."""
         return add(evidence, -2)
 
     def with_counts(self, counts: Any, child: Joint) -> Self:

@@ -1,4 +1,4 @@
-"""What a fitted model says of a response, given inputs: a mixture for each row, with mean, variance and quantiles."""
+"""Predictions of a response, given inputs: a mixture for each row, with mean, variance and quantiles."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Prediction:
 
     @property
     def variance(self) -> Float[Array, "*batch n"]:
-        """Within the components, and between them."""
+        """The variance of the response, within components and between them."""
         between = (self.means - self.mean[..., None]) ** 2
         return jnp.sum(self.weights * (self.variances + between), axis=-1)
 
@@ -156,7 +156,7 @@ def as_inputs(inputs: Any, model: Any = None) -> Float[Array, "n p"]:
 
 
 def predict(model: Any, inputs: Any) -> Prediction:
-    """The response, given inputs: of a regression, of a mixture of regressions, and of whatever has experts or units.
+    """The prediction of a response, given inputs, by a regression, a mixture of regressions, experts or units.
 
     The components of a mixture of regressions have the same weights everywhere; a `MixtureOfExperts` weighs them by its
     gate, an `RBFNetwork` by how near the inputs are to its units.
@@ -193,7 +193,7 @@ def predict(model: Any, inputs: Any) -> Prediction:
 
 
 def conditional(model: Mixture, given: Any, x: Any) -> Prediction:
-    """Gaussian-mixture regression: what a mixture of Gaussians says of some columns, given the others.
+    """Gaussian-mixture regression: the distribution of some columns of a mixture, given the others.
 
     p(others | given) is again a mixture: each component has its own linear regression, and its weight is how probable
     the given columns are under it (Ghahramani and Jordan 1994).

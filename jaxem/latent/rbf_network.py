@@ -57,7 +57,7 @@ class RBFNetwork(Mixture):
         weight: Any = None,
         restarts: int | None = None,
     ) -> Self:
-        """A network to set out from; fit it to `rows(inputs, response)`.
+        """A network to start from; fit it to `rows(inputs, response)`.
 
         Args:
             key: a JAX random key, or a whole number as its seed.

@@ -1,4 +1,4 @@
-"""Where EM sets out from: k-means++ seeds, or rows taken at random, many starts at once."""
+"""Seeds of EM: by k-means++, or rows taken at random, many starts at once."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def seeds(
 def assignments(
     points: Float[Array, "n d"], rows: Int[Array, "k"], active: Int[Array, ""], labels: Int[Array, "n"] | None
 ) -> Float[Array, "k n"]:
-    """One for the nearest of the first `active` seeds (or the known label), zero for the others."""
+    """Hard assignments: one for the nearest of the first `active` seeds (or the known label), zero for the others."""
     centres = points[rows]
     distance = sum((points[None, :, d] - centres[:, d, None]) ** 2 for d in range(points.shape[1]))
     component = jnp.arange(len(rows), dtype=jnp.int32)[:, None]
@@ -65,7 +65,7 @@ def assignments(
 
 
 def apart(method: str, restarts: int) -> Bool[Array, "r"]:
-    """Which of several starts are to be drawn by k-means++.
+    """Whether each of several starts is drawn by k-means++.
 
     >>> apart("mixed", 3).tolist()
     [True, False, True]

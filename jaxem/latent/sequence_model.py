@@ -1,4 +1,4 @@
-"""Models of sequences: one row is a sequence, and their child reads its steps."""
+"""Models of sequences: a row is a sequence, and the child reads its steps."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Steps:
 
 
 class SequenceModel(Latent):
-    """A latent structure of which one row is a sequence, and whose child reads the steps of all of them.
+    """A latent structure whose rows are sequences, and whose child reads the steps of all of them.
 
     What you write: what `Latent` asks for, with `log_normalizer(potentials, evidence [..., K, T x S], add, x)` giving
     `[..., S]` (`time_first` has the evidence in the order of time, `x.length` says where each sequence ends); with
@@ -58,8 +58,8 @@ class SequenceModel(Latent):
     def read(self, x: Any) -> Sequences:
         return as_sequences(x, self.event_shape, type_of(self))
 
-    def check(self, x: Sequences, weight: Array, prior: Any) -> None:
-        self.child.check(x.alone().rows(), jnp.where(x.seen, weight[:, None], 0).ravel(), prior)
+    def check(self, x: Sequences, weight: Array, alone: bool) -> None:
+        self.child.check(x.alone().rows(), jnp.where(x.seen, weight[:, None], 0).ravel(), alone)
 
     def child_data(self, x: Any) -> Any:
         return x.rows
@@ -71,16 +71,16 @@ class SequenceModel(Latent):
         return jnp.where(x.seen, weight[None], 0).ravel()
 
     def evidence(self, child_log_prob: Any, x: Any) -> Any:
-        """What was not observed says nothing."""
+        """The evidence for each state: zero at steps that were not observed."""
         steps = self._first(child_log_prob)
         return self._with_first(child_log_prob, jnp.where(lead(x.seen.ravel(), steps.ndim), steps, 0))
 
     def time_first(self, steps: Float[Array, "k n"], x: Any) -> Float[Array, "t k s"]:
-        """What one model has of each step in each state, as a loop over time takes it."""
+        """Values of each step in each state, time first, as a loop over time takes them."""
         return jnp.swapaxes(steps.reshape(len(steps), *x.seen.shape), 0, 1)
 
     def per_row(self, values: Array, x: Any) -> Array:
-        """`[..., T x S]` as `[..., S, T]`."""
+        """Values of steps `[..., T x S]` as `[..., S, T]`."""
         return jnp.swapaxes(values.reshape(*values.shape[:-1], *x.seen.shape), -1, -2)
 
     def impute(self, x: Any, key: Any = None) -> Sequences:

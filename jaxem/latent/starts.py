@@ -1,4 +1,4 @@
-"""Where many models set out from, each on its own data."""
+"""Starts of many models, each on its own data."""
 
 from __future__ import annotations
 

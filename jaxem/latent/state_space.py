@@ -1,4 +1,4 @@
-"""Linear Gaussian state-space models: the state of each step is a hidden vector, and depends on the one before."""
+"""Linear Gaussian state-space models: the hidden state of each step is a vector that depends on the one before."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Regression(Referenced):
     coefficients: Array
 
     def about(self, coefficients: Float[Array, "*batch d f"]) -> Self:
-        """The same rows, about other coefficients."""
+        """The statistics of the same rows about other coefficients."""
         change = coefficients - self.coefficients
         crossed = matmul(self.cross, transpose(change))
         residual = self.residual - crossed - transpose(crossed) + self._explained(change)
@@ -71,7 +71,7 @@ class Regression(Referenced):
         return matmul(matmul(change, self.features), transpose(change))
 
     def expected_log_prob(self, coefficients: Array, noise: Array) -> Float[Array, "*batch"]:
-        """-1/2 [rows log det noise + trace(noise^-1 residual)]."""
+        """Q: -1/2 [rows log det noise + trace(noise^-1 residual)]."""
         white = linalg.whitening(noise)
         spread = jnp.sum(matmul(white, self.about(coefficients).residual) * white, axis=(-1, -2))
         return -self.rows * linalg.half_log_det(white) - 0.5 * spread
@@ -215,12 +215,12 @@ class LinearGaussianSSM(Distribution):
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """`(D,)`, of one step."""
+        """The shape of one step, `(D,)`."""
         return self.emission_bias.shape[-1:]
 
     @classmethod
     def start(cls, key: Any, x: Any, states: int, *, weight: Any = None, restarts: int | None = None) -> Self:
-        """A model to set out from, scaled to the data: states that forget at random rates, seen in random mixtures.
+        """A model to start from, scaled to the data: states that forget at random rates, seen in random mixtures.
 
         Args:
             key: a JAX random key.
@@ -287,7 +287,7 @@ class LinearGaussianSSM(Distribution):
         return jnp.sum(weight * _steps(self.observe(x)))
 
     def log_prob(self, x: Any) -> Float[Array, "*batch s"]:
-        """log p(x_1 .. x_T) of each sequence: `[*batch_shape, S]`, in nats, by the Kalman filter."""
+        """The log-probability of each sequence, `[*batch_shape, S]`, in nats, by the Kalman filter."""
         return _log_prob(self, self.observe(x))
 
     def e_step(self, x: Any) -> tuple[Array, Pullback]:
@@ -411,7 +411,7 @@ class LinearGaussianSSM(Distribution):
         return ~jnp.any(self.emission != 0, axis=(-2, -1)) & (not is_held(self, "emission"))
 
     def roundings(self, pseudo: StateSpaceStatistics) -> Array:
-        """Data are measured in units of the noise of one step: roundings count as often as that is the smaller.
+        """The error of a log-probability in units of rounding, larger where a step's noise is small beside the data.
 
         Half of the digits are taken to be there in any case.
         """
@@ -423,7 +423,7 @@ class LinearGaussianSSM(Distribution):
         return jnp.clip(jnp.max(apart), size, eps**-0.5)
 
     def inside(self, x: Any) -> Array:
-        """`[S]` bool: sequences of finite numbers."""
+        """Whether each sequence is of finite numbers, `[S]` bool."""
         return jnp.all(jnp.isfinite(self.observe(x).values), axis=(0, 1))
 
     def filter(self, x: Any) -> Gaussian:
@@ -449,7 +449,7 @@ class LinearGaussianSSM(Distribution):
         return _states(self, self.observe(x), kalman.smoothed)
 
     def forecast(self, x: Any, steps: int) -> tuple[Gaussian, Gaussian]:
-        """What comes after each sequence.
+        """Forecasts of the steps after each sequence.
 
         Args:
             x: sequences.
@@ -512,7 +512,7 @@ class LinearGaussianSSM(Distribution):
 
 
 def _mask(diffuse: Any, states: int) -> tuple[bool, ...]:
-    """One bool for each state; `()` if none is diffuse.
+    """A bool for each state; `()` if none is diffuse.
 
     Raises:
         ValueError: another number of them, or no bools.
@@ -529,7 +529,7 @@ def _mask(diffuse: Any, states: int) -> tuple[bool, ...]:
 
 
 def _steps(x: Observed) -> Array:
-    """`[S]` steps of which anything was seen."""
+    """The number of steps of which anything was seen, `[S]`."""
     return jnp.sum(jnp.any(x.seen, axis=1), axis=0, dtype=x.values.dtype)
 
 
@@ -591,7 +591,7 @@ def _forecast(model: LinearGaussianSSM, x: Observed, steps: int) -> tuple[Gaussi
 
 @jax.jit
 def _complete(model: LinearGaussianSSM, x: Observed, key: Array | None) -> Float[Array, "t d s"]:
-    """What would have been seen, had all been: its mean, or a draw (Durbin and Koopman 2002)."""
+    """Every cell, seen or not: its mean, or a draw (Durbin and Koopman 2002)."""
     system = model._system()
     if key is None:
         return kalman.completed(system, x)

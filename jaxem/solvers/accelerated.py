@@ -106,7 +106,7 @@ class Accelerated(Solver):
             )
 
     @property
-    def window(self) -> int:
+    def check_every(self) -> int:
         """Twelve steps: gains come in bursts, between which single ones look like the end."""
         return 12
 
@@ -118,7 +118,7 @@ class Accelerated(Solver):
     ) -> Proposal:
         raise NotImplementedError
 
-    def left(self, state: Trial) -> Array:
+    def remaining_gain(self, state: Trial) -> Array:
         """Gain of an unaccelerated step times `slowness`; times ten, because estimates differ between trials."""
         return WARY * state.gain * state.slowness
 
@@ -142,7 +142,7 @@ class Accelerated(Solver):
         taken = (state.kind == FALLBACK) | ((state.kind == CANDIDATE) & (objective >= state.objective))
         image = flat(stepped, state.like)[0]
         ahead, kind, memory = self.propose(state.memory, taken, tried, image)
-        gain, place = jnp.asarray(self.solver.left(plain), objective.dtype), _place(trial)
+        gain, place = jnp.asarray(self.solver.remaining_gain(plain), objective.dtype), _place(trial)
         move = _place(stepped) - place
         slowness = jnp.where(known, _slowness(state, place, move, jnp.where(taken, gain, state.gain)), 1)
         accepted = Trial(state.like, log_likelihood, objective, gain, slowness, ahead, place, move, kind, memory)

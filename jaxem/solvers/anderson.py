@@ -69,7 +69,7 @@ class Anderson(Accelerated):
             raise ValueError(f"Anderson: memory is {self.memory}; it must be at least one")
 
     @property
-    def window(self) -> int:
+    def check_every(self) -> int:
         """A little more than `memory`."""
         return self.memory + 2
 

@@ -1,4 +1,4 @@
-"""Probabilities next to zero or one that EM multiplies: what growing away from there is worth.
+"""The gain of probabilities that grow away from zero or one, which EM multiplies there.
 
 A share p of r rows that an EM step multiplies by g gains r p (g - 1) or so in that step, which is nothing while p is
 next to nothing, whatever there is to gain. The slope of Q in the share itself does not vanish with it.
@@ -28,7 +28,7 @@ def growth(shares: Float[Array, "... k"], new: Float[Array, "... k"]) -> Float[A
 
 
 def lift(model: Any, new: Any, counted: Statistics) -> Array:
-    """What shares next to an edge have still to gain, in nats, if the step from `model` to `new` makes them grow.
+    """The remaining gain, in nats, of shares next to an edge that the step from `model` to `new` makes grow.
 
     It is the slope of Q towards half of each such share's growth, or half of the whole if it more than doubles; zero
     if none grows notably. Models without probabilities of their own have no edges.

@@ -47,7 +47,7 @@ class EM(Solver):
         """Initial state: the gain of the last step, zero so far."""
         return jnp.full((), jnp.inf, weight.dtype)
 
-    def left(self, state: Any) -> Array | float:
+    def remaining_gain(self, state: Any) -> Array | float:
         """Gain of the last step, to first order."""
         return 0.0 if state is None else state
 
@@ -116,7 +116,7 @@ class AnnealedEM(Solver):
         """Initial state: number of steps, and gain of the last."""
         return jnp.zeros((), jnp.int32), jnp.full((), jnp.inf, weight.dtype)
 
-    def left(self, state: tuple[Array, Array]) -> Array:
+    def remaining_gain(self, state: tuple[Array, Array]) -> Array:
         """Gain of the last step, to first order."""
         return state[1]
 
@@ -156,11 +156,11 @@ class StochasticEM(Solver):
         object.__setattr__(self, "key", as_key(self.key, "StochasticEM: key"))
 
     @property
-    def window(self) -> int:
+    def check_every(self) -> int:
         """Looks of the stopping rule are far apart, because single steps need not climb."""
         return 25
 
-    def left(self, state: Any) -> Array | float:
+    def remaining_gain(self, state: Any) -> Array | float:
         """Infinity: the remaining gain is unknown, and the fit goes on to the step limit."""
         return math.inf
 
@@ -207,8 +207,9 @@ def gain(model: Any, new: Any, counted: Statistics) -> Array:
 class RowSource:
     """Base class of rows that compute their own E-step: sharded over devices, or already reduced batch by batch.
 
-    What you write: `expectation(model, weight, over)`, as the function of that name. What you get: every solver that
-    uses x in no other way.
+    What you write: `expectation(model, weight, over)`, as the function of that name; for `fit` also
+    `prepared(model, weight)` (see `fitting.loop`) and `sample(weight, spacing)`, some rows with their weights. What you
+    get: every solver that uses x in no other way.
     """
 
     def expectation(self, model: Any, weight: Array, over: Any) -> tuple[Array, Statistics]:

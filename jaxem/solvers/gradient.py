@@ -67,21 +67,21 @@ class Gradient(Solver):
             object.__setattr__(self, "key", as_key(0 if self.key is None else self.key, "Gradient: key"))
 
     @property
-    def window(self) -> int:
+    def check_every(self) -> int:
         """Steps between two looks of the stopping rule, because single ones need not climb."""
-        return 5 if self.batches else 25
+        return 5 if self.minibatch else 25
 
     @property
-    def passes(self) -> int:
+    def passes_per_step(self) -> int:
         """One evaluation, and in batches another pass to learn."""
-        return 2 if self.batches else 1
+        return 2 if self.minibatch else 1
 
-    def spent(self, state: Any, calls: Array) -> Array:
+    def total_passes(self, state: Any, calls: Array) -> Array:
         """Passes of the steps and of their line searches."""
-        return super().spent(state, calls) + state[3]
+        return super().total_passes(state, calls) + state[3]
 
     @property
-    def batches(self) -> bool:
+    def minibatch(self) -> bool:
         """Whether a batch size was given."""
         return self.batch_size is not None
 
@@ -90,7 +90,7 @@ class Gradient(Solver):
         none = jnp.zeros((), jnp.int32)
         return _initial_state(self.transformation, to_coordinates(model)), none, _unknown(weight), none
 
-    def left(self, state: Any) -> Array:
+    def remaining_gain(self, state: Any) -> Array:
         """Gain of an EM step: it stays large where the gains of a decaying learning rate vanish."""
         return state[2]
 
@@ -98,7 +98,7 @@ class Gradient(Solver):
         """One E-step, whose statistics give the gradient, and one update; in batches, one update for each of them."""
         inner, steps, _, searched = state
         log_likelihood, statistics = expectation(model, x, weight)
-        promised, rows = plain_step(model, statistics, prior).left, _rows(weight)
+        promised, rows = plain_step(model, statistics, prior).gain, _rows(weight)
 
         def updated(carry: Any, x: Any, weight: Array, height: Array, gradient: Coordinates) -> Any:
             model, inner, searched = carry
@@ -154,7 +154,7 @@ class LBFGS(Solver):
             object.__setattr__(self, "most", None)
 
     @property
-    def window(self) -> int:
+    def check_every(self) -> int:
         """Several steps, because a single line search may gain nothing."""
         return 3
 
@@ -173,11 +173,11 @@ class LBFGS(Solver):
             _unknown(weight),
         )
 
-    def left(self, state: Any) -> Array:
+    def remaining_gain(self, state: Any) -> Array:
         """Gain of an EM step."""
         return state[2]
 
-    def spent(self, state: Any, calls: Array) -> Array:
+    def total_passes(self, state: Any, calls: Array) -> Array:
         """Passes of the steps and of their line searches."""
         return state[1]
 
@@ -197,7 +197,7 @@ class LBFGS(Solver):
         # A probability that underflows in an EM step can still come back.
         inside, forgotten = from_coordinates(to_coordinates(plain.model, model), model), _initial_state(search, free)
         ahead, inner = select(higher, (_moved(model, free, updates), inner), (inside, forgotten))
-        return ahead, (inner, evaluations, plain.left), log_likelihood
+        return ahead, (inner, evaluations, plain.gain), log_likelihood
 
 
 def _bounded_linesearch(most: int, logarithms: Coordinates) -> Any:

@@ -38,7 +38,7 @@ class Newton(Solver):
     """
 
     @property
-    def window(self) -> int:
+    def check_every(self) -> int:
         """Several steps, because one that is damped too much gains little."""
         return 2
 
@@ -49,11 +49,11 @@ class Newton(Solver):
             raise ValueError(f"Newton: the model has {size} free numbers, more than {MOST}; use LBFGS()")
         return jnp.full((), 1e-2, weight.dtype), jnp.zeros((), jnp.int32), jnp.full((), jnp.inf, weight.dtype)
 
-    def left(self, state: Any) -> Array:
+    def remaining_gain(self, state: Any) -> Array:
         """Gain of the step, from gradient and information."""
         return state[2]
 
-    def spent(self, state: Any, calls: Array) -> Array:
+    def total_passes(self, state: Any, calls: Array) -> Array:
         """A pass for each free parameter, and four more, per step."""
         return state[1]
 

@@ -43,13 +43,13 @@ class Plain(NamedTuple):
 
     Attributes:
         model: after that step, lifted off the edges that it moves away from.
-        left: its gain, to first order: half the gradient times the step, in coordinates, plus `lift`. It is
+        gain: of that step, to first order: half the gradient times the step, in coordinates, plus `lift`. It is
             zero at a maximum only, and does not depend on units.
         lift: gain of the probabilities near zero or one that move away from there.
     """
 
     model: Any
-    left: Array
+    gain: Array
     lift: Array
 
 

@@ -55,17 +55,17 @@ class OnlineEM(Solver):
         object.__setattr__(self, "key", as_key(0 if self.key is None else self.key, "OnlineEM: key"))
 
     @property
-    def batches(self) -> bool:
+    def minibatch(self) -> bool:
         """Whether rows are taken in batches: yes."""
         return True
 
     @property
-    def window(self) -> int:
+    def check_every(self) -> int:
         """Several passes, because single ones need not climb."""
         return 5
 
     @property
-    def passes(self) -> int:
+    def passes_per_step(self) -> int:
         """One evaluation, and one pass to learn."""
         return 2
 
@@ -74,14 +74,14 @@ class OnlineEM(Solver):
         none = jnp.zeros((), jnp.int32)
         return scale(prior, 0), none, none, jnp.full((), jnp.inf, weight.dtype)
 
-    def left(self, state: Any) -> Array:
+    def remaining_gain(self, state: Any) -> Array:
         """Gain of an EM step."""
         return state[3]
 
     def step(self, model: Any, state: Any, x: Any, weight: Float[Array, "n"], prior: Statistics) -> Any:
         """Log-likelihood of all rows, and then a pass in batches."""
         log_likelihood, exact = expectation(model, x, weight)
-        promised = plain_step(model, exact, prior).left
+        promised = plain_step(model, exact, prior).gain
         model, (statistics, seen, passes, _) = self.learned(model, state, x, weight, prior)
         return model, (statistics, seen, passes, promised), log_likelihood
 

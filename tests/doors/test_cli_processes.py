@@ -67,7 +67,9 @@ def test_four_processes_lose_one_and_two_go_on_to_what_one_finds(table: Path, tm
     assert CliRunner().invoke(app.app, ["fit", str(table), *OPTIONS.split(), "--out", str(alone)]).exit_code == 0
 
     four = start(table, shared, count=4)
-    while not (shared / "parts" / "process-3").exists() and four[3].poll() is None:
+    # Not before something is finished that the next two can go on from.
+    while not ((shared / "parts" / "process-3").exists() and any((shared / "parts").glob("slab-*"))):
+        assert four[3].poll() is None
         time.sleep(0.01)
     four[3].kill()
     assert cluster.SILENCE + cluster.BEAT < 60

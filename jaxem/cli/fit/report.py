@@ -16,6 +16,8 @@ from jaxem.cli.fit.result import Outcome, belonging, unstacked
 from jaxem.cli.fit.schedule import Slab, places, stack
 from jaxem.cli.html import NAMED, Bar, Listed, bars, embedded, render, without
 from jaxem.fitting.status import Status
+from jaxem.palette import PALETTE
+from jaxem.plotting.axes import INK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,16 +94,14 @@ def _statuses(outcome: Outcome) -> list[Bar]:
     codes, counts = np.unique(outcome.status, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     found = [Status(int(code)) for code in codes[order]]
-    colours = [
-        plot.PALETTE[2] if s is Status.converged else plot.PALETTE[1] if s.failed else plot.PALETTE[4] for s in found
-    ]
+    colours = [PALETTE[2] if s is Status.converged else PALETTE[1] if s.failed else PALETTE[4] for s in found]
     return bars([s.name.replace("_", " ") for s in found], counts[order], colours, [s.sentence for s in found])
 
 
 def _components(outcome: Outcome) -> list[Bar]:
     tried = outcome.settings.components
     counts = np.array([int((outcome.components == k).sum()) for k in tried])
-    return bars([str(k) for k in tried], counts, [plot.PALETTE[0]] * len(tried))
+    return bars([str(k) for k in tried], counts, [PALETTE[0]] * len(tried))
 
 
 def _parameters(outcome: Outcome, groups: list[int]) -> list[Fitted]:
@@ -183,7 +183,7 @@ def _title(ax: Axes, outcome: Outcome, group: int, size: str) -> None:
     count = int(outcome.components[group])
     noun = outcome.grouped.noun + ("" if count == 1 else "s")
     title = f"{outcome.grouped.label(group)}  ·  {size}  ·  {count} {noun}"
-    ax.set_title(title, fontsize=8.5, color=plot.INK, loc="left")
+    ax.set_title(title, fontsize=8.5, color=INK, loc="left")
 
 
 def _typical(outcome: Outcome, most: int) -> list[int]:

@@ -27,6 +27,7 @@ from jaxem.cli.fit.schedule import Plan, Slab, plan, stack
 from jaxem.cli.fit.settings import Settings
 from jaxem.cli.table.groups import Grouped
 from jaxem.data.sequences import Sequences
+from jaxem.io.progress import Tally
 from jaxem.latent.components import narrow
 
 COMPILING = "/jax/core/compile/backend_compile_duration"
@@ -35,7 +36,7 @@ COMPILING = "/jax/core/compile/backend_compile_duration"
 def run(
     grouped: Grouped,
     settings: Settings = Settings(),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[..., Any] | None = None,
     parts: Parts | None = None,
 ) -> Outcome:
     """Fit all groups that can be fitted. A fit that fails is a status in the result, never an exception.
@@ -46,7 +47,7 @@ def run(
     Args:
         grouped: the rows, see `jaxem.cli.table.groups`.
         settings: of fits and choice.
-        progress: called with (groups done, fits done), from several threads; `expected` says how many there will be.
+        progress: called with (fits done, fits in all, groups in words), from several threads.
         parts: where finished slabs are kept; those that are there already are not fitted again. Of several processes
             each fits its share, and process 0 returns all.
 
@@ -58,7 +59,10 @@ def run(
     shapes = plan(grouped, outcome.fittable, settings.components, settings.restarts)
     mine, theirs = _shares(outcome, shapes.slabs, parts)
     each = len(settings.components) * settings.restarts
-    stop, tally = threading.Event(), _Tally(progress, outcome.before, outcome.before * each)
+    stop, tally = threading.Event(), Tally(each * sum(len(slab.groups) for slab in shapes.slabs))
+    if progress is not None:
+        tally.tell = lambda done, total: progress(done, total, f"{done // each:,} of {total // each:,} groups")
+    tally.put("before", outcome.before * each)
     free, outcome.workers = _free_devices(settings)
     with contextlib.ExitStack() as held:
         if parts is not None:
@@ -79,14 +83,9 @@ def run(
         except BaseException:
             stop.set()
             raise
-    outcome.seconds, outcome.compile_seconds, outcome.fits = time.perf_counter() - began, compiling(), tally.fits
+    outcome.seconds, outcome.compile_seconds = time.perf_counter() - began, compiling()
+    outcome.fits = tally.done - outcome.before * each
     return outcome
-
-
-def expected(grouped: Grouped, settings: Settings) -> tuple[int, int]:
-    """Number of groups to be fitted, and number of fits for them."""
-    groups = int(Outcome.empty(grouped, settings).fittable.sum())
-    return groups, groups * len(settings.components) * settings.restarts
 
 
 def _free_devices(settings: Settings) -> tuple[queue.SimpleQueue[Any], int]:
@@ -119,13 +118,12 @@ def _shares(outcome: Outcome, slabs: list[Slab], parts: Parts | None) -> tuple[l
     return mine, [slab for turn, slab in enumerate(left) if turn % parts.peers.count]
 
 
-def _await(parts: Parts, stop: threading.Event, tally: _Tally, each: int, slab: Slab) -> Result | None:
+def _await(parts: Parts, stop: threading.Event, tally: Tally, each: int, slab: Slab) -> Result | None:
     """Result of a slab from another process, with `each` fits for each group; None if stopped before."""
     while (result := parts.read(slab)) is None:
         if stop.wait(0.2):
             return None
-    tally.fitted(slab.index, len(slab.groups) * each)
-    tally.finished(len(slab.groups))
+    tally.put(slab.index, len(slab.groups) * each)
     return result
 
 
@@ -135,7 +133,7 @@ def _fit_slab(
     shapes: Plan,
     free: queue.SimpleQueue[Any],
     stop: threading.Event,
-    tally: _Tally,
+    tally: Tally,
     parts: Parts | None,
     slab: Slab,
 ) -> Result | None:
@@ -159,7 +157,6 @@ def _fit_slab(
         chosen = summarise(results, x, weight, settings, len(slab.groups), grouped.n[slab.groups])
         if parts is not None:
             parts.write(slab, chosen)
-        tally.finished(len(slab.groups))
         return chosen
 
 
@@ -191,7 +188,7 @@ def starting_models(kind: ColumnModel, settings: Settings, slab: Slab, x: Any, w
 def _climb(
     settings: Settings,
     stop: threading.Event,
-    tally: _Tally,
+    tally: Tally,
     slab: Slab,
     starts: Sequence[Any],
     x: Any,
@@ -207,9 +204,9 @@ def _climb(
         models, xs, jem.EM(), weight=np.concatenate([weight] * many),
         prior=priors.Weak() if settings.prior == "weak" else None,
         tol=settings.tol, max_steps=settings.max_steps, stop=stop.is_set,
-        progress=lambda done, total: tally.running(slab.index, done * share),
+        progress=lambda done, total: tally.put((slab.index, capacity), done * share),
     )  # fmt: skip
-    tally.fitted(slab.index, len(slab.groups) * many * settings.restarts)
+    tally.put((slab.index, capacity), len(slab.groups) * many * settings.restarts)
     return jax.tree.map(np.asarray, fit)
 
 
@@ -218,37 +215,6 @@ def _collect(outcome: Outcome, futures: dict[Any, Slab]) -> None:
         with contextlib.suppress(CancelledError):
             if (result := future.result()) is not None:
                 outcome.store(futures[future], *result)
-
-
-class _Tally:
-    """Counter of finished work over threads; the user also sees what an earlier run did."""
-
-    def __init__(self, progress: Callable[[int, int], None] | None, groups: int, fits: int) -> None:
-        self.progress, self.lock = progress, threading.Lock()
-        self.before = groups, fits
-        self.groups, self.fits, self.partial = 0, 0, dict[int, float]()
-        self._tell()
-
-    def running(self, slab: int, fits: float) -> None:
-        with self.lock:
-            self.partial[slab] = fits
-            self._tell()
-
-    def fitted(self, slab: int, fits: int) -> None:
-        with self.lock:
-            self.partial.pop(slab, None)
-            self.fits += fits
-            self._tell()
-
-    def finished(self, groups: int) -> None:
-        with self.lock:
-            self.groups += groups
-            self._tell()
-
-    def _tell(self) -> None:
-        if self.progress is not None:
-            groups, fits = self.before
-            self.progress(groups + self.groups, fits + self.fits + int(sum(self.partial.values())))
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxem.cli.table.groups import Grouped
 from jaxem.data.missing import Incomplete
-from jaxem.data.padding import SHAPE, padded_lengths
+from jaxem.data.padding import SHAPE, bucket, padded
 from jaxem.data.sequences import Sequences
 
 SLAB = 512
@@ -59,17 +59,18 @@ def plan(grouped: Grouped, fittable: np.ndarray, components: Sequence[int], rest
     n, options = grouped.longest[groups], []
     # A chain with unused states would have structural zeros.
     most = len(components) if grouped.first is None else 1
-    for lengths in (padded_lengths(n, shapes) for shapes in range(1, LENGTHS + 1)):
-        rows = int(lengths[np.searchsorted(lengths, n)].sum())
+    for lengths in (padded(n, shapes) for shapes in range(1, LENGTHS + 1)):
+        rows, shapes = int(lengths.sum()), len(np.unique(lengths))
         for together in range(1, most + 1):
             shared = capacities(components, together)
             work = rows * restarts * sum(capacity * len(counts) for capacity, counts in shared)
-            options.append((work + SHAPE * len(lengths) * (1 + len(shared)), len(options), lengths, shared))
-    work, _, lengths, shared = min(options, key=lambda option: option[:2])
+            compiling = SHAPE * shapes * (1 + len(shared))
+            options.append((work + compiling, len(options), compiling, lengths, shared))
+    work, _, compiling, lengths, shared = min(options, key=lambda option: option[:2])
     price = SHAPE * (1 + len(shared)) / (restarts * sum(components) * float(n.mean()))
-    widths = padded_lengths(grouped.sequences[groups], price=price, multiple=1)
+    widths = padded(grouped.sequences[groups], price=price, multiple=1)
     # Complete groups are apart, if that saves more than as many shapes again.
-    gaps, compiling = grouped.has_gaps[groups], SHAPE * len(lengths) * (1 + len(shared))
+    gaps = grouped.has_gaps[groups]
     apart = GAPS * (work - compiling) * n[~gaps].sum() > compiling * n.sum()
     patterns = np.where(gaps | (not apart), grouped.patterns, 0)
     return Plan(_slabs(grouped, groups, lengths, widths, patterns), shared)
@@ -90,8 +91,7 @@ def _slabs(
     grouped: Grouped, groups: np.ndarray, lengths: np.ndarray, widths: np.ndarray, patterns: np.ndarray
 ) -> list[Slab]:
     n, columns, turns = grouped.longest, grouped.x.shape[1], []
-    padded = zip((lengths, widths), (n[groups], grouped.sequences[groups]), strict=True)
-    shapes = np.stack([*(sizes[np.searchsorted(sizes, mine)] for sizes, mine in padded), patterns], axis=1)
+    shapes = np.stack([lengths, widths, patterns], axis=1)
     for length, sequences, sets in np.unique(shapes, axis=0).tolist():
         mine = groups[(shapes == (length, sequences, sets)).all(axis=1)]
         most = int(np.clip(ENTRIES // (length * sequences * columns), 1, SLAB))
@@ -106,7 +106,7 @@ def _slabs(
 
 
 def _padded_size(groups: int) -> int:
-    return 1 << (groups - 1).bit_length() if groups <= 16 else -(-groups // 16) * 16
+    return bucket(groups) if groups <= 16 else -(-groups // 16) * 16
 
 
 def stack(grouped: Grouped, slab: Slab, dtype: str) -> tuple[Any, np.ndarray]:

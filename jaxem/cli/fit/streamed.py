@@ -35,7 +35,7 @@ from jaxem.cli.table import dialect, files, groups
 from jaxem.cli.table.groups import Grouped
 from jaxem.data.batches import ROWS, Batches, read_ahead, record_batches
 from jaxem.evaluation import criteria
-from jaxem.fitting.finish import best_restart
+from jaxem.fitting.finish import best_of
 from jaxem.fitting.sources import multihost
 from jaxem.fitting.sources.streamed import fit_starts, surveyed
 from jaxem.fitting.sources.summary import DatasetSummary, Spaced
@@ -266,7 +266,7 @@ def _categories(path: Path, kind: ColumnModel, null: Sequence[str]) -> pl.DataFr
 
 
 def run(
-    table: Table, settings: Settings, progress: Callable[[int, int], None] | None = None
+    table: Table, settings: Settings, progress: Callable[..., Any] | None = None
 ) -> tuple[Outcome, Assignments | None]:
     """Fit mixtures to all rows of a table, and choose one; and the component of every row, if requested.
 
@@ -286,9 +286,7 @@ def run(
         ) from None
 
 
-def _run(
-    table: Table, settings: Settings, progress: Callable[[int, int], None] | None
-) -> tuple[Outcome, Assignments | None]:
+def _run(table: Table, settings: Settings, progress: Callable[..., Any] | None) -> tuple[Outcome, Assignments | None]:
     began = time.perf_counter()
     outcome, grouped = Outcome.empty(table.grouped, settings), table.grouped
     shapes = plan(grouped, outcome.fittable, settings.components, settings.restarts)
@@ -311,7 +309,7 @@ def _run(
             fits += [(*_best(tried, i, settings.restarts), free_numbers(starts[k], most)) for i, k in enumerate(counts)]
             outcome.fits += len(counts) * settings.restarts
             if progress is not None:
-                progress(0, outcome.fits)
+                progress(outcome.fits, len(settings.components) * settings.restarts)
         entropy = _entropies(table, found, [model for model, *_ in fits])
         scores, picked, chosen = scored(fits, entropy, settings, grouped.n)
         outcome.store(slab, scores, picked, chosen, None)
@@ -326,11 +324,9 @@ def _together(starts: Sequence[Any]) -> Any:
 
 def _best(fits: jem.Fit, i: int, restarts: int) -> tuple[Any, ...]:
     """Best fit of the i-th set of starts: model, log-likelihood, steps and status, each with an axis of one."""
-    first = i * restarts
-    some = slice(first, first + restarts)
-    at = first + int(best_restart(fits.objective[some], fits.status[some]))
-    one = jax.tree.map(lambda leaf: np.asarray(leaf[at : at + 1]), fits)
-    return one.model, one.log_likelihood, one.steps, one.status
+    some = slice(i * restarts, (i + 1) * restarts)
+    one = best_of(jax.tree.map(lambda leaf: np.asarray(leaf[some]), fits))
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[None], (one.model, one.log_likelihood, one.steps, one.status))
 
 
 def _entropies(table: Table, found: DatasetSummary, models: list[Any]) -> np.ndarray:

@@ -47,7 +47,7 @@ def page(outcome: Outcome, command: str, seconds: dict[str, float]) -> str:
         rows=sum(problem.group.rows for problem in card.problems if problem.start == 0),
         groups=len(card.problems) // settings.starts,
         padding=_padding(outcome),
-        batch=BATCH if any(run.solver.batches for run in races.races[0].runs) else None,
+        batch=BATCH if any(run.solver.minibatch for run in races.races[0].runs) else None,
         rates=(rates.min(), rates.max()) if len(rates) else None,
         gaps=GAPS,
         within=WITHIN,

@@ -23,7 +23,7 @@ from jaxem.cli.fit.schedule import LENGTHS, Slab, stack
 from jaxem.cli.race.solver_specs import BATCH, USUAL, Contender, parse
 from jaxem.cli.table.groups import Grouped
 from jaxem.core.coordinates import to_coordinates
-from jaxem.data.padding import padded_lengths
+from jaxem.data.padding import padded
 from jaxem.fitting.status import Status
 from jaxem.solvers.newton import MOST
 
@@ -236,9 +236,8 @@ def _problems(tables: Mapping[str, Grouped], chosen: Sequence[Group], settings: 
     }
     longest = np.array([tables[group.table].longest[group.index] for group in chosen])
     counts = np.array([tables[group.table].sequences[group.index] for group in chosen])
-    lengths = padded_lengths(longest, LENGTHS, SHAPE)
-    widths = padded_lengths(counts, LENGTHS, SHAPE / longest.mean(), multiple=1)
-    lengths, widths = (sizes[np.searchsorted(sizes, of)] for sizes, of in ((lengths, longest), (widths, counts)))
+    lengths = padded(longest, LENGTHS, SHAPE)
+    widths = padded(counts, LENGTHS, SHAPE / longest.mean(), multiple=1)
     found = []
     for rank, (group, length, width) in enumerate(zip(chosen, lengths.tolist(), widths.tolist(), strict=True)):
         grouped = scaled[group.table]

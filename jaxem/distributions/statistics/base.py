@@ -27,11 +27,11 @@ class Referenced:
     extremes: ClassVar[tuple[str, ...]] = ()
 
     def about(self, *reference: Any, **named: Any) -> Self:
-        """The same rows, about another reference."""
+        """The statistics of the same rows about another reference."""
         raise NotImplementedError
 
     def aligned(self, other: Any) -> tuple[Self, Self]:
-        """Both about one reference: that of the first."""
+        """Both statistics about the reference of the first."""
         declared = {*self.sums, *self.extremes}
         names = [field.name for field in dataclasses.fields(self) if field.name not in declared]  # type: ignore[arg-type]
         return self, other.about(*(getattr(self, name) for name in names))
@@ -42,7 +42,7 @@ class Referenced:
         return replace(a, **sums, **{name: jnp.maximum(getattr(a, name), getattr(b, name)) for name in self.extremes})
 
     def __mul__(self, factor: Array | float) -> Self:
-        """`factor` (a number) times as many of the same rows."""
+        """The statistics of `factor` (a number) times as many of the same rows."""
         return replace(self, **{name: getattr(self, name) * factor for name in self.sums})
 
 
@@ -52,7 +52,7 @@ def add(a: Statistics, b: Statistics) -> Statistics:
 
 
 def scale(statistics: Statistics, factor: Any) -> Statistics:
-    """`factor` times as many of the same rows."""
+    """The statistics of `factor` times as many of the same rows."""
     return jax.tree.map(lambda s: s * factor, statistics, is_leaf=_is_referenced)
 
 

@@ -18,7 +18,7 @@ UNROLLED = 4
 
 @module
 class Design:
-    """Inputs about a centre: an offset of all rows moves the centre and nothing else.
+    """Inputs about a centre, which alone moves with an offset of all rows.
 
     Attributes:
         inputs: `[P, n]`, less the centre.
@@ -36,27 +36,27 @@ class Design:
         return len(self.inputs) >= UNROLLED
 
     def expand(self) -> Design:
-        """With the products, where matrix multiplication will need them."""
+        """The inputs with their products, where matrix multiplication needs them."""
         if not self.wide or self.products is not None:
             return self
         columns, (i, j) = self._with_one(), _pairs(len(self.inputs) + 1)
         return replace(self, products=columns[i] * columns[j])
 
     def linear(self, level: Float[Array, "*batch"], slopes: Float[Array, "*batch p"]) -> Float[Array, "*batch n"]:
-        """level + slopes . (inputs - centre) for each row."""
+        """The linear predictor level + slopes . (inputs - centre) of each row."""
         if self.wide:
             return level[..., None] + jnp.einsum("...p,pn->...n", slopes, self.inputs, precision=HIGHEST)
         each = [slopes[..., p, None] * linalg.lead(self.inputs[p], slopes.ndim) for p in range(len(self.inputs))]
         return sum(each, jnp.broadcast_to(level[..., None], (*level.shape, self.inputs.shape[1])))
 
     def sums(self, weight: Float[Array, "*batch n"]) -> Float[Array, "*batch q"]:
-        """sum w (1, inputs)."""
+        """Weighted sums of (1, inputs)."""
         if self.wide:
             return jnp.einsum("...n,qn->...q", weight, self._with_one(), precision=HIGHEST)
         return jnp.stack(totals(weight, *(weight * linalg.lead(row, weight.ndim) for row in self.inputs)), axis=-1)
 
     def gram(self, weight: Float[Array, "*batch n"]) -> Float[Array, "*batch q q"]:
-        """sum w (1, inputs)(1, inputs)^T."""
+        """Weighted sums of (1, inputs)(1, inputs)^T."""
         size = len(self.inputs) + 1
         i, j = _pairs(size)
         if self.wide:
@@ -76,7 +76,7 @@ class Design:
         return self.centre + sums[1:] / jnp.where(has_weight(sums[0]), sums[0], 1)
 
     def reach(self, weight: Float[Array, "*batch n"]) -> Float[Array, "2 p"]:
-        """How far the inputs of rows with a weight for any member reach below the centre, and above it."""
+        """The range of inputs below the centre and above it, over rows with a weight for any member."""
         there = jnp.any(weight.reshape(-1, weight.shape[-1]) > 0, axis=0)
         return jnp.max(jnp.where(there, jnp.stack([-self.inputs, self.inputs]), -jnp.inf), axis=-1)
 

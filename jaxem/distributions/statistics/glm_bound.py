@@ -1,4 +1,4 @@
-"""Newton's step for linear predictors that never lowers the log-likelihood: what its statistics are, and the step.
+"""A Newton step for linear predictors that never lowers the log-likelihood, and its statistics.
 
 Let eta = (1, z) theta, one predictor or several, and f(eta) the log-density of a row (logistic, Poisson, or the log of
 a softmax). Then -f is convex, its third derivative is at most its second, and a change d of eta obeys
@@ -66,7 +66,7 @@ class GLMBound(Referenced):
     centre: Array
 
     def about(self, centre: Float[Array, "*batch p"]) -> Self:
-        """The same rows, about another centre."""
+        """The statistics of the same rows about another centre."""
         shift = self.centre - centre
         eye = jnp.broadcast_to(jnp.eye(shift.shape[-1], dtype=shift.dtype), (*shift.shape, shift.shape[-1]))
         first = jnp.eye(1, shift.shape[-1] + 1, dtype=shift.dtype)
@@ -83,7 +83,7 @@ class GLMBound(Referenced):
         )
 
     def aligned(self, other: Self) -> tuple[Self, Self]:
-        """Both about the centre of the first, at the parameters of the first that has rows: a prior has none."""
+        """Both statistics about the centre of the first, at the parameters of the first with rows: a prior has none."""
         other, mine = other.about(self.centre), self.rows > 0
         level = jnp.where(mine[..., None], self.level, other.level)
         slopes = jnp.where(mine[..., None, None], self.slopes, other.slopes)
@@ -91,7 +91,7 @@ class GLMBound(Referenced):
 
     @classmethod
     def quadratic(cls, curvature: Array, level: Array, slopes: Array, centre: Array) -> GLMBound:
-        """What a Gaussian prior says: its precision and its mean; no rows."""
+        """The statistics of a Gaussian prior: its precision and its mean, without rows."""
         at = jnp.concatenate([level[..., None], slopes], axis=-1)
         none = jnp.zeros_like(centre)
         reach = jnp.full((*centre.shape[:-1], 2, centre.shape[-1]), -jnp.inf, centre.dtype)
@@ -114,7 +114,7 @@ class GLMBound(Referenced):
         return length * gain - along - q * size * _growth(q**2 * here._leverage(white) * size)
 
     def step(self) -> tuple[Float[Array, "*batch m"], Float[Array, "*batch m p"]]:
-        """The parameters that maximise it: level at this centre, and slopes."""
+        """The parameters at the maximum of the bound: level at this centre, and slopes."""
         here = self._central()
         _, newton, _ = here._newton(here._white())
         farthest = here._farthest(newton)
@@ -125,7 +125,7 @@ class GLMBound(Referenced):
         return level + jnp.sum(slopes * (self.centre - here.centre)[..., None, :], axis=-1), slopes
 
     def _central(self) -> GLMBound:
-        """About the centre of the curvature, where level and slopes have least to do with each other."""
+        """The statistics about the centre of the curvature, where level and slopes are least correlated."""
         predictors = np.arange(self.level.shape[-1])
         own = jnp.sum(self.curvature[..., predictors, 0, predictors, :], axis=-2)
         some = has_weight(own[..., :1])
@@ -144,7 +144,7 @@ class GLMBound(Referenced):
 
     @property
     def _reach(self) -> Float[Array, "*batch 2 p"]:
-        """Zero where there are no rows."""
+        """The reach, zero where there are no rows."""
         return jnp.where(self.rows[..., None, None] > 0, self.reach, 0)
 
     def _pairs(self, of: Any) -> list[Array]:
@@ -153,7 +153,7 @@ class GLMBound(Referenced):
         return [of(k, None) for k in predictors] + [of(k, i) for k in predictors for i in range(k)]
 
     def _farthest(self, change: Float[Array, "*batch m q"]) -> Float[Array, "*batch"]:
-        """r: by how much a change of the parameters changes a predictor, or the difference of two, at most."""
+        """The bound r on how much a change of the parameters changes a predictor, or the difference of two."""
         low, high = -self._reach[..., 0, :], self._reach[..., 1, :]
 
         def most(k: int, i: int | None) -> Array:
@@ -166,7 +166,7 @@ class GLMBound(Referenced):
         return jnp.where(self.rows > 0, jnp.max(jnp.stack(self._pairs(most)), axis=0), 0)
 
     def _leverage(self, white: Float[Array, "*batch s s"]) -> Float[Array, "*batch"]:
-        """R: no row's change of a predictor, or difference of two, squares to more of e^T H e."""
+        """The bound R on the square of any row's change of a predictor, or difference of two, in units of e^T H e."""
         m, size = self.linear.shape[-2:]
         inverse = matmul(linalg.transpose(white), white).reshape(*self.rows.shape, m, size, m, size)
         limit = jnp.max(jnp.abs(self._reach), axis=-2)

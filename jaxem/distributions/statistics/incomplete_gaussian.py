@@ -58,7 +58,7 @@ class Gaps:
         return cls(columns[:, None], Blocks(jnp.ones((1, len(columns)), bool), jnp.zeros(1, jnp.int32)))
 
     def whitening(self, covariance: Float[Array, "*batch d d"]) -> Float[Array, "*batch p d d"]:
-        """What turns the seen columns of each pattern into unit noise; the identity for the others."""
+        """The whitening of the observed columns of each pattern; the identity for the others."""
         seen, size = self.blocks.seen, covariance.shape[-1]
         both = seen[:, :, None] & seen[:, None, :]
         identity = jnp.eye(size, dtype=covariance.dtype)
@@ -78,16 +78,16 @@ class Gaps:
         return self.blocks.gathered(log_prob).reshape(*batch, -1)
 
     def distance(self, mean: Float[Array, "*batch d"], white: Float[Array, "*batch p d d"]) -> Float[Array, "*batch n"]:
-        """|white (x - mean)|^2 of what was seen of each row."""
+        """The squared distance |white (x - mean)|^2 of what was seen of each row."""
         mean, white, batch = self._flat(mean, white)
         return self.blocks.gathered(self._distance(mean, white[:, self.blocks.pattern])).reshape(*batch, -1)
 
     def columns(self) -> Int[Array, "p"]:
-        """How many columns were seen, in each pattern."""
+        """The number of observed columns in each pattern."""
         return jnp.sum(self.blocks.seen, axis=-1, dtype=jnp.int32)
 
     def of_row(self, values: Shaped[Array, "*batch p"]) -> Shaped[Array, "*batch n"]:
-        """What is known of each pattern, for the rows that have it (one number for all, if there is one pattern)."""
+        """Values of patterns, for the rows that have them (one for all, if there is one pattern)."""
         if self.blocks.place is None:
             return values
         return values[..., self.blocks.pattern[self.blocks.place // self.values.shape[-1]]]
@@ -142,12 +142,12 @@ class Gaps:
         return self.blocks.gathered(jnp.where(seen, self.values[None], filled)).reshape(base.shape)
 
     def deviation(self, base: Float[Array, "d *n"]) -> Float[Array, "d m"]:
-        """What was seen at each place, less `base`: a number for each column, or one for each cell. Zero elsewhere."""
+        """Observed cells less `base` (a number for each column, or one for each cell); zero elsewhere."""
         start = base[:, None, None] if base.ndim == 1 else self.blocks.spread(base)
         return self.masked((self.values - start).reshape(len(base), -1))
 
     def masked(self, values: Float[Array, "d m"]) -> Float[Array, "d m"]:
-        """Cells that were seen; zero for the others."""
+        """The observed cells; zero for the others."""
         return values if self.blocks.row is None else jnp.where(self._seen().reshape(values.shape), values, 0)
 
     def projected(
@@ -181,7 +181,7 @@ class Gaps:
         return mean.reshape(-1, mean.shape[-1]), white.reshape(-1, *white.shape[-3:]), batch
 
     def _expected(self, covariance: Array, white: Array) -> Float[Array, "k p d d"]:
-        """A of each member and pattern: exactly the identity on what was seen."""
+        """The matrix A of each member and pattern: exactly the identity on what was seen."""
         seen = self.blocks.seen[None]
         inverse = matmul(transpose(white), white)
         within = jnp.where(seen[..., None] & seen[..., None, :], inverse, 0)
@@ -282,7 +282,7 @@ class Cells:
 
 
 class AnyCell(Family):
-    """A family of vectors that knows its marginals, so that any cell of a row may be missing.
+    """A family of vectors with known marginals, so that any cell of a row may be missing.
 
     What you write beside: `completed`, and densities and statistics of `Gaps` (or of what `gaps` makes) too.
     """
@@ -315,7 +315,7 @@ class AnyCell(Family):
 
 
 def in_patterns(columns: Columns) -> Gaps:
-    """Columns as rows with gaps, of which they may have none."""
+    """Columns as rows with (perhaps no) gaps."""
     return columns if isinstance(columns, Gaps) else Gaps.none(columns)
 
 

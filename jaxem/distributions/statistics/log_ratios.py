@@ -22,7 +22,7 @@ from jaxem.distributions.statistics.moments import has_weight, resolution
 
 @module
 class PositiveColumns:
-    """Rows of positive numbers, and what is made of them once. A row that is none reads as 1.
+    """Rows of positive numbers, with what is computed of them once. A row that is none reads as 1.
 
     Attributes:
         values: `[n]`.
@@ -46,7 +46,7 @@ class PositiveColumns:
         return PositiveColumns(values, logs, inside, fine)
 
     def less_one(self, reference: Float[Array, "*batch"], short: Any = 0) -> Float[Array, "*batch n"]:
-        """x / reference - 1, of a reference that may have a second float, `short`."""
+        """The deviation x / reference - 1, of a reference that may have a second float, `short`."""
         reference, short = reference[..., None], jnp.broadcast_to(short, reference.shape)[..., None]
         return ((linalg.lead(self.values, reference.ndim) - reference) - short) / reference
 
@@ -77,11 +77,11 @@ class Ratios(Referenced):
     reference: Array
 
     def _second(self, change: Array, ratio: Array) -> Array:
-        """`second` about a reference of which the present one is `ratio` = 1 + `change` times as much."""
+        """The second statistic about a reference of which the present one is `ratio` = 1 + `change` times as much."""
         raise NotImplementedError
 
     def about(self, reference: Float[Array, "*batch"]) -> Self:
-        """The same rows, about another reference."""
+        """The statistics of the same rows about another reference."""
         # Sums of nothing may have a reference of zero.
         here = jnp.where(self.reference > 0, self.reference, reference)
         change, ratio = (here - reference) / reference, here / reference
@@ -89,7 +89,7 @@ class Ratios(Referenced):
         return replace(self, first=first, second=self._second(change, ratio), reference=reference)
 
     def aligned(self, other: Self) -> tuple[Self, Self]:
-        """Both about one reference: that of the first which has any."""
+        """Both statistics about the reference of the first that has any."""
         reference = jnp.where(self.reference > 0, self.reference, other.reference)
         return self.about(reference), other.about(reference)
 
@@ -113,7 +113,7 @@ class Ratios(Referenced):
 
 @module
 class LogRatios(Ratios):
-    """With the divergence r - 1 - log r of a ratio r: that of the gamma."""
+    """Ratios with the gamma's divergence r - 1 - log r."""
 
     def _second(self, change: Array, ratio: Array) -> Array:
         return self.second + change * self.first + self.rows * x_minus_log1p(change, ratio)
@@ -121,7 +121,7 @@ class LogRatios(Ratios):
 
 @module
 class InverseRatios(Ratios):
-    """With the divergence r - 2 + 1/r = (r - 1)^2 / r of a ratio r: that of the inverse Gaussian."""
+    """Ratios with the inverse Gaussian's divergence r - 2 + 1/r = (r - 1)^2 / r."""
 
     def _second(self, change: Array, ratio: Array) -> Array:
         return (self.second + self.rows * change**2 + self.first * change * (2 + change)) / ratio

@@ -64,7 +64,7 @@ def widened(columns: Float[Array, "d n"] | FeatureExpansion) -> Float[Array, "d 
 
 
 def _centred(columns: Float[Array, "d n"]) -> tuple[Array, Array, Array]:
-    """The columns less their mean, that, and their variance. Infinite cells are no data: they have no say in it."""
+    """Columns less their mean, the mean, and the variance, of finite cells alone."""
     finite = jnp.isfinite(columns)
     centre = jnp.mean(jnp.where(finite, columns, 0), axis=-1)
     near = columns - centre[:, None]
@@ -87,7 +87,7 @@ def _differences(columns: Array, mean: Array) -> list[Array]:
 def distance(
     columns: Float[Array, "d n"] | FeatureExpansion, mean: Float[Array, "*batch d"], white: Float[Array, "*batch d d"]
 ) -> Float[Array, "*batch n"]:
-    """|white (x - mean)|^2 for each row and member."""
+    """The squared distance |white (x - mean)|^2 of each row from each member."""
     columns = widened(columns)
     if isinstance(columns, FeatureExpansion):
         return _products(_distance_by_features, _distance_by_member, columns, mean, white)
@@ -147,7 +147,7 @@ def _pairs(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _features(columns: Float[Array, "d n"]) -> Float[Array, "f n"]:
-    """x and the products x_i x_j, j <= i, of each row."""
+    """The features of each row: x and the products x_i x_j, j <= i."""
     i, j = _pairs(len(columns))
     return jnp.concatenate([columns, columns[i] * columns[j]])
 
@@ -209,7 +209,7 @@ def axial_distance(
     mean: Float[Array, "*batch d"],
     inverse_scale: Float[Array, "*batch d"],
 ) -> Float[Array, "*batch n"]:
-    """sum_d ((x_d - mean_d) inverse_scale_d)^2 for each row and member."""
+    """The squared distance sum_d ((x_d - mean_d) inverse_scale_d)^2 of each row from each member."""
     if isinstance(columns, FeatureExpansion):
         return _products(_axial_distance_by_features, _axial_distance_by_member, columns, mean, inverse_scale)
     if len(columns) <= AXIAL_UNROLLED:

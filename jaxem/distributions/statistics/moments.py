@@ -41,7 +41,7 @@ class Moments(Referenced):
         return a * b if self.second.ndim == self.first.ndim else linalg.outer(a, b)
 
     def about(self, reference: Float[Array, "*batch d"]) -> Self:
-        """The same rows, about another reference."""
+        """The moments of the same rows about another reference."""
         shift = self.reference - reference
         rows = self.rows[..., None]
         cross = self._square(self.first, shift)
@@ -76,7 +76,7 @@ def resolution(size: Array) -> Array:
 
 
 def has_weight(rows: Array) -> Array:
-    """Whether there are rows at all, of a weight that can be divided by."""
+    """Whether there are rows, of a weight that can be divided by."""
     return rows > jnp.sqrt(jnp.finfo(rows.dtype).tiny)
 
 

@@ -1,4 +1,4 @@
-"""What is left of a distribution within an interval: its mass and its moments, without cancellation in the tails.
+"""Truncated distributions: mass and moments within an interval, without cancellation in the tails.
 
 Two standard shapes are enough. A waiting time is, on the scale of its hazard, a unit exponential; a Gaussian, or the
 logarithm of a log-normal, is a unit Gaussian.
@@ -88,7 +88,7 @@ def _standard(interval: Interval, location: Array, scale: Array) -> tuple[Array,
     lower, upper, width = (linalg.lead(each, scale.ndim) for each in (interval.lower, interval.upper, interval.width))
 
     def deviations(end: Array) -> Array:
-        """An end at infinity is as far for any location and scale: they have no slope there."""
+        """The ends in standard deviations; one at infinity has no slope by location and scale."""
         finite = jnp.isfinite(end)
         z = (jnp.where(finite, end, 0) - location) / scale
         return jnp.where(finite, jnp.clip(z, -FARTHEST, FARTHEST), jnp.sign(end) * FARTHEST)
@@ -111,7 +111,7 @@ def _mass_and_moments(a: Array, b: Array, width: Array) -> tuple[Array, Array, A
 
 
 def _narrow(middle: Array, half: Array) -> tuple[Array, Array, Array]:
-    """By quadrature: the ends are too near each other for a difference."""
+    """Mass and moments by quadrature, where the ends are too near each other for a difference."""
     mass = first = second = jnp.zeros_like(middle)
     for node, share in NODES:
         t = half * node
@@ -124,7 +124,7 @@ def _narrow(middle: Array, half: Array) -> tuple[Array, Array, Array]:
 
 
 def _wide(low: Array, high: Array) -> tuple[Array, Array, Array]:
-    """By the distribution function, where the lower end is not above zero."""
+    """Mass and moments by the distribution function, where the lower end is not above zero."""
     log_low, log_high, log_above = log_ndtr(low), log_ndtr(high), log_ndtr(-high)
     left = high <= 0
     tail = log_high + log_mass_below(jnp.where(left, log_high - log_low, 1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from jaxem.core.pytree import replace
 from jaxem.data.missing import Incomplete, cells, has_nan, incomplete
-from jaxem.data.padding import SHAPE, padded_lengths
+from jaxem.data.padding import SHAPE, padded
 from jaxem.data.prepare import as_floats, as_weight, check_labels, prepare, stacked
 from jaxem.data.sequences import Sequences
 from jaxem.data.sequences import stacked as stacked_sequences
@@ -39,17 +38,19 @@ def batched(model: Any, xs: Any, weight: Any, labels: Any, restarts: int, room: 
     `room` is the memory of the device in bytes: larger data stay on the host, and so do their batches.
     """
     states, everything = hidden_states(model), np.arange(len(xs))
-    padded = partial(_padded, states=states, room=room, dtype=type_of(model))
+    as_batches = partial(_padded, states=states, room=room, dtype=type_of(model))
     if not isinstance(xs, list):
         shape = xs.length.shape if isinstance(xs, Sequences) else cells(xs).shape[:2]
-        return padded(everything, xs, np.ones(shape) if weight is None else weight, labels)
+        return as_batches(everything, xs, np.ones(shape) if weight is None else weight, labels)
     of_sequences = isinstance(xs[0], Sequences)
     # Work of a row.
     work = restarts * (states or 1) * (max(len(x) for x in xs) if of_sequences else 1)
     batches = []
-    for length, index in _by_length(np.array([x.steps if of_sequences else len(x) for x in xs]), work):
+    lengths = padded([x.steps if of_sequences else len(x) for x in xs], price=SHAPE / work)
+    for length in np.unique(lengths).tolist():
+        index = np.flatnonzero(lengths == length)
         together = stacked_sequences if of_sequences else stacked
-        batches += padded(
+        batches += as_batches(
             index, *together(_entries(index, xs), length, _entries(index, weight), _entries(index, labels))
         )
     return batches
@@ -58,13 +59,6 @@ def batched(model: Any, xs: Any, weight: Any, labels: Any, restarts: int, room: 
 def _entries(index: np.ndarray, values: Any) -> Any:
     """Entries of some problems; None if there are none."""
     return None if values is None else [values[i] for i in index]
-
-
-def _by_length(lengths: np.ndarray, work: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Few lengths to pad to, each with its problems; `work` is the work of a row."""
-    shapes = padded_lengths(lengths, price=SHAPE / work)
-    for length, shorter in zip(shapes, [0, *shapes[:-1]], strict=True):
-        yield int(length), np.flatnonzero((lengths <= length) & (lengths > shorter))
 
 
 def _padded(

@@ -11,18 +11,9 @@ from jaxtyping import Array
 
 from jaxem.core.pytree import module, replace, select
 from jaxem.distributions.base import Labelled, Statistics
-from jaxem.fitting.finish import best_restart
-from jaxem.fitting.loop import (
-    Limits,
-    Progress,
-    advance,
-    begin,
-    degeneracy_status,
-    has_converged,
-    informed,
-    keep_best_if_diverged,
-)
-from jaxem.fitting.regularisation import regulariser
+from jaxem.fitting.finish import best_of, make_result
+from jaxem.fitting.loop import Limits, Progress, advance, begin, prepared
+from jaxem.fitting.regularisation import regularisers
 from jaxem.fitting.result import Fit
 from jaxem.fitting.status import Status
 
@@ -74,19 +65,13 @@ def prepare_lanes(
     """Everything independent of a model's parameters, computed once; and the floor of each problem's M-steps."""
     first = jax.tree.map(lambda leaf: leaf[::restarts], starts)
 
-    def observed(model: Any, x: Any, labels: Array | None) -> Any:
-        data = x if labels is None else Labelled(x, labels)
-        return data if solver.batches else model.observe(data)
-
-    def regularised(model: Any, data: Any, weight: Array) -> tuple[Statistics, Statistics]:
-        floor = model.floor(data, weight)
-        return regulariser(floor, prior, model, data, weight), floor
-
     shared = jax.tree.leaves(x)[0].shape[0] < weight.shape[0]
-    readers = jax.tree.map(lambda leaf: leaf[:1], first) if shared else first
-    data = jax.vmap(observed, in_axes=(0, 0, None if labels is None else 0))(readers, x, labels)
+    data = x if labels is None else Labelled(x, labels)
     rows, axis = (member(data, 0), None) if shared else (data, 0)
-    pseudo, floor = jax.vmap(regularised, in_axes=(0, axis, 0))(first, rows, weight)
+    floor, pseudo = jax.vmap(regularisers, in_axes=(0, axis, 0, None))(first, rows, weight, prior)
+    if not solver.minibatch:
+        readers = jax.tree.map(lambda leaf: leaf[:1], first) if shared else first
+        data = jax.vmap(lambda model, rows: model.observe(rows))(readers, data)
     return Problems(data, weight, pseudo), floor
 
 
@@ -139,9 +124,7 @@ def run_lanes(
     def climb(lane: tuple[Progress, Problems, Array]) -> Progress:
         progress, mine, tol = lane
         mine, own_limits = problems.whole(mine), replace(limits, tol=tol)
-        model = progress.model
-        data = mine.data if solver.batches else model.expand(mine.data)
-        rows = informed(model, mine.data, mine.weight)
+        data, rows = prepared(solver, progress.model, mine.data, mine.weight)
 
         def step(now: Progress) -> Progress:
             return advance(solver, now, data, mine.weight, rows, mine.prior, own_limits)
@@ -172,25 +155,15 @@ def select_lanes(lanes: Lanes, keep: Array) -> Lanes:
 def best_restarts(
     solver: Any, starts: Any, results: Progress, problems: Problems, floor: Statistics, *, restarts: int
 ) -> Fit:
-    """The best restart of each problem (see `best_restart`), as a `Fit`; interrupted if one of them was."""
+    """The best restart of each problem as a `Fit`; interrupted if one of them was."""
     rows = jnp.sum(problems.weight, axis=-1)
 
-    def ended(start: Any, result: Progress, problem: Array) -> tuple[Progress, Array]:
-        result = keep_best_if_diverged(result, rows[problem])
-        return result, degeneracy_status(start, result.model, result.status, member(floor, problem), rows[problem])
+    def ended(start: Any, result: Progress, problem: Array) -> Fit:
+        return make_result(solver, start, result, None, member(floor, problem), rows[problem][None])
 
     each = jnp.arange(len(rows) * restarts, dtype=jnp.int32) // restarts
-    tried = jax.vmap(ended)(starts, results, each)
-    tried, statuses = jax.tree.map(lambda leaf: leaf.reshape(-1, restarts, *leaf.shape[1:]), tried)
-    results, status = jax.vmap(member)((tried, statuses), best_restart(tried.objective, statuses))
-    stopped = jnp.any(statuses == int(Status.interrupted), axis=-1)
-    return Fit(
-        model=results.model,
-        log_likelihood=results.log_likelihood,
-        objective=results.objective,
-        steps=jnp.maximum(results.steps, 0),
-        converged=has_converged(results.status, status) & ~stopped,
-        status=jnp.where(stopped, int(Status.interrupted), status).astype(jnp.int32),
-        passes=jax.vmap(solver.spent)(results.state, results.steps + 1),
-        trace=None,
-    )
+    fits = jax.vmap(ended)(starts, results, each)
+    fits = jax.tree.map(lambda leaf: leaf.reshape(-1, restarts, *leaf.shape[1:]), fits)
+    stopped, best = jnp.any(fits.status == int(Status.interrupted), axis=-1), jax.vmap(best_of)(fits)
+    status = jnp.where(stopped, int(Status.interrupted), best.status).astype(jnp.int32)
+    return replace(best, converged=best.converged & ~stopped, status=status)

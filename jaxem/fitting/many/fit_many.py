@@ -27,9 +27,9 @@ from jaxem.fitting.many.checkpoint import Checkpoint, Shelf
 from jaxem.fitting.many.device import member
 from jaxem.fitting.many.fingerprint import fingerprint
 from jaxem.fitting.many.memory import free, shared_out, sizes
-from jaxem.fitting.many.progress import Reporter
 from jaxem.fitting.many.queue import LaneSchedule, Queue, pace
 from jaxem.fitting.result import Fit
+from jaxem.io.progress import Tally, reported
 from jaxem.solvers.em import EM
 from jaxem.solvers.words import as_solver
 
@@ -71,7 +71,8 @@ def fit_many(
             `weight` is `[B, n]`, and `labels` are `[n]`. No row is copied, whatever B is: a bootstrap needs weights.
         tol: stop a problem when its predicted remaining gain is below this many nats a row: one number, or `[B]`.
         max_steps: M-steps at most, for each.
-        progress: True for a bar, or a function that is called with (problems done, problems in all).
+        progress: True for a bar (of tqdm in notebooks, of rich in terminals), or a function that is called with
+            (problems done, problems in all).
         stop: called between compiled calls; once it returns True, unfinished problems end as `interrupted`.
         lanes: how many fits advance together, at most. If left out, it is chosen; on an accelerator its
             memory limits it, and problems that do not fit at once take turns. The logger
@@ -152,8 +153,8 @@ def fit_many(
     call = _Call(starts, restarts, solver, prior, tols, max_steps)
     queues = [partial(_run, call, part, None if keep is None else keep.shelf(i)) for i, part in enumerate(parts)]
     slots = devices * max(_threads(how, devices) for how in paces)
-    with Reporter(progress, problems) as report:
-        fits = _run_all(queues, slots, home, keep is not None, report, stop)
+    with reported(progress, "fitting") as tell:
+        fits = _run_all(queues, slots, home, keep is not None, Tally(problems, tell), stop)
     order = np.argsort(np.concatenate([part.batch.index[part.which] for part in parts]), kind="stable")
     return _in_order(fits, order)
 
@@ -275,7 +276,7 @@ def _run_all(
     slots: list[Any],
     home: Any,
     apart: bool,
-    report: Reporter,
+    tally: Tally,
     stop: Callable[[], bool] | None,
 ) -> list[Fit]:
     """Run the queues, each on the device of a free slot; an error or Ctrl-C ends them all.
@@ -298,7 +299,7 @@ def _run_all(
         try:
             # The default device stays unnamed: to JAX a named one is different, and would compile again.
             with jax.enable_x64(bool(wide)), jax.default_device(default if device == home else device):
-                fit = queue(device, report.source(), stopped)
+                fit = queue(device, partial(tally.put, object()), stopped)
                 return fit if device == home else jax.device_get(fit)
         except BaseException:
             ended.set()  # now, and not when the results are collected: that is in order

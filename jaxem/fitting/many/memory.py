@@ -36,7 +36,7 @@ def sizes(solver: Any, model: Any, batch: Batch, prior: Any, restarts: int) -> t
     given = jax.tree.map(partial(one, count=1), (batch.x, batch.weight, batch.labels))
     problems, floor = jax.eval_shape(partial(prepare_lanes, restarts=restarts), solver, starts, *given, prior)
     lanes, results = jax.eval_shape(partial(empty_lanes, width=1), solver, starts, problems)
-    expanded = problems.data if solver.batches else jax.eval_shape(_expand, starts, problems.data)
+    expanded = problems.data if solver.minibatch else jax.eval_shape(_expand, starts, problems.data)
     posterior = work(model, batch.x, batch.weight) * batch.weight.dtype.itemsize
     copies = COPIES[0] + COPIES[1] * max((1, *model.event_shape))
     # Inputs, outputs, and temporaries: a lane's progress while it steps, all results while the best

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxem.data.padding import bucket
 from jaxem.data.sequences import Sequences
 from jaxem.fitting.checks import check_rows
 from jaxem.fitting.loop import Limits, Progress
@@ -148,7 +149,7 @@ class Queue:
         self.solver, self.limits, self.restarts = solver, limits, restarts
         self.starts = jax.tree.map(jnp.asarray, starts)
         self.jobs = len(weight) * restarts
-        self.width = min(lanes, 1 << (self.jobs - 1).bit_length())
+        self.width = min(lanes, bucket(self.jobs))
         # Each width is a compilation, for which the stragglers of a short queue do not pay.
         self.narrower = [self.width // part for part in self.pace.narrower] if self.jobs >= 4 * MANY else []
         self.compiling: Any = COMPILING[device]

@@ -19,20 +19,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxem.core.pytree import module, static
+from jaxem.core.pytree import module, replace, static
 from jaxem.core.summation import two_sum
 from jaxem.data.batches import read_ahead
 from jaxem.data.prepare import prepare
 from jaxem.data.sequences import Sequences
 from jaxem.distributions.base import Statistics, add, check_model, scale
 from jaxem.fitting.checks import check_limits, check_prior, check_rows, check_starts
-from jaxem.fitting.finish import best_restart, make_result
-from jaxem.fitting.loop import Limits, Progress, advance, begin, degeneracy_status
+from jaxem.fitting.finish import best_of, make_result
+from jaxem.fitting.loop import Limits, Progress, advance, begin
 from jaxem.fitting.regularisation import Blank, regularisers
 from jaxem.fitting.result import Fit
 from jaxem.fitting.sources import multihost
-from jaxem.fitting.sources.summary import ALL_ELSEWHERE, DatasetSummary
+from jaxem.fitting.sources.summary import DatasetSummary
 from jaxem.fitting.status import Status
+from jaxem.fitting.stopping import Windows
+from jaxem.io.progress import reported
 from jaxem.solvers.em import EM, RowSource, expectation
 from jaxem.solvers.online import OnlineEM
 from jaxem.solvers.words import as_solver
@@ -46,7 +48,7 @@ def fit_stream(
     prior: Any = None,
     tol: float = 1e-6,
     max_steps: int = 1000,
-    progress: Callable[[int, float], None] | None = None,
+    progress: bool | Callable[[int, float], None] | None = None,
     processes: bool = False,
 ) -> Fit:
     """Fit `model` to batches of rows that are read again for every step, as `fit` does to all of them together.
@@ -71,7 +73,8 @@ def fit_stream(
         prior: as in `fit`.
         tol: stop when the predicted remaining gain is below this many nats a row.
         max_steps: M-steps at most.
-        progress: called after each pass with (M-steps, objective of the best start).
+        progress: True for a bar, or a function that is called after each pass with (M-steps, objective of the best
+            start).
         processes: whether processes of `jax.distributed` each pass batches of their own. Then all make this call
             and get the same result, that of all batches together. Not for `OnlineEM`.
 
@@ -104,11 +107,14 @@ def fit_stream(
             "batches can be read once only, and each step reads them again; pass a list, jem.batches(...), or an "
             "object with a method __iter__ (for a single pass use OnlineEM)"
         )
-    if solver.batches:
+    if solver.minibatch:
         raise _too_many_looks(solver)
     summary = surveyed(model, batches, prior, processes)
-    fits = fit_starts(model, batches, summary, solver, tol=tol, max_steps=max_steps, progress=progress)
-    return _best_start(fits) if model.batch_shape else fits
+    with reported(progress, "fitting") as tell:
+        if progress is True and tell is not None:
+            bar, tell = tell, lambda steps, objective: bar(steps, max_steps, f"objective {objective:,.8g}")
+        fits = fit_starts(model, batches, summary, solver, tol=tol, max_steps=max_steps, progress=tell)
+    return best_of(fits) if model.batch_shape else fits
 
 
 def fit_starts(
@@ -338,12 +344,6 @@ def _results(solver: Any, models: Any, end: Progress, objectives: Array, floor: 
     return _over_starts(one, models)(models, end, objectives, floor)
 
 
-@jax.jit
-def _best_start(fits: Fit) -> Fit:
-    """Fit of the best start."""
-    return jax.tree.map(lambda leaf: leaf[best_restart(fits.objective, fits.status)], fits)
-
-
 @dataclasses.dataclass
 class Pairwise:
     """Pairwise sum: rounding grows with the logarithm of the number of parts.
@@ -376,7 +376,7 @@ class Pairwise:
 def _one_pass(model: Any, batches: Iterable[Any], solver: OnlineEM, prior: Any, once: bool) -> Fit:
     """Fit by one pass: learn from each batch as it comes."""
     start, state, floor, pseudo, total = model, None, None, None, np.zeros(())
-    for x, weight in read_ahead(batches, named(partial(_ready, model, prior))):
+    for x, weight in read_ahead(batches, named(partial(_ready, model))):
         more = np.sum(weight, dtype=float)
         if not more:
             continue
@@ -390,19 +390,20 @@ def _one_pass(model: Any, batches: Iterable[Any], solver: OnlineEM, prior: Any, 
         raise ValueError("batches hold no rows that have a weight; a fit needs at least one")
     value = math.nan
     if not once:
-        looks = (_log_likelihood(model, *batch) for batch in read_ahead(batches, partial(_ready, model, prior)))
+        looks = (_log_likelihood(model, *batch) for batch in read_ahead(batches, partial(_ready, model)))
         value = sum(float(look) for look in looks)
     of_float = partial(jnp.asarray, dtype=jax.tree.leaves(pseudo)[0].dtype)
-    return _single_pass_result(start, model, state[0], of_float(value), floor, pseudo, of_float(total), looked=not once)
+    sizes = of_float(value), floor, pseudo, of_float(total)
+    return _single_pass_result(solver, start, model, state[0], *sizes, looked=not once)
 
 
-def _ready(model: Any, prior: Any, batch: Any) -> tuple[Any, Array]:
+def _ready(model: Any, batch: Any) -> tuple[Any, Array]:
     """A batch prepared as by `fit`."""
     x, weight = batch if isinstance(batch, tuple) else (batch, None)
     x, weight, _ = prepare(model.read(x), weight, None)
     if len(x):
         check_rows(model, x)
-        model.check(x, weight, ALL_ELSEWHERE if prior is None else prior)
+        model.check(x, weight, False)
     return x, weight
 
 
@@ -423,6 +424,7 @@ def _log_likelihood(model: Any, x: Any, weight: Array) -> Array:
 
 @partial(jax.jit, static_argnames="looked")
 def _single_pass_result(
+    solver: OnlineEM,
     start: Any,
     model: Any,
     learned: Statistics,
@@ -440,13 +442,6 @@ def _single_pass_result(
     codes = (Status.nonfinite, Status.impossible_data, Status.max_steps_reached)
     nonfinite, impossible, ended = (jnp.full((), int(code), jnp.int32) for code in codes)
     status = jnp.where(lost, nonfinite, jnp.where(log_likelihood == -jnp.inf, impossible, ended))
-    return Fit(
-        model=model,
-        log_likelihood=log_likelihood,
-        objective=log_likelihood + model.expected_log_prob(pseudo),
-        steps=jnp.ones((), jnp.int32),
-        converged=jnp.zeros((), bool),
-        status=degeneracy_status(start, model, status, floor, total),
-        passes=jnp.full((), 1 + looked, jnp.int32),
-        trace=None,
-    )
+    objective, one = log_likelihood + model.expected_log_prob(pseudo), jnp.ones((), jnp.int32)
+    end = Progress(model, model, None, log_likelihood, objective, Windows.begun(objective), one, status, None)
+    return replace(make_result(solver, start, end, None, floor, total[None]), passes=one + int(looked))

@@ -15,13 +15,11 @@ from jaxtyping import Array
 
 from jaxem.core.pytree import replace
 from jaxem.data.missing import Incomplete, cells, incomplete, unseen_rows
+from jaxem.data.padding import bucket
 from jaxem.data.prepare import as_weight, prepare
 from jaxem.data.sequences import Sequences
 from jaxem.fitting.checks import check_rows
 from jaxem.fitting.regularisation import SCALE_ROWS
-
-ALL_ELSEWHERE = ()
-"""Sentinel prior for `check` on a single batch: skips the check of identifiability, which needs all rows."""
 
 
 @dataclasses.dataclass
@@ -127,7 +125,7 @@ class DatasetSummary:
         if _has_gaps(x):
             x = incomplete(x) if isinstance(x, np.ndarray) else x
             self.patterns = max(self.patterns, getattr(x, "patterns", 0))
-            self.model.check(x, jnp.asarray(weight), ALL_ELSEWHERE if self.prior is None else self.prior)
+            self.model.check(x, jnp.asarray(weight), False)
         self.most, self.counted = max(self.most, len(x)), self.counted + len(x)
         self.total += float(np.sum(weight, dtype=float))
         self.observations += float(_observations(self.model, x, jnp.asarray(weight)))
@@ -137,7 +135,7 @@ class DatasetSummary:
         rows, weight = jax.tree.map(jnp.asarray, self.pooled())
         x, weight, _ = prepare(rows, weight, None)
         if self.sample.stride == 1:
-            self.model.check(x, weight, self.prior)
+            self.model.check(x, weight, self.prior is None)
         return x, weight
 
     def pooled(self) -> tuple[Any, np.ndarray]:
@@ -165,7 +163,7 @@ class DatasetSummary:
         if n > self.most:
             raise ValueError(f"it has {n} rows, and the largest had {self.most} when the batches were read first")
         gaps = isinstance(x, np.ndarray) and self.patterns and _has_gaps(x)
-        length = self.most if 2 * n > self.most else 1 << (n - 1).bit_length()
+        length = self.most if 2 * n > self.most else bucket(n)
         x = self.alike(x)
         if length > n:
             # Filled with existing rows, because zero may be outside a family's support.

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import numbers as numbers_of
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial, reduce
-from graphlib import CycleError, TopologicalSorter
+from graphlib import TopologicalSorter
 from typing import Any, Self
 
 import jax
@@ -19,83 +18,24 @@ from jaxem.core import semirings
 from jaxem.core.arguments import as_key
 from jaxem.core.constraints import SOURCE, told
 from jaxem.core.linalg import HIGHEST, lead, matmul
-from jaxem.core.pytree import module, replace, static
+from jaxem.core.pytree import replace, static
 from jaxem.data import missing
-from jaxem.data.prepare import as_floats, check_weight
+from jaxem.data.prepare import check_weight
 from jaxem.distributions.base import Labelled, Pullback
 from jaxem.distributions.categorical import Categorical
 from jaxem.distributions.registry import structure
-from jaxem.latent import elimination
 from jaxem.latent.base import Hidden, log_potential
-from jaxem.latent.elimination import Factor
+from jaxem.latent.bayesnet import elimination
+from jaxem.latent.bayesnet.data import UNSEEN, Cells, Seen, columns_of, counted, sizes_of, sizes_promised, texts_of
+from jaxem.latent.bayesnet.elimination import Factor
+from jaxem.latent.bayesnet.graph import as_graph, probs_of, tables_of
 
 CORNERS = 64
 """Configurations of seen variables up to which their counts are a matrix product, not a scatter."""
 PIECE = 8_192
 """Rows of which log-probabilities, posteriors and explanations are found together."""
-UNSEEN = 0.1
-"""Rows that stand for a category that was never seen."""
 ANCESTORS = 1 << 16
 """Configurations of ancestors up to which they are looked at, to know which rows of a table can never occur."""
-
-Graph = tuple[tuple[str, tuple[str, ...]], ...]
-
-
-@module
-class Cells(missing.ByRow):
-    """Rows of categories, and which variables are hidden anywhere in them: the others need no sum.
-
-    Attributes:
-        values: `[n, V]`, NaN where a cell is hidden.
-        variables: `(name, number of categories)` of each column.
-        hidden: the columns with hidden cells.
-    """
-
-    values: Array
-    variables: tuple[tuple[str, int], ...] = static()
-    hidden: tuple[int, ...] = static()
-
-    def __len__(self) -> int:
-        return self.values.shape[0]
-
-    def check(self, weight: Any = None) -> None:
-        """Raise ValueError for a cell that holds no category, in a row that has a weight. Traced values pass."""
-        if isinstance(self.values, Tracer) or isinstance(weight, Tracer):
-            return
-        values = np.asarray(self.values)
-        sizes = np.array([size for _, size in self.variables])
-        outside = ~(np.isnan(values) | ((values == np.floor(values)) & (values >= 0) & (values < sizes)))
-        if weight is not None:
-            outside &= np.asarray(weight)[:, None] > 0
-        if outside.any():
-            v = int(np.argmax(outside.any(axis=0)))
-            row, (name, size) = int(np.argmax(outside[:, v])), self.variables[v]
-            raise ValueError(
-                f"x: {name} holds {values[row, v]:g} in row {row}; its categories are the whole numbers from 0 to "
-                f"{size - 1} (NaN if hidden)"
-            )
-
-
-@module
-class Seen:
-    """Rows as the network reads them.
-
-    Attributes:
-        codes: `[V, n]`, the category of each cell, -1 where it is hidden.
-        possible: `[n]`, False where a variable that is never hidden has a category that it has not.
-        place: for each variable, which entry of its table (over those of the table's variables that are never
-            hidden) a row takes, `[n]`; None if all may be hidden.
-        corner: the same as ones in `[entries, n]`; None where that is too much.
-        indicators: `[C, n]` for each variable that may be hidden: zero for the categories that it may have, else -inf.
-        hidden: which those are.
-    """
-
-    codes: Int[Array, "v n"]
-    possible: Bool[Array, "n"]
-    place: tuple[Array | None, ...]
-    corner: tuple[Array | None, ...]
-    indicators: tuple[Array, ...]
-    hidden: tuple[int, ...] = static()
 
 
 @structure
@@ -145,7 +85,7 @@ class BayesNet(Hidden):
         given = self.tied.items() if isinstance(self.tied, Mapping) else self.tied
         object.__setattr__(self, "tied", tuple((str(variable), str(owner)) for variable, owner in given))
         self._check_ties()
-        arrays = _arrays(self.tables, self.owners)
+        arrays = tables_of(self.tables, self.owners)
         object.__setattr__(self, "tables", tuple(arrays.values()))
         self._check_shapes()
         for name, array in arrays.items():
@@ -181,8 +121,8 @@ class BayesNet(Hidden):
 
     @property
     def categories(self) -> tuple[int, ...]:
-        """How many categories each variable has."""
-        return tuple(_probs(self.tables[table]).shape[-1] for table in self.table_of)
+        """The number of categories of each variable."""
+        return tuple(probs_of(self.tables[table]).shape[-1] for table in self.table_of)
 
     @property
     def work_per_row(self) -> int:
@@ -193,16 +133,16 @@ class BayesNet(Hidden):
     @property
     def batch_shape(self) -> tuple[int, ...]:
         """The shape of the members: that of a table without its variables."""
-        shape = _probs(self.tables[self.table_of[0]]).shape
+        shape = probs_of(self.tables[self.table_of[0]]).shape
         return shape[: len(shape) - 1 - len(self.parents[0])]
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """A column for each variable."""
+        """The shape of a row: a column for each variable."""
         return (len(self.graph),)
 
     def in_use(self, used: Array) -> dict[str, Any]:
-        """Rows of tables whose parents can have these categories."""
+        """Rows of tables that can be in use: whose parents can have these categories."""
         some = [self.tables[table].probs > 0 for table in self.table_of]
         rows = [used.reshape(*used.shape, *(1 for _ in p)) & self._occurs(p, some) for p in self.parents]
         users = [[rows[v] for v, table in enumerate(self.table_of) if table == i] for i in range(len(self.tables))]
@@ -247,7 +187,7 @@ class BayesNet(Hidden):
         restarts: int | None = None,
         tied: Any = (),
     ) -> Self:
-        """A network to set out from: counts of the rows that show a variable with its parents, and a random row more.
+        """A network to start from: counts of the rows that show a variable with its parents, and a random row more.
 
         The random row of pseudo-counts is spread over the categories as they were seen, times noise: it tells hidden
         categories apart, and no probability is zero but those of categories that do not occur: numbers below the
@@ -277,14 +217,14 @@ class BayesNet(Hidden):
         """
         key, graph = as_key(key), as_graph(graph)
         names = [name for name, _ in graph]
-        promised, outcomes = _promised(categories or {}, _texts(x, names, dict(tied)))
-        values = np.asarray(_columns(x, names, outcomes))
+        promised, outcomes = sizes_promised(categories or {}, texts_of(x, names, dict(tied)))
+        values = np.asarray(columns_of(x, names, outcomes))
         if restarts is not None and restarts < 1:
             raise ValueError(f"restarts is {restarts}; it must be at least one")
         check_weight(1 if weight is None else weight)
         rows = np.ones(len(values)) if weight is None else np.asarray(weight, float)
         using = dict(tied)
-        sizes = _sizes(names, values[rows > 0], promised, using)
+        sizes = sizes_of(names, values[rows > 0], promised, using)
         Cells(jnp.asarray(values), tuple((name, sizes[name]) for name in names), ()).check(weight)
         values, rows = values[rows > 0], rows[rows > 0]
         tables = {}
@@ -292,7 +232,7 @@ class BayesNet(Hidden):
             if name in using:
                 continue
             users = [name] + [other for other, owner in using.items() if owner == name]
-            counts, seen = _counted(graph, names, sizes, values, rows, users)
+            counts, seen = counted(graph, names, sizes, values, rows, users)
             if not promised.keys() & set(users):
                 seen = np.where(seen > UNSEEN * len(users), seen, 0)
             draws = (restarts or 1, *counts.shape)
@@ -313,7 +253,7 @@ class BayesNet(Hidden):
             return x
         if isinstance(x, Labelled):
             raise ValueError("BayesNet: it takes no labels; write what is known into the columns of x")
-        values = _columns(x, self.names, dict(self.outcomes))
+        values = columns_of(x, self.names, dict(self.outcomes))
         hidden: Any = np.arange(len(self.names))
         if not isinstance(values, Tracer):
             seen = missing.as_numpy_if_local(values)
@@ -324,7 +264,7 @@ class BayesNet(Hidden):
         """`x` as categories, rows last, and where in its table each variable stands."""
         return x if isinstance(x, Seen) else _observe(self, self.read(x))
 
-    def check(self, x: Any, weight: Array, prior: Any) -> None:
+    def check(self, x: Any, weight: Array, alone: bool) -> None:
         """Raise ValueError for a cell that holds no category."""
         if isinstance(x, Cells):
             x.check(weight)
@@ -334,14 +274,14 @@ class BayesNet(Hidden):
         return tuple(log_potential(table.probs) for table in self.tables)
 
     def evidence_of(self, x: Seen) -> tuple[Array, ...]:
-        """Which categories each hidden cell may have, for each member."""
+        """The evidence on each hidden cell: its possible categories, for each member."""
         members = self.batch_shape
         return tuple(jnp.broadcast_to(lead(each, len(members) + 2), (*members, *each.shape)) for each in x.indicators)
 
     def log_normalizer(
         self, potentials: tuple[Array, ...], evidence: tuple[Array, ...], add: Any, x: Seen
     ) -> Float[Array, "*batch n"]:
-        """log sum over all hidden cells of the product of the tables, for each row."""
+        """The log of the sum over all hidden cells of the product of the tables, for each row."""
         factors = [Factor((v,), indicator) for v, indicator in zip(x.hidden, evidence, strict=True)]
         for v, table in enumerate(self.table_of):
             factors.append(_factor((*self.parents[v], v), potentials[table], x, v))
@@ -365,13 +305,13 @@ class BayesNet(Hidden):
         return replace(self, tables=tuple(table.m_step(counts) for table, counts in tables))
 
     def expected_log_prob(self, statistics: tuple[Array, ...]) -> Float[Array, "*batch"]:
-        """<counts, log-tables>."""
+        """Q: <counts, log-tables>."""
         members = self.batch_shape
         each = [table.expected_log_prob(counts) for table, counts in zip(self.tables, statistics, strict=True)]
         return sum(value.reshape(*members, -1).sum(-1) for value in each)  # type: ignore[return-value]
 
     def log_prob(self, x: Any) -> Float[Array, "*batch n"]:
-        """log p(what is seen of row i), summed over what is hidden: `[*batch_shape, n]`, in nats."""
+        """The log-probability of what is seen of each row, summed over what is hidden: `[*batch_shape, n]`, in nats."""
         return self._by_pieces(_log_prob, x)
 
     def posterior(self, x: Any) -> dict[str, Float[Array, "*batch n c"]]:
@@ -393,16 +333,16 @@ class BayesNet(Hidden):
         return _sample(self, key, n)
 
     def floor(self, x: Any, weight: Array) -> tuple[Array, ...]:
-        """Nothing: tables are total as they are."""
+        """No floor: the M-step of tables is total."""
         return tuple(jnp.zeros_like(table.probs) for table in self.tables)
 
     def is_degenerate(self, floor: tuple[Array, ...]) -> Array:
-        """It cannot."""
+        """Whether each member has collapsed: False, since tables cannot."""
         return jnp.zeros(self.batch_shape, bool)
 
     def inside(self, x: Any) -> Bool[Array, "n"]:
-        """`[n]` bool: does each cell that is not hidden hold a category of its variable?"""
-        values = _columns(x, self.names, dict(self.outcomes))
+        """Whether each observed cell of a row holds a category of its variable, `[n]` bool."""
+        values = columns_of(x, self.names, dict(self.outcomes))
         sizes = jnp.asarray(self.categories, values.dtype)[None]
         return jnp.all(jnp.isnan(values) | ((values == jnp.floor(values)) & (values >= 0) & (values < sizes)), axis=1)
 
@@ -460,192 +400,9 @@ class BayesNet(Hidden):
             )
 
 
-def as_graph(graph: Any) -> Graph:
-    """Variables and the names of their parents, from a dict or a networkx `DiGraph`.
-
-    Raises:
-        ValueError: a cycle, a parent that is no variable, or no variables.
-
-    >>> as_graph({"a": ["b"], "b": []})
-    (('a', ('b',)), ('b', ()))
-    """
-    if hasattr(graph, "predecessors"):
-        pairs = [(node, graph.predecessors(node)) for node in graph.nodes]
-    else:
-        pairs = list(graph.items()) if isinstance(graph, Mapping) else list(graph)
-    found = {str(name): tuple(str(parent) for parent in parents) for name, parents in pairs}
-    if not found:
-        raise ValueError("BayesNet: graph has no variables")
-    for name, parents in found.items():
-        for parent in parents:
-            if parent not in found:
-                raise ValueError(f"BayesNet: {parent!r} is a parent of {name!r}, but no variable of the graph")
-        if len(set(parents)) < len(parents):
-            raise ValueError(f"BayesNet: a parent of {name!r} is there twice: {', '.join(parents)}")
-    try:
-        TopologicalSorter(found).prepare()
-    except CycleError as error:
-        raise ValueError(f"BayesNet: the graph has a cycle: {' -> '.join(error.args[1])}") from None
-    return tuple(found.items())
-
-
-def _probs(table: Any) -> Any:
-    """The array of a table, whether it is one already or not."""
-    return getattr(table, "probs", table)
-
-
-def _arrays(tables: Any, owners: tuple[str, ...]) -> dict[str, Array]:
-    """Tables in the order of the variables, as floats of one type."""
-    if not isinstance(tables, Mapping):
-        tables = dict(zip(owners, tables, strict=True))
-    tables = {str(name): table for name, table in tables.items()}
-    if set(tables) != set(owners):
-        wrong = sorted(set(tables) ^ set(owners))[0]
-        raise ValueError(
-            f"BayesNet: {wrong!r} has {'a table, but none is needed' if wrong in tables else 'no table'}; "
-            f"there must be one for each of {', '.join(owners)}"
-        )
-    given = [_probs(tables[name]) for name in owners]
-    arrays = [jnp.asarray(table) for table in given]
-    typed = [a.dtype for a, g in zip(arrays, given, strict=True) if hasattr(g, "dtype") and a.dtype.kind == "f"]
-    dtype = jnp.result_type(*typed) if typed else jnp.result_type(float)
-    for name, array in zip(owners, arrays, strict=True):
-        if not array.ndim:
-            raise ValueError(f"BayesNet: the table of {name!r} is a number; it must hold one for each category")
-    return {name: array.astype(dtype) for name, array in zip(owners, arrays, strict=True)}
-
-
-def _columns(x: Any, names: Any, outcomes: Mapping[str, Sequence[str]]) -> Array:
-    """Rows `[n, V]` as floats, from an array, a dict of columns or a frame.
-
-    Raises:
-        TypeError: a cell that is neither a number nor a text.
-        ValueError: the wrong number of columns, a name that is no variable, or a text that is no category.
-    """
-    if isinstance(x, Cells):
-        return x.values
-    if (named := _by_name(x)) is not None:
-        for name in named:
-            if name not in names:
-                raise ValueError(f"BayesNet: {name!r} is no variable; they are {', '.join(names)}")
-        columns = {name: _numbers(name, column, outcomes.get(name)) for name, column in named.items()}
-        n = max((len(column) for column in columns.values()), default=1)
-        if any(column.shape not in ((n,), (1,)) for column in columns.values()):
-            shapes = {name: column.shape for name, column in columns.items()}
-            raise ValueError(f"x: the columns have shapes {shapes}; they must be as long as each other")
-        x = np.full((n, len(names)), np.nan)
-        for name, column in columns.items():
-            x[:, list(names).index(name)] = column
-    x = as_floats(missing.cells(x))
-    if x.ndim != 2 or x.shape[1] != len(names):
-        raise ValueError(f"x has shape {x.shape}; this network reads rows of shape [n, {len(names)}]")
-    return x
-
-
-def _by_name(x: Any) -> dict[str, np.ndarray] | None:
-    """The columns of a dict or of a frame; None if it is neither."""
-    if not isinstance(x, Mapping):
-        names = getattr(x, "column_names", getattr(x, "columns", None))  # of pyarrow; of pandas and polars
-        if names is None:
-            return None
-        x = {name: x[name] for name in names}
-    return {str(name): np.atleast_1d(np.asarray(column)) for name, column in x.items()}
-
-
-def _numbers(name: str, column: np.ndarray, texts: Sequence[str] | None) -> np.ndarray:
-    """The numbers of the categories in a column, NaN where a cell is hidden."""
-    if column.dtype.kind in "biuf":
-        return column.astype(float)
-    numbers = {text: float(i) for i, text in enumerate(texts or ())}
-    found = np.full(column.shape, np.nan)
-    for row, cell in enumerate(column.tolist()):
-        if isinstance(cell, str):
-            if cell not in numbers:
-                known = (
-                    f"they are {', '.join(numbers)}" if texts else "the network has no texts for it: give `outcomes`"
-                )
-                raise ValueError(f"x: {name} holds {cell!r} in row {row}, which is none of its categories; {known}")
-            found[row] = numbers[cell]
-        elif not _is_missing(cell):
-            if not isinstance(cell, numbers_of.Real):
-                raise TypeError(f"x: {name} holds a {type(cell).__name__} in row {row}; a cell is a number or a text")
-            found[row] = float(cell)
-    return found
-
-
-def _is_missing(cell: Any) -> bool:
-    """None, NaN, or the NA of pandas, which is equal to nothing and not even that for sure."""
-    return cell is None or type(cell).__name__ in ("NAType", "NaTType") or cell != cell
-
-
-def _texts(x: Any, names: Any, tied: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    """The texts in columns that hold any, in the order of the alphabet; of those that share a table all together."""
-    columns, found = _by_name(x) or {}, dict[str, set[str]]()
-    for name, column in columns.items():
-        texts = (
-            {cell for cell in column.tolist() if isinstance(cell, str)} if column.dtype.kind not in "biuf" else set()
-        )
-        found.setdefault(tied.get(name, name), set()).update(texts)
-    each = {name: tuple(sorted(found.get(tied.get(name, name), ()))) for name in names}
-    return {name: texts for name, texts in each.items() if texts}
-
-
-def _promised(
-    categories: Mapping[str, Any], outcomes: dict[str, tuple[str, ...]]
-) -> tuple[dict[str, int], dict[str, tuple[str, ...]]]:
-    """How many categories some variables are said to have, and the texts of all that have any."""
-    sizes = {}
-    for name, said in categories.items():
-        if not isinstance(said, numbers_of.Integral):
-            outcomes = {**outcomes, name: tuple(str(text) for text in said)}
-            sizes[name] = len(outcomes[name])
-        elif len(outcomes.get(name, range(int(said)))) != said:
-            raise ValueError(
-                f"BayesNet: categories says that {name!r} has {said}, and its column holds the texts "
-                f"{list(outcomes[name])}; give all texts in place of the number"
-            )
-        else:
-            sizes[name] = int(said)
-    return sizes, outcomes
-
-
-def _sizes(names: list[str], values: np.ndarray, given: dict[str, int], tied: dict[str, str]) -> dict[str, int]:
-    """How many categories each variable has; as many as any that uses the same table."""
-    sizes = {}
-    for v, name in enumerate(names):
-        seen = values[:, v][np.isfinite(values[:, v])]
-        if name not in given and not len(seen):
-            raise ValueError(f"BayesNet: {name!r} is never seen; say in `categories` how many it has")
-        sizes[name] = int(given[name]) if name in given else int(seen.max()) + 1
-    most: dict[str, int] = {}
-    for name in names:
-        owner = tied.get(name, name)
-        most[owner] = max(most.get(owner, 0), sizes[name])
-    return {name: most[tied.get(name, name)] for name in names}
-
-
-def _counted(
-    graph: Graph, names: list[str], sizes: dict[str, int], values: np.ndarray, rows: np.ndarray, users: list[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Counts of a table in the rows that show all of its variables, and the shares of the categories in all rows."""
-    counts, seen = 0.0, 0.0
-    parents_of = dict(graph)
-    for user in users:
-        family = [*parents_of[user], user]
-        shape = tuple(sizes[name] for name in family)
-        columns = values[:, [names.index(name) for name in family]]
-        complete = ~np.isnan(columns).any(axis=1)
-        place = np.ravel_multi_index(columns[complete].astype(int).T, shape)  # type: ignore[arg-type]
-        counts = counts + np.bincount(place, rows[complete], math.prod(shape)).reshape(shape)
-        there = ~np.isnan(columns[:, -1])
-        # A little for each category: one that was never seen may be there all the same.
-        seen = seen + UNSEEN + np.bincount(columns[there, -1].astype(int), rows[there], shape[-1])
-    return np.asarray(counts), np.asarray(seen)
-
-
 @jax.jit
 def _observe(model: BayesNet, x: Cells) -> Seen:
-    dtype = _probs(model.tables[0]).dtype
+    dtype = probs_of(model.tables[0]).dtype
     columns, n = x.values.T, len(x)
     hidden = jnp.isnan(columns)
     sizes = model.categories
@@ -753,7 +510,7 @@ def _decode(model: BayesNet, x: Seen) -> Array:
 @partial(jax.jit, static_argnums=2)
 def _sample(model: BayesNet, key: Array, n: int) -> Array:
     members, sizes = model.batch_shape, model.categories
-    uniform = jax.random.uniform(key, (len(sizes), *members, n), _probs(model.tables[0]).dtype)
+    uniform = jax.random.uniform(key, (len(sizes), *members, n), probs_of(model.tables[0]).dtype)
     drawn = {}
     for v in TopologicalSorter(dict(enumerate(model.parents))).static_order():
         place = jnp.zeros((*members, n), jnp.int32)

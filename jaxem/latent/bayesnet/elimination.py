@@ -34,7 +34,7 @@ class Factor(NamedTuple):
 
 @lru_cache(maxsize=256)
 def order(scopes: tuple[tuple[int, ...], ...], sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """In which order to eliminate the variables of these scopes: always the one whose table is smallest now.
+    """The order in which to eliminate the variables of these scopes: always the one whose table is smallest.
 
     The best order is hard to find (Arnborg and others 1987). This one was, on the ALARM network and on random ones, up
     to a third cheaper than that of a greedy contraction path, which weighs what a step frees.
@@ -62,7 +62,7 @@ def order(scopes: tuple[tuple[int, ...], ...], sizes: tuple[int, ...]) -> tuple[
 
 
 def log_normalizer(factors: Iterable[Factor], turns: Sequence[int], add: Any = log_sum) -> Float[Array, "*batch n"]:
-    """log sum over all configurations of the product of the factors, for each row: `[*members, n]`.
+    """The log of the sum over all configurations of the product of the factors, for each row: `[*members, n]`.
 
     Args:
         factors: on variables that all have a turn.
@@ -105,5 +105,5 @@ def _summed(factor: Factor, variable: int, add: Any) -> Factor:
 
 
 def _of_turn(add: Any, turn: int) -> Any:
-    """A sum that draws must draw anew for each variable."""
+    """The semiring of one variable: a sum that draws must draw anew for each."""
     return replace(add, key=jax.random.fold_in(add.key, turn)) if isinstance(add, Sampled) else add

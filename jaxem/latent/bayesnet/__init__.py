@@ -1,0 +1,3 @@
+"""Discrete Bayesian networks."""
+
+from jaxem.latent.bayesnet.model import BayesNet as BayesNet

@@ -1,0 +1,1 @@
+"""Plots of fitted models: what `jaxem.plot` shows."""
