@@ -110,3 +110,7 @@ from jaxem.uncertainty.alignment import Alignment as Alignment
 from jaxem.uncertainty.alignment import align as align
 from jaxem.uncertainty.bootstrap import Bootstrap as Bootstrap
 from jaxem.uncertainty.bootstrap import bootstrap as bootstrap
+from jaxem.uncertainty.likelihood_ratio import LikelihoodRatioTest as LikelihoodRatioTest
+from jaxem.uncertainty.likelihood_ratio import likelihood_ratio_test as likelihood_ratio_test
+from jaxem.uncertainty.profile import ProfileInterval as ProfileInterval
+from jaxem.uncertainty.profile import profile_interval as profile_interval
