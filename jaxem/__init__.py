@@ -112,7 +112,11 @@ from jaxem.uncertainty.alignment import align as align
 from jaxem.uncertainty.bootstrap import Bootstrap as Bootstrap
 from jaxem.uncertainty.bootstrap import bootstrap as bootstrap
 from jaxem.uncertainty.compute import uncertainty as uncertainty
+from jaxem.uncertainty.likelihood_ratio import LikelihoodRatioTest as LikelihoodRatioTest
+from jaxem.uncertainty.likelihood_ratio import likelihood_ratio_test as likelihood_ratio_test
 from jaxem.uncertainty.many import uncertainty_many as uncertainty_many
+from jaxem.uncertainty.profile import ProfileInterval as ProfileInterval
+from jaxem.uncertainty.profile import profile_interval as profile_interval
 from jaxem.uncertainty.status import ErrorStatus as ErrorStatus
 from jaxem.uncertainty.value import Test as Test
 from jaxem.uncertainty.value import Uncertainty as Uncertainty

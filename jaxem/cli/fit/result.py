@@ -15,6 +15,7 @@ from jaxem.core.compilation import program
 from jaxem.core.constraints import free_parameters
 from jaxem.distributions.base import work
 from jaxem.evaluation import criteria
+from jaxem.evaluation.selection import FAILED, choose
 from jaxem.fitting.status import Status
 from jaxem.latent.components import fixed_states, map_states
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 from jaxem.latent.components import widen
 
 CRITERIA = ("bic", "aic", "icl")
-FAILED = np.array([status for status in Status if status.failed])
-DEGENERATE = np.array([status for status in Status if status.degenerate])
 
 
 @dataclasses.dataclass
@@ -206,18 +205,6 @@ def scored(
         lambda *leaves: np.stack(leaves)[picked, np.arange(len(picked))], *[models for models, *_ in results]
     )
     return scores, picked, _by_share(models)
-
-
-def choose(criterion: np.ndarray, status: np.ndarray) -> np.ndarray:
-    """`[G]` index of the smallest criterion; -1 if every fit failed.
-
-    A degenerate fit (collapsed, vanished) is chosen only if there is no sound one: its likelihood depends on
-    its floor more than on the data.
-    """
-    value = np.where(np.isin(status, FAILED) | np.isnan(criterion), np.inf, criterion)
-    sound = np.where(np.isin(status, DEGENERATE), np.inf, value)
-    any_sound = np.isfinite(sound).any(axis=1)
-    return np.where(any_sound, sound.argmin(axis=1), np.where(np.isfinite(value).any(axis=1), value.argmin(axis=1), -1))
 
 
 def free_numbers(starts: Any, capacity: int) -> np.ndarray:

@@ -74,21 +74,13 @@ def prepare_lanes(
     """Everything independent of a model's parameters, computed once; and the floor of each problem's M-steps."""
     first = jax.tree.map(lambda leaf: leaf[::restarts], starts)
 
-    def rows(x: Any, labels: Array | None) -> Any:
-        return x if labels is None else Labelled(x, labels)
-
-    def observed(model: Any, x: Any, labels: Array | None) -> Any:
-        return rows(x, labels) if solver.minibatch else model.observe(rows(x, labels))
-
-    def regularised(model: Any, x: Any, labels: Array | None, weight: Array) -> tuple[Statistics, Statistics]:
-        return regularisers(model, rows(x, labels), weight, prior)
-
-    shared, by_problem = jax.tree.leaves(x)[0].shape[0] < weight.shape[0], None if labels is None else 0
-    readers = jax.tree.map(lambda leaf: leaf[:1], first) if shared else first
-    data = jax.vmap(observed, in_axes=(0, 0, by_problem))(readers, x, labels)
-    x, labels = member((x, labels), 0) if shared else (x, labels)
-    axes = (0, None, None, 0) if shared else (0, 0, by_problem, 0)
-    floor, pseudo = jax.vmap(regularised, in_axes=axes)(first, x, labels, weight)
+    shared = jax.tree.leaves(x)[0].shape[0] < weight.shape[0]
+    data = x if labels is None else Labelled(x, labels)
+    rows, axis = (member(data, 0), None) if shared else (data, 0)
+    floor, pseudo = jax.vmap(regularisers, in_axes=(0, axis, 0, None))(first, rows, weight, prior)
+    if not solver.minibatch:
+        readers = jax.tree.map(lambda leaf: leaf[:1], first) if shared else first
+        data = jax.vmap(lambda model, rows: model.observe(rows))(readers, data)
     return Problems(data, weight, pseudo), floor
 
 
