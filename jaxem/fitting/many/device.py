@@ -60,7 +60,8 @@ class Lanes:
 
 def _queue_work(solver: Any, lanes: Any, results: Any, problems: Problems, starts: Any, *_: Any, **named: Any) -> float:
     """Numbers computed by all calls of `run_lanes` together: of every job, a hundred passes."""
-    return 100.0 * _size(problems.data) * starts.work_per_row * named["restarts"] * solver.passes_per_step
+    readers = problems.weight.shape[0] if problems.shared else 1
+    return 100.0 * _size(problems.data) * readers * starts.work_per_row * named["restarts"] * solver.passes_per_step
 
 
 def _size(*data: Any, **_: Any) -> float:
@@ -73,7 +74,6 @@ def prepare_lanes(
 ) -> tuple[Problems, Statistics]:
     """Everything independent of a model's parameters, computed once; and the floor of each problem's M-steps."""
     first = jax.tree.map(lambda leaf: leaf[::restarts], starts)
-
     shared = jax.tree.leaves(x)[0].shape[0] < weight.shape[0]
     data = x if labels is None else Labelled(x, labels)
     rows, axis = (member(data, 0), None) if shared else (data, 0)
