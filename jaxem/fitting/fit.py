@@ -142,7 +142,7 @@ def _fit_padded(solver: Any, models: Any, data: Any, weight: Array, prior: Any, 
 
 def _work(solver: Any, models: Any, x: Any, weight: Array, prior: Any, limits: Limits, *, trace: Blank) -> float:
     """Numbers that a fit computes: of a hundred passes, as nobody knows how many it will take."""
-    return work(models, x) / 10 * min(trace.length, 100) * getattr(solver, "passes", 1)
+    return work(models, x) / 10 * min(trace.length, 100) * solver.passes_per_step
 
 
 def _draws(solver: Any) -> bool:
