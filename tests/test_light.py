@@ -14,6 +14,7 @@ import optax
 import pytest
 
 import jaxem as jem
+from jaxem.core import compilation
 from jaxem.core.compilation import SMALL, Program, program
 
 fitting = importlib.import_module("jaxem.fitting.fit")
@@ -53,9 +54,12 @@ def test_small_work_is_light_and_large_or_repeated_work_is_not() -> None:
     assert seen == ["light", "large", "light", "large", "optimised", "large"]
 
 
-def test_an_unknown_option_is_done_without() -> None:
-    unknown = double(light={"xla_made_up_name": 3})
+def test_an_unknown_option_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "UNKNOWN", set())
+    unknown = double(light={"xla_made_up_name": 3, "xla_backend_optimization_level": 0})
     np.testing.assert_allclose(unknown(jnp.ones(3)), 2 * np.sin(np.ones(3)), rtol=1e-15)
+    assert {"xla_made_up_name"} == compilation.UNKNOWN
+    np.testing.assert_allclose(double(light={"xla_made_up_name": 3})(jnp.ones(3)), 2 * np.sin(np.ones(3)), rtol=1e-15)
 
 
 def test_inside_another_trace_it_is_plain_jit() -> None:

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import Counter
+import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.core import Tracer
 
 LIGHT: dict[str, Any] = {
@@ -32,6 +33,9 @@ LIGHT: dict[str, Any] = {
     "xla_cpu_parallel_codegen_split_count": 1,
 }
 """Compiler options of a light program."""
+
+UNKNOWN: set[str] = set()
+"""Those of them that this version of JAX has refused (0.12 the first; the rest still halve what compiling costs)."""
 
 SMALL = 1e7
 """Work of one call, in numbers computed, up to which its program is light."""
@@ -47,7 +51,7 @@ class Program:
     JAX does not know the options. Results of both programs are equal up to rounding.
 
     Attributes:
-        full, light: the function as `jax.jit` makes it, with and without optimisation.
+        full: the function as `jax.jit` makes it; `light` the same without optimisation.
         work: `work(*arguments)`, the number of numbers that a call computes; it may look at shapes only.
         often: work of all calls of one size from which an optimised program is worth it.
         done: work done so far by light programs, by the work of a call.
@@ -58,26 +62,39 @@ class Program:
     ) -> None:
         """Two jitted functions, neither of them compiled yet."""
         functools.update_wrapper(self, function)
-        self.often = often
-        self.full = jax.jit(function, **options)
-        self.light = jax.jit(function, compiler_options=light, **options)
+        self.options, self.often = light, often
+        self.jit = functools.partial(jax.jit, function, **options)
+        self.full = self.jit()
         self.work = work
-        self.done: Counter[float] = Counter()
+        self.done: dict[float, float] = {}
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         if not self.is_small(*args, **named):
             return self.full(*args, **named)
         work = self.work(*args, **named)
-        self.done[work] += work
+        self.done[work] = self.done.get(work, 0) + work
         if self.done[work] > self.often:
             return self.full(*args, **named)
+        return self._lightly(args, named)
+
+    @functools.cached_property
+    def light(self) -> Callable[..., Any]:
+        """The function with the options that this version of JAX knows."""
+        known = {name: value for name, value in self.options.items() if name not in UNKNOWN}
+        return self.jit(compiler_options=known) if known else self.full
+
+    def _lightly(self, args: Any, named: Any) -> Any:
         try:
             return self.light(*args, **named)
         except (RuntimeError, TypeError, ValueError) as error:
-            # Options are refused where they are unknown, and inside a trace of which no argument tells.
             if "option" not in str(error):
                 raise
-        return self.full(*args, **named)
+            unknown = re.search(r"No such compile option: '(\w+)'", str(error))
+        if unknown is None:  # inside a trace, of which no argument tells; or refused in other words
+            return self.full(*args, **named)
+        UNKNOWN.add(unknown[1])
+        self.__dict__.pop("light", None)
+        return self._lightly(args, named)
 
     def is_small(self, *args: Any, **named: Any) -> bool:
         """Whether a light program costs less than an optimised one, as far as this call goes."""
@@ -89,6 +106,15 @@ class Program:
     def lower(self) -> Callable[..., Any]:
         """That of the optimised program, as of `jax.jit`."""
         return self.full.lower
+
+
+def size(*data: Any, **static: Any) -> float:
+    """Numbers in all arrays of these: the work of a function that looks at each of them once.
+
+    >>> size(np.ones((2, 3)), {"prior": 1.0})
+    7.0
+    """
+    return float(sum(np.size(leaf) for leaf in jax.tree.leaves(data)))
 
 
 def program(

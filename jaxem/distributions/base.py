@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxem.core import linalg
 from jaxem.core.arguments import as_key, said_of, whole
-from jaxem.core.compilation import program
+from jaxem.core.compilation import program, size
 from jaxem.core.constraints import check_parameters, held, parameters, simplex, told
 from jaxem.core.pytree import module, replace
 from jaxem.data.arrays import float_type, numbers
@@ -562,8 +562,7 @@ class Family(Distribution):
 
 def work(model: Any, x: Any, *given: Any, **named: Any) -> float:
     """Numbers that one pass over x computes, for `jaxem.core.compilation`: times ten, because it compiles little."""
-    columns = sum(np.size(leaf) for leaf in jax.tree.leaves(x))
-    return 10.0 * columns * model.work_per_row * math.prod(model.batch_shape)
+    return 10.0 * size(x) * model.work_per_row * math.prod(model.batch_shape)
 
 
 @partial(jax.jit, inline=True)

@@ -46,23 +46,24 @@ def cache(folder: str | os.PathLike[str] | None = None, *, size: int = SIZE) -> 
     False
     >>> jax.config.update("jax_compilation_cache_dir", before)
     """
+    place: Any = folder or os.environ.get("JAX_COMPILATION_CACHE_DIR")
     try:
-        folder = Path(folder or os.environ.get("JAX_COMPILATION_CACHE_DIR") or _default())
-        folder.mkdir(parents=True, exist_ok=True)
-        trouble = _trouble(folder)
+        place = Path(place or _default())
+        place.mkdir(parents=True, exist_ok=True)
+        trouble = _trouble(place)
         if trouble is None:
-            _shrink(folder, size)
+            _shrink(place, size)
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home directory
         trouble = getattr(error, "strerror", None) or str(error)
     if trouble is not None:
-        warnings.warn(f"compiled programs are not kept in {folder or 'a cache'}: {trouble}", stacklevel=2)
+        warnings.warn(f"compiled programs are not kept in {place or 'a cache'}: {trouble}", stacklevel=2)
         return None
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_dir", str(place))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     # A damaged entry is compiled again; one that does not fit on the disk is not kept.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
-    return Path(folder)
+    return place
 
 
 def _default() -> Path:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxem.core.arguments import as_key, optional, whole
-from jaxem.core.compilation import program
+from jaxem.core.compilation import program, size
 from jaxem.core.constraints import parameter, simplex
 from jaxem.core.pytree import replace
 from jaxem.data.arrays import as_dtype
@@ -185,7 +185,7 @@ class Plan(NamedTuple):
 def start_work(key: Array, x: Any, weight: Any, labels: Any, *plan: Any) -> float:
     """Numbers that a start computes, for `jaxem.core.compilation`: seeds, some passes, M-steps."""
     *_, (_, _, components, restarts, _) = plan
-    return 30.0 * sum(leaf.size for leaf in jax.tree.leaves(x)) * components * (restarts or 1)
+    return 30.0 * size(x) * components * (restarts or 1)
 
 
 @program(start_work, static_argnums=5)

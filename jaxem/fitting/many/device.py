@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxem.core.compilation import program
+from jaxem.core.compilation import program, size
 from jaxem.core.pytree import module, replace, select
 from jaxem.distributions.base import Labelled, Statistics
 from jaxem.fitting.finish import best_of, make_result
@@ -61,14 +61,10 @@ class Lanes:
 def _queue_work(solver: Any, lanes: Any, results: Any, problems: Problems, starts: Any, *_: Any, **named: Any) -> float:
     """Numbers computed by all calls of `run_lanes` together: of every job, a hundred passes."""
     readers = problems.weight.shape[0] if problems.shared else 1
-    return 100.0 * _size(problems.data) * readers * starts.work_per_row * named["restarts"] * solver.passes_per_step
+    return 100.0 * size(problems.data) * readers * starts.work_per_row * named["restarts"] * solver.passes_per_step
 
 
-def _size(*data: Any, **_: Any) -> float:
-    return float(sum(leaf.size for leaf in jax.tree.leaves(data)))
-
-
-@program(_size, static_argnames="restarts")
+@program(size, static_argnames="restarts")
 def prepare_lanes(
     solver: Any, starts: Any, x: Any, weight: Array, labels: Array | None, prior: Any, *, restarts: int
 ) -> tuple[Problems, Statistics]:
@@ -84,7 +80,7 @@ def prepare_lanes(
     return Problems(data, weight, pseudo), floor
 
 
-@program(_size, static_argnames="width")
+@program(size, static_argnames="width")
 def empty_lanes(solver: Any, starts: Any, problems: Problems, *, width: int) -> tuple[Lanes, Progress]:
     """Idle lanes, and the result of every job so far: its start, as interrupted."""
     model, problem = member(starts, 0), problems.whole(problems.at(jnp.asarray(0)))
@@ -160,7 +156,7 @@ def select_lanes(lanes: Lanes, keep: Array) -> Lanes:
     return jax.tree.map(lambda leaf: leaf[keep], lanes)
 
 
-@program(_size, static_argnames="restarts")
+@program(size, static_argnames="restarts")
 def best_restarts(
     solver: Any, starts: Any, results: Progress, problems: Problems, floor: Statistics, *, restarts: int
 ) -> Fit:
