@@ -67,7 +67,7 @@ def pseudo_residuals(model: Any, x: Any, key: Any = None, kind: str = "ordinary"
     >>> import jaxem as jem
     >>> model = jem.HMM([1.0, 0.0], [[0.9, 0.1], [0.2, 0.8]], jem.Poisson([1.0, 5.0]))
     >>> pseudo_residuals(model, [1.0, 0.0, 9.0], kind="forecast").mid.round(2).tolist()
-    [[0.09, -0.98, 2.46]]
+    [[0.13, -0.97, 2.57]]
     """
     check_model(model, x)
     if kind not in KINDS:
