@@ -79,6 +79,7 @@ from jaxem.fitting.many.fit_many import fit_many as fit_many
 from jaxem.fitting.result import Fit as Fit
 from jaxem.fitting.sources.streamed import fit_stream as fit_stream
 from jaxem.fitting.status import Status as Status
+from jaxem.io.cache import cache as cache
 from jaxem.io.models import load as load
 from jaxem.io.models import save as save
 from jaxem.kmeans import KMeans as KMeans
@@ -110,7 +111,12 @@ from jaxem.uncertainty.alignment import Alignment as Alignment
 from jaxem.uncertainty.alignment import align as align
 from jaxem.uncertainty.bootstrap import Bootstrap as Bootstrap
 from jaxem.uncertainty.bootstrap import bootstrap as bootstrap
+from jaxem.uncertainty.compute import uncertainty as uncertainty
 from jaxem.uncertainty.likelihood_ratio import LikelihoodRatioTest as LikelihoodRatioTest
 from jaxem.uncertainty.likelihood_ratio import likelihood_ratio_test as likelihood_ratio_test
+from jaxem.uncertainty.many import uncertainty_many as uncertainty_many
 from jaxem.uncertainty.profile import ProfileInterval as ProfileInterval
 from jaxem.uncertainty.profile import profile_interval as profile_interval
+from jaxem.uncertainty.status import ErrorStatus as ErrorStatus
+from jaxem.uncertainty.value import Test as Test
+from jaxem.uncertainty.value import Uncertainty as Uncertainty

@@ -21,6 +21,7 @@ PAGES = sorted([*pages.ROOT.glob("*.md"), *pages.ROOT.glob("docs/*.md")])
         ("README.md", 1),
         pytest.param("docs/scaling.md", 4, marks=pytest.mark.slow),
         pytest.param("docs/families.md", 1, marks=pytest.mark.slow),
+        pytest.param("docs/how_sure.md", 1, marks=pytest.mark.slow),
     ],
 )
 def test_every_block_runs_and_tells_the_truth(page: str, devices: int) -> None:

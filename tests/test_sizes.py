@@ -123,6 +123,7 @@ def test_a_row_outside_the_support_is_ignored_by_a_start_and_told_by_a_fit(examp
     assert jem.fit(model, every, max_steps=2).status_name == "impossible_data"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [jem.Poisson, jem.Gamma, jem.Beta, jem.Binomial])
 def test_rows_of_which_none_is_possible_are_told_by_a_fit(family: Any) -> None:
     rows = np.full(6, -1.0)

@@ -117,6 +117,7 @@ SAME = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAME)
 def test_a_start_that_cannot_move_has_not_converged(name: str) -> None:
     start, x = SAME[name]
@@ -125,6 +126,7 @@ def test_a_start_that_cannot_move_has_not_converged(name: str) -> None:
     assert not fit.converged
 
 
+@pytest.mark.slow
 def test_one_of_many_stands_still() -> None:
     starts = jax.tree.map(
         lambda *leaf: jnp.stack(leaf), SAME["counts"][0], jem.Mixture([0.5, 0.5], jem.Poisson([1.0, 8.0]))
@@ -134,6 +136,7 @@ def test_one_of_many_stands_still() -> None:
     assert fits.converged.tolist() == [False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", [jem.Exponential(0.01), jem.Weibull(1.0, 900.0), jem.LogNormal(7.0, 1.0)], ids=repr)
 def test_nothing_ended(base: Any) -> None:
     x = jnp.array([[900.0, jnp.inf], [1200.0, jnp.inf], [1500.0, jnp.inf]])
@@ -149,6 +152,7 @@ def test_nothing_was_seen() -> None:
     assert jem.fit(start, x, weight=jnp.zeros(4)).status_name == "no_data"
 
 
+@pytest.mark.slow
 def test_more_centres_than_points() -> None:
     x = jnp.array([[0.0], [0.0], [1.0], [1.0]])
     assert jem.Status(int(jem.kmeans(jax.random.key(0), x, 3).status)).name == "components_coincide"
@@ -167,6 +171,7 @@ INTERVALS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INTERVALS)
 def test_censored_so_that_nothing_is_likeliest(name: str) -> None:
     """Two parameters have no maximum where a point, or no order at all, explains every row; a rate has one there."""
@@ -178,6 +183,7 @@ def test_censored_so_that_nothing_is_likeliest(name: str) -> None:
         assert not (never and fit.converged)
 
 
+@pytest.mark.slow
 def test_a_part_of_which_nothing_is_known() -> None:
     """A censored column beside others, and a column of which no cell was seen."""
     start = jem.Product((jem.Censored(jem.Exponential(0.01)), jem.Poisson(1.0)))

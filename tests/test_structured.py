@@ -16,6 +16,7 @@ from jaxem.distributions.base import add, over_parts, scale
 from jaxem.priors import Beta, Dirichlet, Gamma, Ridge, Structured
 
 
+@pytest.mark.slow
 def test_a_ridge_of_gate_and_experts_is_a_quadratic_in_their_coefficients() -> None:
     gate = jem.SoftmaxGate([[3.0]], [0.5])
     model = jem.MixtureOfExperts(gate, jem.LogisticRegression([[2.0], [-1.0]], [0.0, 1.0]))
@@ -71,6 +72,7 @@ def test_a_prior_of_each_part() -> None:
         Structured(Dirichlet(2.0))
 
 
+@pytest.mark.slow
 def test_parts_of_the_data_meet_though_a_member_has_no_rows_in_one_of_them() -> None:
     """The part without rows comes first: what it says of where the member stands must not be believed."""
     rng = np.random.default_rng(0)

@@ -599,18 +599,10 @@ def cache_compilations() -> None:
     """
     import jax
 
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        try:
-            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxem"
-            folder.mkdir(parents=True, exist_ok=True)
-            if os.access(folder, os.W_OK | os.X_OK):
-                jax.config.update("jax_compilation_cache_dir", str(folder))
-        except (OSError, RuntimeError):  # RuntimeError: there is no home directory
-            pass
-    # A damaged entry is compiled again; one that does not fit on the disk is not kept.
-    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    from jaxem.io.cache import cache
+
+    warnings.filterwarnings("ignore", "compiled programs are not kept")
+    cache()
     if not os.environ.get("JAX_PLATFORMS"):
         # The command line computes on the CPU: do not start an accelerator and take its memory.
         jax.config.update("jax_platforms", "cpu")

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxem.core.constraints import rebuilt, walk
 
@@ -123,6 +123,24 @@ def logarithmic(model: Any) -> Coordinates:
         jnp.broadcast_to(jnp.asarray(leaf.bijector.logarithms(leaf.values), free.dtype), free.shape)
         for leaf, free in each
     ]
+
+
+def moving(model: Any, used: Any = None) -> Bool[Array, "p"]:
+    """Which of the coordinates of one model a fit can move at all, in the order of `flat`.
+
+    Args:
+        model: any.
+        used: for each parameter, in the order of its leaves, `[*members]` bool: which of them count; all that are in
+            use if left out.
+
+    >>> import jaxem as jem
+    >>> moving(jem.Mixture([1.0, 0.0], jem.Poisson([1.0, 2.0]))).tolist()
+    [False, True, False]
+    """
+    leaves = list(walk(model, jnp.ones(getattr(model, "batch_shape", ()), bool)))
+    if used is not None:
+        leaves = [leaf._replace(used=leaf.used & mine) for leaf, mine in zip(leaves, used, strict=True)]
+    return jnp.concatenate([jnp.zeros(0, bool), *(leaf.moves().ravel() for leaf in leaves)])
 
 
 def flat(model: Any, like: Any = None) -> tuple[Float[Array, "p"], Callable[[Array], Any]]:

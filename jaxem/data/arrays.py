@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 GAPS = ("NoneType", "NAType", "NaTType", "MaskedConstant")
 """Names of the types that stand for a missing value in Python, pandas and NumPy."""
@@ -66,6 +67,13 @@ def float_type(dtype: Any) -> np.dtype:
     if jnp.issubdtype(dtype, jnp.floating) and np.dtype(dtype).itemsize <= 4:
         return np.dtype(np.float32)
     return np.dtype(jnp.result_type(float))
+
+
+def as_dtype(number: Any, dtype: Any) -> Array:
+    """A number as an array of this type on the device; unless it is traced, nothing is compiled."""
+    if isinstance(number, jax.Array):
+        return number.astype(dtype)
+    return jax.device_put(np.asarray(number, dtype), may_alias=False)
 
 
 def _is_real(dtype: Any) -> bool:

@@ -88,6 +88,11 @@ def as_numpy_if_local(x: Any) -> Any:
     return x if far else np.asarray(x)
 
 
+def known_locally(x: Any) -> Any:
+    """`x` as NumPy if it lies here and its values are known; unchanged if it is traced."""
+    return x if isinstance(x, Tracer) else as_numpy_if_local(x)
+
+
 def _patterns(x: Any) -> int:
     """Smallest power of two that is at least the number of patterns of any problem: like data share a compilation."""
     if isinstance(x, jax.Array) and not x.is_fully_addressable:

@@ -49,11 +49,19 @@ def prepare(x: Any, weight: Any, labels: Any, components: int | None = None) -> 
         check_labels(labels, components)
         labels = beside(values, labels, jnp.int32)
     if weight is None:
-        weight = jnp.ones(n, values.dtype, device=_sharding(values, 1))
+        weight = _ones(values)
         if not isinstance(values, Tracer) and not has_nan(values):
             return x, weight, labels
     weight = _with_auto_mesh(as_weight(weight, (n,), f"{n} rows"))
     return *_harmless(x, beside(values, weight, values.dtype)), labels
+
+
+def _ones(values: Any) -> Any:
+    """A one for each row, on the devices of the rows; by NumPy, as it compiles nothing, where that is possible."""
+    sharding = _sharding(values, 1)
+    if isinstance(values, Tracer) or sharding is not None or not isinstance(values.shape[0], int):
+        return jnp.ones(values.shape[0], values.dtype, device=sharding)
+    return jax.device_put(np.ones(values.shape[0], values.dtype), may_alias=False)
 
 
 def _harmless(x: Any, weight: Array) -> tuple[Any, Array]:

@@ -12,8 +12,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Int
 
 from jaxem.core.pytree import module, replace, static
-from jaxem.data.arrays import float_type, numbers
-from jaxem.data.missing import Incomplete, as_numpy_if_local, has_nan, incomplete
+from jaxem.data.arrays import as_dtype, float_type, numbers
+from jaxem.data.missing import Incomplete, as_numpy_if_local, has_nan, incomplete, known_locally
 from jaxem.data.prepare import as_floats, presence, stack
 
 
@@ -92,7 +92,7 @@ class Sequences:
                 raise ValueError(f"mask[{index}] has shape {np.shape(mask[index])}; it must be {array.shape[:1]}")
         lengths = [len(array) for array in arrays]
         seen = None if mask is None else stack([np.asarray(each, bool) for each in mask], max(lengths))
-        return cls(_together(arrays, max(lengths)), jnp.asarray(lengths, jnp.int32), seen)  # type: ignore[arg-type]
+        return cls(_together(arrays, max(lengths)), as_dtype(lengths, np.int32), seen)  # type: ignore[arg-type]
 
     @classmethod
     def batch(cls, values: Any, length: Any, mask: Any, patterns: int = 0) -> Sequences:
@@ -109,18 +109,19 @@ class Sequences:
         return self.values.shape[1]
 
     @property
-    def there(self) -> Bool[Array, "s t"]:
+    def there(self) -> Bool[Array | np.ndarray, "s t"]:
         """`[S, T]` bool: steps within their sequence."""
-        return jnp.arange(self.steps, dtype=jnp.int32)[None] < self.length[:, None]
+        lib = np if isinstance(self.length, np.ndarray) else jnp
+        return lib.arange(self.steps, dtype=np.int32)[None] < self.length[:, None]
 
     @property
-    def seen(self) -> Bool[Array, "s t"]:
+    def seen(self) -> Bool[Array | np.ndarray, "s t"]:
         """`[S, T]` bool: observed steps."""
         return self.there if self.mask is None else self.there & self.mask
 
     def rows(self) -> Any:
         """All steps, time first: `[T x S, ...]`."""
-        rows = jnp.swapaxes(self.values, 0, 1).reshape(self.steps * len(self), *self.values.shape[2:])
+        rows = self.values.swapaxes(0, 1).reshape(self.steps * len(self), *self.values.shape[2:])
         return Incomplete(rows, self.patterns) if self.patterns else rows
 
     def alone(self) -> Sequences:
@@ -130,7 +131,12 @@ class Sequences:
         """
         many = len(self) * self.steps
         values, mask = self.values.reshape(many, 1, *self.values.shape[2:]), self.seen.reshape(many, 1)
-        return replace(self, values=values, length=jnp.ones(many, jnp.int32), mask=mask)
+        lib = np if isinstance(mask, np.ndarray) else jnp
+        return replace(self, values=values, length=lib.ones(many, np.int32), mask=mask)
+
+    def local(self) -> Sequences:
+        """The same as NumPy arrays, which compile nothing, if they are known and lie here."""
+        return jax.tree.map(known_locally, self)
 
     def padded(self, count: int, steps: int, masked: bool) -> Sequences:
         """The same sequences padded to `count` sequences of `steps` steps; of NumPy arrays."""
@@ -171,7 +177,8 @@ def _gaps(values: np.ndarray, length: np.ndarray, mask: Any) -> tuple[Array, Arr
         values = np.where(seen.reshape(*seen.shape, *(1 for _ in values.shape[2:])), values, values[seen][0])
     gaps = incomplete(values.reshape(-1, *values.shape[2:]))
     patterns = gaps.patterns if isinstance(gaps, Incomplete) else 0
-    return jnp.asarray(values), None if (seen == there).all() else jnp.asarray(seen), patterns
+    seen = None if (seen == there).all() else jax.device_put(seen, may_alias=False)
+    return jax.device_put(values, may_alias=False), seen, patterns
 
 
 def stacked(

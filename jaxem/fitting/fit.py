@@ -8,11 +8,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
+from jaxem.core.compilation import OFTEN, program
+from jaxem.core.pytree import replace
+from jaxem.data.arrays import as_dtype
+from jaxem.data.buckets import is_local, padded_members, padded_rows
+from jaxem.data.padding import bucket
 from jaxem.data.prepare import prepare
-from jaxem.distributions.base import Labelled, Statistics, check_model
+from jaxem.distributions.base import Labelled, Statistics, check_model, work
 from jaxem.fitting.checks import check_labelled, check_limits, check_prior, check_rows, check_starts, hidden_states
 from jaxem.fitting.finish import best_of, make_result
 from jaxem.fitting.implicit import differentiated
@@ -23,6 +29,9 @@ from jaxem.fitting.sources.sharded import ShardedRows, dealt, layout_of
 from jaxem.fitting.status import Status
 from jaxem.solvers.em import EM
 from jaxem.solvers.words import as_solver
+
+TRACE = 1024
+"""Length of the trace of small fits, which their programs know; of more steps, a power of two times that."""
 
 
 def fit(
@@ -40,7 +49,9 @@ def fit(
     """Fit `model` to `x`, starting from the parameters that it has.
 
     Maximises sum_i weight_i log p(x_i) + log prior. It can be jitted and vmapped; calls with the same shapes compile
-    once, whatever `tol` is. It can be differentiated, forward and in reverse, with respect to x, weight and prior, by
+    once, whatever `tol` is. On a CPU small work is compiled lightly, and optimised once it has been done some hundred
+    times; its rows, steps and starts are padded, so that calls of nearly the same shapes compile once. Both change
+    results by rounding only. It can be differentiated, forward and in reverse, with respect to x, weight and prior, by
     the implicit function theorem at the model where it ended: memory does not grow with the steps, and
     the start does not matter. Fit with a small `tol` for that: the derivative is as exact as the maximum.
 
@@ -99,7 +110,7 @@ def fit(
     # Rows on other processes cannot be checked here.
     if not isinstance(weight, Tracer) and weight.is_fully_addressable:
         model.check(x, weight, prior is None)
-    limits = Limits(jnp.asarray(tol, weight.dtype), jnp.asarray(max_steps, jnp.int32))
+    limits = Limits(as_dtype(tol, weight.dtype), as_dtype(max_steps, np.int32))
     data = x if labels is None else Labelled(x, labels)
     if devices is not None:
         data, weight, layout = dealt(model, data, weight, devices)
@@ -111,10 +122,36 @@ def fit(
         data, weight = layout.spread((data, weight))
         data = ShardedRows(data, None, layout)
         solver, model, prior, limits = layout.everywhere((solver, model, prior, limits))
-    return _fit(solver, model, data, weight, prior, limits, trace=Blank.of(max_steps))
+    given = solver, model, data, weight, prior, limits
+    trace = Blank.of(max_steps)
+    if layout is None and _fit.is_small(*given, trace=trace) and is_local(data, weight):
+        return _fit_padded(*given, trace)
+    return _fit(*given, trace=trace)
 
 
-@partial(jax.jit, static_argnames="trace")
+def _fit_padded(solver: Any, models: Any, data: Any, weight: Array, prior: Any, limits: Limits, trace: Blank) -> Fit:
+    """A small fit, in one of few shapes: the same result, up to rounding."""
+    if not (solver.minibatch or _draws(solver)):
+        x, labels = (data.x, data.labels) if isinstance(data, Labelled) else (data, None)
+        x, weight, labels = padded_rows(x, weight, labels)
+        data, models = x if labels is None else Labelled(x, labels), padded_members(models)
+    longer = trace._replace(length=bucket(max(trace.length, TRACE)))
+    fit = _fit(solver, models, data, weight, prior, limits, trace=longer)
+    return replace(fit, trace=jax.device_put(np.asarray(fit.trace)[: trace.length], may_alias=False))
+
+
+def _work(solver: Any, models: Any, x: Any, weight: Array, prior: Any, limits: Limits, *, trace: Blank) -> float:
+    """Numbers that a fit computes: of a hundred passes, as nobody knows how many it will take."""
+    return work(models, x) / 10 * min(trace.length, 100) * solver.passes_per_step
+
+
+def _draws(solver: Any) -> bool:
+    """Whether a solver holds a random key, with which it may draw one number for each row, padding included."""
+    types = [getattr(leaf, "dtype", None) for leaf in jax.tree.leaves(solver)]
+    return any(jnp.issubdtype(each, jax.dtypes.prng_key) or each == np.uint32 for each in types if each is not None)
+
+
+@program(_work, often=OFTEN, static_argnames="trace")
 def _fit(solver: Any, models: Any, x: Any, weight: Array, prior: Any, limits: Limits, *, trace: Blank) -> Fit:
     return _fit_differentiable(trace, solver, models, limits, x, weight, prior)
 

@@ -89,7 +89,7 @@ def _notebook_bar() -> Any:
     if ipython is None or not hasattr(ipython.get_ipython(), "kernel"):
         return None
     with contextlib.suppress(ImportError):
-        from tqdm.auto import tqdm
+        from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
         return tqdm
     return None

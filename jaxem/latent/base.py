@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import reduce
 from typing import Any, ClassVar, Self
 
 import jax
@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxem.core import linalg, semirings
+from jaxem.core.compilation import program
 from jaxem.core.constraints import check_parameters, told
 from jaxem.core.pytree import apart_as, module
 from jaxem.data.arrays import numbers
 from jaxem.data.prepare import check_weight
-from jaxem.distributions.base import Distribution, Labelled, Pullback, convert_parameters
+from jaxem.distributions.base import Distribution, Labelled, Pullback, convert_parameters, work
 from jaxem.latent.components import reordered
 
 
@@ -208,15 +209,15 @@ class Latent(Hidden):
 
         A row that is impossible under every state has posterior zero throughout.
         """
-        return self._usage(x, semirings.log_sum)
+        return _usage(self, self.observe(x), semirings.log_sum)
 
     def decode(self, x: Any) -> Array:
         """The most probable hidden states, jointly: `[*batch_shape, n]` integers."""
-        return jnp.argmax(self._usage(x, semirings.maximum), axis=-1)
+        return _likeliest(self, self.observe(x), semirings.maximum)
 
     def predict(self, x: Any) -> Array:
         """The most probable hidden state of each row by itself: `[*batch_shape, n]` integers."""
-        return jnp.argmax(self.posterior(x), axis=-1)
+        return _likeliest(self, self.observe(x), semirings.log_sum)
 
     def reordered(self, order: Any) -> Self:
         """The same model with its components (states) in another order.
@@ -301,26 +302,28 @@ class Latent(Hidden):
         """Log-indicators: -inf at the states that a known label rules out."""
         return evidence if labels is None else self._with_first(evidence, _possible(self._first(evidence), labels))
 
-    def _usage(self, x: Any, add: Any) -> Array:
-        """Responsibilities `[..., n, K]`: the derivative of the log-normaliser by the evidence of each row."""
-        data = self.observe(x)
-        return jnp.moveaxis(self.per_row(_derivative(self, data, add), _split(data)[0]), len(self.batch_shape), -1)
 
-
-@jax.jit
+@program(work)
 def _log_prob(model: Hidden, x: Any) -> Array:
     return told(model, model.log_normalizer(model.potentials(), model.evidence_of(x), semirings.log_sum, _split(x)[0]))
 
 
-@partial(jax.jit, static_argnums=2)
-def _derivative(model: Latent, x: Any, add: Any) -> Array:
+@program(work, static_argnums=2)
+def _usage(model: Latent, x: Any, add: Any) -> Array:
+    """`[..., n, K]`: the derivative of the log-normaliser with respect to what the child says of each row."""
     data, _ = _split(x)
     own, evidence = model.potentials(), model.evidence_of(x)
     log_prob, backward = jax.vjp(lambda e: model.log_normalizer(own, e, add, data), evidence)
-    return model._first(backward(jnp.ones_like(log_prob))[0])
+    used = model._first(backward(jnp.ones_like(log_prob))[0])
+    return jnp.moveaxis(model.per_row(used, data), len(model.batch_shape), -1)
 
 
-@jax.jit
+@program(work, static_argnums=2)
+def _likeliest(model: Latent, x: Any, add: Any) -> Array:
+    return jnp.argmax(_usage(model, x, add), axis=-1)
+
+
+@program(work)
 def _entropy(model: Hidden, x: Any, weight: Array | None) -> Array:
     data, _ = _split(x)
     evidence = model.less_common(model.evidence_of(x))

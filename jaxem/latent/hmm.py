@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any, Self
 
@@ -16,18 +17,21 @@ from jaxem.chains.normalizer import log_normalizer, plain
 from jaxem.chains.sampling import sampled_score
 from jaxem.chains.scan_exact import draws, forward, probabilities
 from jaxem.core import semirings
-from jaxem.core.arguments import as_key, whole
+from jaxem.core.arguments import as_key, optional, whole
+from jaxem.core.compilation import program
 from jaxem.core.constraints import parameter, simplex
 from jaxem.core.linalg import HIGHEST, lead, matmul
 from jaxem.core.pytree import replace
-from jaxem.data.missing import hot_deck
+from jaxem.data.missing import hot_deck, known_locally
 from jaxem.data.prepare import prepare
 from jaxem.data.sequences import Sequences, as_sequences
 from jaxem.distributions.base import Distribution, Labelled
+from jaxem.distributions.product import told
 from jaxem.distributions.registry import structure
 from jaxem.distributions.statistics.moments import shares
+from jaxem.distributions.words import as_family
 from jaxem.latent.base import chosen, log_potential, same_members
-from jaxem.latent.mixture import Mixture
+from jaxem.latent.mixture import Mixture, Plan, start_work
 from jaxem.latent.sequence_model import SequenceModel, Steps
 
 SUMS = {semirings.log_sum: log_normalizer, semirings.maximum: best_score}
@@ -135,22 +139,10 @@ class HMM(SequenceModel):
         """
         key, states = as_key(key), whole(states, "states")
         x, weight, labels = prepare(as_sequences(x), weight, labels, states)
-        row_weight = jnp.where(x.seen, weight[:, None], 0)
-        rows = x.values.reshape(len(x) * x.steps, *x.values.shape[2:])
-        if x.patterns:
-            rows = hot_deck(jax.random.fold_in(key, 1), rows, row_weight.ravel())
-        known = None if labels is None else labels.ravel()
-        mixture = Mixture.start(
-            key, family, rows, states, weight=row_weight.ravel(), labels=known, restarts=restarts, method=method
-        )
-        each = mixture.posterior(rows if known is None else Labelled(rows, known))
-        each = each.reshape(*each.shape[:-2], len(x), x.steps, states)
-        there = jnp.where(x.there, weight[:, None], 0)
-        pairs = there[:, 1:], each[..., :-1, :], each[..., 1:, :]
-        follow = jnp.einsum("st,...sti,...stj->...ij", *pairs, precision=HIGHEST)
-        first = jnp.einsum("s,...si->...i", weight, each[..., 0, :], precision=HIGHEST)
-        # One of each besides: a probability of zero is a place that EM cannot leave.
-        return cls(shares(first + 1, first), shares(follow + 1, follow), mixture.components)
+        here = x.local()
+        steps = here.values.reshape(len(x) * x.steps, *x.values.shape[2:])
+        family = told(as_family(family), steps, (here.seen * known_locally(weight)[:, None]).ravel())
+        return _start(key, x, weight, labels, Plan(cls, family, states, optional(restarts, "restarts"), method))
 
     def potentials(self) -> tuple[Float[Array, "*batch k"], Float[Array, "*batch k k"]]:
         """The potentials log initial and log transition; -inf, with zero gradient, where a probability is zero."""
@@ -244,7 +236,31 @@ class HMM(SequenceModel):
         return _sample(self, key, n, whole(steps, "steps"))
 
 
-@partial(jax.jit, static_argnums=(2, 3))
+@program(start_work, static_argnums=4)
+def _start(key: Array, x: Sequences, weight: Array, labels: Any, plan: Plan) -> HMM:
+    rows, there = x.values.reshape(len(x) * x.steps, *x.values.shape[2:]), jnp.where(x.there, weight[:, None], 0)
+    row_weight = jnp.where(x.seen, weight[:, None], 0).ravel()
+    if x.patterns:
+        rows = hot_deck(jax.random.fold_in(key, 1), rows, row_weight)
+    known = None if labels is None else labels.ravel()
+    mixture = Mixture.start(
+        key, plan.family, rows, plan.components,
+        weight=row_weight, labels=known, restarts=plan.restarts, method=plan.method,
+    )  # fmt: skip
+    each = mixture.posterior(rows if known is None else Labelled(rows, known))
+    each = each.reshape(*each.shape[:-2], len(x), x.steps, plan.components)
+    pairs = there[:, 1:], each[..., :-1, :], each[..., 1:, :]
+    follow = jnp.einsum("st,...sti,...stj->...ij", *pairs, precision=HIGHEST)
+    first = jnp.einsum("s,...si->...i", weight, each[..., 0, :], precision=HIGHEST)
+    # One of each besides: a probability of zero is a place that EM cannot leave.
+    return plan.model(shares(first + 1, first), shares(follow + 1, follow), mixture.components)
+
+
+def _sample_work(model: HMM, key: Array, n: int, steps: int) -> float:
+    return 10.0 * n * steps * model.work_per_row * math.prod((*model.batch_shape, *model.event_shape))
+
+
+@program(_sample_work, static_argnums=(2, 3))
 def _sample(model: HMM, key: Array, n: int, steps: int) -> Array:
     first, then, what = jax.random.split(key, 3)
     members = model.batch_shape

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, Self
+import math
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxem.core.arguments import as_key, optional, whole
+from jaxem.core.compilation import program
 from jaxem.core.constraints import parameter, simplex
 from jaxem.core.pytree import replace
-from jaxem.data.missing import Incomplete, hot_deck
+from jaxem.data.arrays import as_dtype
+from jaxem.data.missing import Incomplete, cells, hot_deck
 from jaxem.data.prepare import as_table, prepare
 from jaxem.distributions.base import Distribution
 from jaxem.distributions.product import told
@@ -118,25 +121,8 @@ class Mixture(Latent):
         if method not in seeding.METHODS:
             raise ValueError(f"method is {method!r}; it must be one of {', '.join(seeding.METHODS)}")
         x, weight, labels = prepare(as_table(x), weight, labels, components)
-        if isinstance(x, Incomplete):
-            family = told(family, x.values, weight)
-            x = hot_deck(jax.random.fold_in(key, 1), x.values, weight)
-        family = told(family, x, weight)
-        members, held = seeding.responsibilities(
-            key,
-            x,
-            weight,
-            labels,
-            jnp.asarray(components if active is None else active, jnp.int32),
-            family=family,
-            k=components,
-            restarts=restarts or 1,
-            method=method,
-        )
-        total = held.sum(-1, keepdims=True)
-        uniform = jnp.full_like(held, 1 / components)
-        model = cls(jnp.where(total > 0, held / jnp.where(total > 0, total, 1), uniform), members)
-        return model if restarts is not None else jax.tree.map(lambda leaf: leaf[0], model)
+        plan = Plan(cls, told(family, cells(x), weight), components, restarts, method)
+        return _start(key, x, weight, labels, None if active is None else as_dtype(active, np.int32), plan)
 
     def potentials(self) -> Float[Array, "*batch k"]:
         """The potentials log weights; -inf, with zero gradient, where a weight is zero."""
@@ -186,7 +172,41 @@ class Mixture(Latent):
         return chosen(self.components.drawn_rows(what, self.child_data(x), n), component, len(self.batch_shape))
 
 
-@partial(jax.jit, static_argnums=2)
+class Plan(NamedTuple):
+    """What a start is to be, but for the data: the model's class, and the arguments of `Mixture.start`."""
+
+    model: Any
+    family: Any
+    components: int
+    restarts: int | None
+    method: str
+
+
+def start_work(key: Array, x: Any, weight: Any, labels: Any, *plan: Any) -> float:
+    """Numbers that a start computes, for `jaxem.core.compilation`: seeds, some passes, M-steps."""
+    *_, (_, _, components, restarts, _) = plan
+    return 30.0 * sum(leaf.size for leaf in jax.tree.leaves(x)) * components * (restarts or 1)
+
+
+@program(start_work, static_argnums=5)
+def _start(key: Array, x: Any, weight: Array, labels: Any, active: Any, plan: Plan) -> Mixture:
+    cls, family, components, restarts, method = plan
+    if isinstance(x, Incomplete):
+        x = hot_deck(jax.random.fold_in(key, 1), x.values, weight)
+    active = jnp.asarray(components if active is None else active, jnp.int32)
+    how = {"family": family, "k": components, "restarts": restarts or 1, "method": method}
+    members, held = seeding.responsibilities(key, x, weight, labels, active, **how)
+    total = held.sum(-1, keepdims=True)
+    uniform = jnp.full_like(held, 1 / components)
+    model = cls(jnp.where(total > 0, held / jnp.where(total > 0, total, 1), uniform), members)
+    return model if restarts is not None else jax.tree.map(lambda leaf: leaf[0], model)
+
+
+def _sample_work(model: Mixture, key: Array, n: int) -> float:
+    return 10.0 * n * model.work_per_row * math.prod((*model.batch_shape, *model.event_shape))
+
+
+@program(_sample_work, static_argnums=2)
 def _sample(model: Mixture, key: Array, n: int) -> Array:
     which, what = jax.random.split(key)
     component = jax.random.categorical(which, model.potentials()[..., None, :], shape=(*model.batch_shape, n))

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxem.core import linalg
 from jaxem.core.arguments import whole
+from jaxem.core.compilation import program
 from jaxem.core.linalg import matmul
 from jaxem.core.pytree import replace
 from jaxem.distributions.base import Rows
@@ -99,11 +100,7 @@ class MixtureOfExperts(Latent):
         if whole(experts, "experts") < 2:
             raise ValueError(f"MixtureOfExperts: experts is {experts}; a gate needs two at least")
         start = Mixture.start(key, family, x, experts, weight=weight, labels=labels, restarts=restarts, method=method)
-        # A share of zero would be an intercept of minus infinity.
-        shares = jnp.log(start.weights + 0.1 / experts)
-        intercept = shares[..., :-1] - shares[..., -1:]
-        flat = jnp.zeros((*intercept.shape, start.event_shape[0] - 1), intercept.dtype)
-        return cls(SoftmaxGate(flat, intercept), start.components)
+        return _with_gate(start, cls)
 
     def potentials(self) -> Float[Array, "*batch"]:
         """The own potentials: a zero that nothing uses, as the gate is a child."""
@@ -148,3 +145,13 @@ class MixtureOfExperts(Latent):
     def rows_like(self, key: Array, x: Float[Array, "n d"]) -> Float[Array, "*batch n d"]:
         """Responses to the inputs of x."""
         return self.sample(key, len(x), x[:, :-1])
+
+
+@program(lambda start, cls: 0.0, static_argnums=1)
+def _with_gate(start: Mixture, cls: Any) -> MixtureOfExperts:
+    """Experts of a mixture, and a gate that has its weights whatever the inputs are."""
+    # A share of zero would be an intercept of minus infinity.
+    shares = jnp.log(start.weights + 0.1 / start.weights.shape[-1])
+    intercept = shares[..., :-1] - shares[..., -1:]
+    flat = jnp.zeros((*intercept.shape, start.event_shape[0] - 1), intercept.dtype)
+    return cls(SoftmaxGate(flat, intercept), start.components)

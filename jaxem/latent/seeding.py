@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -74,7 +73,6 @@ def apart(method: str, restarts: int) -> Bool[Array, "r"]:
     return {"mixed": place % 2 == 0, "kmeans++": place >= 0, "random": place < 0}[method]
 
 
-@partial(jax.jit, static_argnames=("family", "k", "restarts", "method"))
 def responsibilities(
     key: Array,
     x: Array,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from jaxem.core.arguments import as_key
 from jaxem.core.linalg import lead
 from jaxem.core.pytree import module, replace, static
+from jaxem.data.missing import known_locally
 from jaxem.data.sequences import Sequences, as_sequences
 from jaxem.distributions.base import Labelled, type_of
 from jaxem.latent.base import Latent
@@ -52,14 +54,14 @@ class SequenceModel(Latent):
             return Labelled(self.observe(x.x), labels)
         if isinstance(x, Steps):
             return x
-        x = self.read(x)
-        return Steps(self.child.observe(x.rows()), x.length, x.seen.T, x.axis)
+        return _observed(self, self.read(x))
 
     def read(self, x: Any) -> Sequences:
         return as_sequences(x, self.event_shape, type_of(self))
 
     def check(self, x: Sequences, weight: Array, alone: bool) -> None:
-        self.child.check(x.alone().rows(), jnp.where(x.seen, weight[:, None], 0).ravel(), alone)
+        here, weight = x.local(), known_locally(weight)
+        self.child.check(*jax.device_put((here.alone().rows(), (here.seen * weight[:, None]).ravel())), alone)
 
     def child_data(self, x: Any) -> Any:
         return x.rows
@@ -96,6 +98,12 @@ class SequenceModel(Latent):
         if self.batch_shape:
             raise ValueError(f"impute needs one model; this is a batch of shape {self.batch_shape}")
         return _impute(self, self.read(x), None if key is None else as_key(key))
+
+
+@partial(jax.jit, inline=True)
+def _observed(model: SequenceModel, x: Sequences) -> Steps:
+    """One program."""
+    return Steps(model.child.observe(x.rows()), x.length, x.seen.T, x.axis)
 
 
 @jax.jit

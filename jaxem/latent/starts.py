@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxem.core.arguments import as_key, optional, whole
+from jaxem.core.compilation import program
 from jaxem.data.missing import incomplete
 from jaxem.data.prepare import as_floats, stacked
 from jaxem.data.problems import as_problems
@@ -18,7 +18,7 @@ from jaxem.data.sequences import stacked as stacked_sequences
 from jaxem.distributions.product import told
 from jaxem.distributions.words import as_family
 from jaxem.latent.hmm import HMM
-from jaxem.latent.mixture import Mixture
+from jaxem.latent.mixture import Mixture, Plan, start_work
 
 
 def start_many(
@@ -62,7 +62,7 @@ def start_many(
     given = tuple(None if value is None else jnp.asarray(value) for value in (weight, labels, active))
     xs = xs if chains else incomplete(as_floats(xs))
     family = told(family, *_together(xs, given[0]))
-    return _start_many(key, xs, *given, (family, components, restarts, method))
+    return _start_many(key, xs, *given, Plan(HMM if chains else Mixture, family, components, restarts, method))
 
 
 def _together(xs: Any, weight: Any) -> tuple[Any, Any]:
@@ -75,15 +75,14 @@ def _together(xs: Any, weight: Any) -> tuple[Any, Any]:
     return values.reshape(-1, *values.shape[there.ndim :]), there.reshape(-1)
 
 
-@partial(jax.jit, static_argnums=5)
-def _start_many(key: Array, xs: Any, weight: Any, labels: Any, active: Any, how: tuple[Any, ...]) -> Any:
-    family, components, restarts, method = how
+@program(start_work, static_argnums=5)
+def _start_many(key: Array, xs: Any, weight: Any, labels: Any, active: Any, plan: Plan) -> Any:
+    model, family, components, restarts, method = plan
 
     def one(key: Array, x: Any, weight: Any, labels: Any, active: Any) -> Any:
         shared = {"weight": weight, "labels": labels, "restarts": restarts, "method": method}
-        if isinstance(x, Sequences):
-            return HMM.start(key, family, x, components, **shared)
-        return Mixture.start(key, family, x, components, active=active, **shared)
+        shared |= {} if active is None else {"active": active}
+        return model.start(key, family, x, components, **shared)
 
     given = weight, labels, active
     axes = (0, 0, *(None if value is None else 0 for value in given))

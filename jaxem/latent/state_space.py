@@ -15,6 +15,7 @@ from jaxem.chains import kalman
 from jaxem.chains.kalman import Observed, System
 from jaxem.core import linalg
 from jaxem.core.arguments import as_key, whole
+from jaxem.core.compilation import program
 from jaxem.core.constraints import (
     check_parameters,
     is_held,
@@ -29,7 +30,7 @@ from jaxem.core.linalg import matmul, outer, transpose
 from jaxem.core.pytree import module, replace, static
 from jaxem.data.prepare import prepare
 from jaxem.data.sequences import Sequences, as_sequences
-from jaxem.distributions.base import Distribution, Labelled, Pullback, convert_parameters, type_of
+from jaxem.distributions.base import Distribution, Labelled, Pullback, convert_parameters, type_of, work
 from jaxem.distributions.gaussian import FLOOR, Gaussian
 from jaxem.distributions.registry import structure
 from jaxem.distributions.statistics import quantiles
@@ -240,28 +241,7 @@ class LinearGaussianSSM(Distribution):
             raise ValueError(f"states is {states} and restarts {restarts}; both must be at least one")
         key, states = as_key(key), whole(states, "states")
         x, weight, _ = prepare(as_sequences(x), weight, None)
-        values = x.values if x.values.ndim == 3 else x.values[..., None]
-        seen = kalman.observed(values, x.seen, x.length)
-        cell = jnp.where(seen.seen, weight[None, None], 0)
-        count = jnp.maximum(jnp.sum(cell, axis=(0, 2)), jnp.finfo(cell.dtype).tiny)
-        mean = jnp.sum(cell * seen.values, axis=(0, 2)) / count
-        variance = jnp.maximum(_spread(seen, weight) ** 2, jnp.finfo(cell.dtype).tiny)
-        rates, directions = jax.random.split(key)
-        members, dtype = (restarts or 1,), cell.dtype
-        rate = jax.random.uniform(rates, (*members, states), dtype, minval=0.3, maxval=0.97)
-        direction = jax.random.normal(directions, (*members, len(mean), states), dtype)
-        direction = direction / jnp.sqrt(jnp.sum(direction**2, axis=-1, keepdims=True))
-        model = cls(
-            jnp.zeros_like(rate),
-            linalg.diagonal_matrix(jnp.ones_like(rate)),
-            linalg.diagonal_matrix(rate),
-            linalg.diagonal_matrix(1 - rate**2),
-            # Half of the variance is the states', half is noise.
-            direction * jnp.sqrt(variance / 2)[None, :, None],
-            jnp.broadcast_to(mean, (*members, len(mean))),
-            jnp.broadcast_to(linalg.diagonal_matrix(variance / 2), (*members, len(mean), len(mean))),
-        )
-        return model if restarts is not None else jax.tree.map(lambda leaf: leaf[0], model)
+        return _start(key, x, weight, cls, states, restarts)
 
     def read(self, x: Any) -> Sequences:
         return as_sequences(x, self.event_shape, type_of(self))
@@ -280,7 +260,7 @@ class LinearGaussianSSM(Distribution):
         values = x.values[..., None] if x.values.ndim == 2 and self.event_shape == (1,) else x.values
         if values.shape[2:] != self.event_shape:
             raise ValueError(f"x has steps of shape {values.shape[2:]}; this model reads steps of {self.event_shape}")
-        return kalman.observed(values.astype(self.emission.dtype), x.seen, x.length)
+        return _observed(replace(x, values=values.astype(self.emission.dtype)))
 
     def observations(self, x: Any, weight: Array) -> Array:
         """The weight of the steps of which anything was seen."""
@@ -558,18 +538,54 @@ def _sequences_first(values: Array, members: int) -> Array:
     return jnp.moveaxis(values, -1, members)
 
 
-@jax.jit
+def _start_work(key: Array, x: Sequences, *given: Any) -> float:
+    return 30.0 * x.values.size
+
+
+@program(_start_work, static_argnums=(3, 4, 5))
+def _start(key: Array, x: Sequences, weight: Array, cls: Any, states: int, restarts: int | None) -> LinearGaussianSSM:
+    values = x.values if x.values.ndim == 3 else x.values[..., None]
+    seen = kalman.observed(values, x.seen, x.length)
+    cell = jnp.where(seen.seen, weight[None, None], 0)
+    count = jnp.maximum(jnp.sum(cell, axis=(0, 2)), jnp.finfo(cell.dtype).tiny)
+    mean = jnp.sum(cell * seen.values, axis=(0, 2)) / count
+    variance = jnp.maximum(_spread(seen, weight) ** 2, jnp.finfo(cell.dtype).tiny)
+    rates, directions = jax.random.split(key)
+    members, dtype = (restarts or 1,), cell.dtype
+    rate = jax.random.uniform(rates, (*members, states), dtype, minval=0.3, maxval=0.97)
+    direction = jax.random.normal(directions, (*members, len(mean), states), dtype)
+    direction = direction / jnp.sqrt(jnp.sum(direction**2, axis=-1, keepdims=True))
+    model = cls(
+        jnp.zeros_like(rate),
+        linalg.diagonal_matrix(jnp.ones_like(rate)),
+        linalg.diagonal_matrix(rate),
+        linalg.diagonal_matrix(1 - rate**2),
+        # Half of the variance is the states', half is noise.
+        direction * jnp.sqrt(variance / 2)[None, :, None],
+        jnp.broadcast_to(mean, (*members, len(mean))),
+        jnp.broadcast_to(linalg.diagonal_matrix(variance / 2), (*members, len(mean), len(mean))),
+    )
+    return model if restarts is not None else jax.tree.map(lambda leaf: leaf[0], model)
+
+
+@partial(jax.jit, inline=True)
+def _observed(x: Sequences) -> Observed:
+    """One program."""
+    return kalman.observed(x.values, x.seen, x.length)
+
+
+@program(work)
 def _log_prob(model: LinearGaussianSSM, x: Observed) -> Array:
     return told(model, model._each(kalman.log_normalizer)(model._system(), x))
 
 
-@partial(jax.jit, static_argnums=2)
+@program(work, static_argnums=2)
 def _states(model: LinearGaussianSSM, x: Observed, function: Callable[..., Any]) -> Gaussian:
     moments = model._each(function)(model._system(), x)[1:3]
     return Gaussian(*(_sequences_first(moment, len(model.batch_shape)) for moment in moments))
 
 
-@partial(jax.jit, static_argnums=2)
+@program(work, static_argnums=2)
 def _forecast(model: LinearGaussianSSM, x: Observed, steps: int) -> tuple[Gaussian, Gaussian]:
     # What comes is steps that were not seen.
     more = ((0, steps), (0, 0), (0, 0))

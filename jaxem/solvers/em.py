@@ -215,6 +215,12 @@ class RowSource:
     def expectation(self, model: Any, weight: Array, over: Any) -> tuple[Array, Statistics]:
         raise NotImplementedError
 
+    def prepared(self, model: Any, weight: Array) -> tuple[Any, Array]:
+        raise NotImplementedError
+
+    def sample(self, weight: Array, spacing: int) -> tuple[Any, Array]:
+        raise NotImplementedError
+
 
 def expectation(model: Any, x: Any, weight: Float[Array, "n"], over: Any = log_sum) -> tuple[Array, Statistics]:
     """E-step: log-likelihood and expected statistics of weighted rows; `over` is the sum over hidden variables.

@@ -20,6 +20,7 @@ from jaxem.solvers.base import Solver
 from jaxem.solvers.em import expectation
 from jaxem.solvers.minibatch import check_size, epoch
 from jaxem.solvers.objective import gradient_of, objective, plain_step, value_and_gradient
+from jaxem.solvers.transformations import first_like
 
 FARTHEST = 4.0
 """Largest change of a logarithm in a line search, in nats."""
@@ -37,8 +38,9 @@ class Gradient(Solver):
     over them with one update for each batch.
 
     Args:
-        transformation: an optax `GradientTransformation`, or anything with its `init` and `update` (`MultiSteps`). Keep
-            the object for further fits: another one, made by the same call, is another program to compile.
+        transformation: an optax `GradientTransformation`, or anything with its `init` and `update` (`MultiSteps`).
+            One of optax's own, made again by the same call, compiles nothing new; any other is another program: keep
+            the object for further fits.
         batch_size: rows (or sequences) of an update; all of them if left out.
         key: a JAX random key for the order of the rows.
 
@@ -62,6 +64,7 @@ class Gradient(Solver):
             raise TypeError(
                 f"Gradient: transformation is {said_of(self.transformation)}; pass one of optax, as optax.adam(0.05)"
             )
+        object.__setattr__(self, "transformation", first_like(self.transformation))
         if self.batch_size is not None:
             check_size("Gradient", self.batch_size, "no batch_size for all rows at once")
             object.__setattr__(self, "key", as_key(0 if self.key is None else self.key, "Gradient: key"))

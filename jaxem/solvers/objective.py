@@ -16,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from jaxem.core.constraints import Leaf, simplex, unit_interval, walk
-from jaxem.core.coordinates import Coordinates, flat, from_coordinates, to_coordinates
+from jaxem.core.coordinates import Coordinates, flat, from_coordinates, moving, to_coordinates
 from jaxem.core.semirings import log_sum
 from jaxem.distributions.base import Statistics, add
 from jaxem.solvers.edges import NEAR, NOTABLE, growth
@@ -124,7 +124,8 @@ def columns(function: Callable[[Array], Array], at: Float[Array, "p"]) -> Float[
 def information(model: Any, x: Any, weight: Array, prior: Statistics, over: Any = log_sum) -> Float[Array, "p p"]:
     """Observed information: minus the Hessian of the objective in coordinates.
 
-    A coordinate without effect has a row of zeros; its diagonal is set to one, so that it stays where it is.
+    A coordinate that nothing moves, or without effect on these rows, has a row of zeros; its diagonal is set to one, so
+    that it stays where it is. For standard errors, which it has none of, see `jaxem.uncertainty`.
     """
     at, model_at = flat(model)
 
@@ -132,5 +133,6 @@ def information(model: Any, x: Any, weight: Array, prior: Statistics, over: Any 
         return ravel_pytree(value_and_gradient(model_at(free), x, weight, prior, over)[2])[0]
 
     found = -columns(gradient, at)
-    still = jnp.all(found == 0, axis=1)
-    return jnp.where(jnp.diag(still), 1, (found + found.T) / 2)
+    still = ~moving(model) | jnp.all(found == 0, axis=1)
+    found = jnp.where(still[:, None] | still[None], 0, (found + found.T) / 2)
+    return jnp.where(jnp.diag(still), 1, found)

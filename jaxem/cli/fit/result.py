@@ -11,7 +11,9 @@ import numpy as np
 
 from jaxem.cli.fit.schedule import Slab, places
 from jaxem.cli.table.groups import Grouped
+from jaxem.core.compilation import program
 from jaxem.core.constraints import free_parameters
+from jaxem.distributions.base import work
 from jaxem.evaluation import criteria
 from jaxem.evaluation.selection import FAILED, choose
 from jaxem.fitting.status import Status
@@ -242,13 +244,18 @@ def _failures_are_nan(scores: Scores) -> Scores:
     return scores
 
 
-@jax.jit
+def _work(models: Any, x: Any, *given: Any) -> float:
+    """Numbers computed, for `jaxem.core.compilation`: each model reads rows of its own."""
+    return work(models, x) / models.batch_shape[0]
+
+
+@program(_work)
 def entropies(models: Any, x: Any, weight: Any) -> jax.Array:
     """`[size]` posterior entropy of each model's hidden variables, in nats."""
     return jax.vmap(criteria.entropy)(models, x, weight)
 
 
-@jax.jit
+@program(_work)
 def belonging(models: Any, x: Any) -> tuple[jax.Array, jax.Array]:
     """Most probable component of each row (state on the most probable path), and its probability."""
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxem.core.compilation import program
 from jaxem.core.pytree import module, replace, select
 from jaxem.distributions.base import Labelled, Statistics
 from jaxem.fitting.finish import best_of, make_result
@@ -58,13 +58,22 @@ class Lanes:
     job: Array
 
 
-@partial(jax.jit, static_argnames="restarts")
+def _queue_work(solver: Any, lanes: Any, results: Any, problems: Problems, starts: Any, *_: Any, **named: Any) -> float:
+    """Numbers computed by all calls of `run_lanes` together: of every job, a hundred passes."""
+    readers = problems.weight.shape[0] if problems.shared else 1
+    return 100.0 * _size(problems.data) * readers * starts.work_per_row * named["restarts"] * solver.passes_per_step
+
+
+def _size(*data: Any, **_: Any) -> float:
+    return float(sum(leaf.size for leaf in jax.tree.leaves(data)))
+
+
+@program(_size, static_argnames="restarts")
 def prepare_lanes(
     solver: Any, starts: Any, x: Any, weight: Array, labels: Array | None, prior: Any, *, restarts: int
 ) -> tuple[Problems, Statistics]:
     """Everything independent of a model's parameters, computed once; and the floor of each problem's M-steps."""
     first = jax.tree.map(lambda leaf: leaf[::restarts], starts)
-
     shared = jax.tree.leaves(x)[0].shape[0] < weight.shape[0]
     data = x if labels is None else Labelled(x, labels)
     rows, axis = (member(data, 0), None) if shared else (data, 0)
@@ -75,7 +84,7 @@ def prepare_lanes(
     return Problems(data, weight, pseudo), floor
 
 
-@partial(jax.jit, static_argnames="width")
+@program(_size, static_argnames="width")
 def empty_lanes(solver: Any, starts: Any, problems: Problems, *, width: int) -> tuple[Lanes, Progress]:
     """Idle lanes, and the result of every job so far: its start, as interrupted."""
     model, problem = member(starts, 0), problems.whole(problems.at(jnp.asarray(0)))
@@ -89,7 +98,7 @@ def empty_lanes(solver: Any, starts: Any, problems: Problems, *, width: int) -> 
     return Lanes(many(width), jnp.full(width, jobs, jnp.int32)), replace(many(jobs), model=starts)
 
 
-@partial(jax.jit, static_argnames=("restarts", "one_by_one", "steps"), donate_argnames=("lanes", "results"))
+@program(_queue_work, static_argnames=("restarts", "one_by_one", "steps"), donate_argnames=("lanes", "results"))
 def run_lanes(
     solver: Any,
     lanes: Lanes,
@@ -151,7 +160,7 @@ def select_lanes(lanes: Lanes, keep: Array) -> Lanes:
     return jax.tree.map(lambda leaf: leaf[keep], lanes)
 
 
-@partial(jax.jit, static_argnames="restarts")
+@program(_size, static_argnames="restarts")
 def best_restarts(
     solver: Any, starts: Any, results: Progress, problems: Problems, floor: Statistics, *, restarts: int
 ) -> Fit:
