@@ -530,7 +530,7 @@ class Family(Distribution):
             ValueError: the columns of x are not the family's.
 
         >>> import jaxem as jem
-        >>> jem.Poisson([1.0, 4.0]).cdf([2, -1]).round(4).tolist()
+        >>> [[round(float(p), 4) for p in row] for row in jem.Poisson([1.0, 4.0]).cdf([2, -1])]
         [[0.9197, 0.0], [0.2381, 0.0]]
         """
         return _cdf(self, as_rows(cells(self.read(x)), self.event_shape, type_of(self)))

@@ -83,7 +83,7 @@ def sabic(log_likelihood: Any, parameters: Any, rows: Any) -> Any:
         log_likelihood, parameters, rows: as for `bic`.
 
     >>> round(float(sabic(-10.0, 3, 100)), 4)
-    24.3407
+    24.3408
     """
     return bic(log_likelihood, parameters, (np.asarray(rows) + 2) / 24)
 

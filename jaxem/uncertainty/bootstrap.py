@@ -119,11 +119,12 @@ class Bootstrap:
             return tuple(_each(lambda leaf, end=end: self._quantile(leaf, end), self.models) for end in ends)  # type: ignore
         each, trees = self._accelerated, (self.models, self.model)
 
-        def corrected(leaf: np.ndarray, at: np.ndarray, refits: np.ndarray, end: float) -> np.ndarray:
-            return self._quantile(leaf, self._level(leaf, at, refits[each.usable], each.multiplicity[each.usable], end))
-
         def end_of(end: float) -> Any:
-            return _each(lambda *leaves: corrected(*leaves, end), *trees, each.models)
+            def corrected(leaf: np.ndarray, at: np.ndarray, refits: np.ndarray) -> np.ndarray:
+                level = self._level(leaf, at, refits[each.usable], each.multiplicity[each.usable], end)
+                return self._quantile(leaf, level)
+
+            return _each(corrected, *trees, each.models)
 
         return end_of(ends[0]), end_of(ends[1])
 

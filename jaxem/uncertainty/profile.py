@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -111,15 +112,12 @@ def profile_interval(
     data = x if labels is None else Labelled(x, labels)
     pseudo = regularisers(model, x, weight, prior)[1]
 
-    def of(z: Array) -> Array:
-        return jnp.asarray(function(flat(model)[1](z)), z.dtype)
-
-    with_derivatives = jax.jit(lambda z: (of(z), jax.grad(of)(z), columns(jax.grad(of), z)))
-
     def look(at: np.ndarray) -> _Point:
         z = jnp.asarray(at, weight.dtype)
-        found = *_objective(z, model, data, weight, pseudo), *with_derivatives(z)
-        return _Point(at, *(np.asarray(part, float) if np.ndim(part) else float(part) for part in found))
+        value, *derivatives = _objective(z, model, data, weight, pseudo)
+        number, *others = _of_function(function, z, model)
+        gradient, information, slope, curvature = (np.asarray(each, float) for each in (*derivatives, *others))
+        return _Point(at, float(value), gradient, information, float(number), slope, curvature)
 
     fall = NormalDist().inv_cdf((1 + level) / 2) ** 2 / 2
     top = _climbed(look, look(np.asarray(flat(model)[0], float)), None, fall)
@@ -132,8 +130,8 @@ def profile_interval(
     def model_at(end: _Point | None) -> Any:
         return None if end is None else flat(model)[1](jnp.asarray(end.z, weight.dtype))
 
-    ends = [np.nan if end is None else end.function for end in (lower, upper)]
-    return ProfileInterval(top.function, *ends, level, (low, high), (model_at(lower), model_at(upper)))
+    first, last = (np.nan if end is None else end.function for end in (lower, upper))
+    return ProfileInterval(top.function, first, last, level, (low, high), (model_at(lower), model_at(upper)))
 
 
 @jax.jit
@@ -147,6 +145,16 @@ def _objective(z: Array, model: Any, x: Any, weight: Array, pseudo: Any) -> tupl
 
     slope, value = gradient(z)
     return value, slope, -columns(lambda z: gradient(z)[0], z)
+
+
+@partial(jax.jit, static_argnums=0)
+def _of_function(function: Callable[[Any], Any], z: Array, model: Any) -> tuple[Array, Array, Array]:
+    """The function of the model, its gradient and its Hessian."""
+
+    def of(z: Array) -> Array:
+        return jnp.asarray(function(flat(model)[1](z)), z.dtype)
+
+    return of(z), jax.grad(of)(z), columns(jax.grad(of), z)
 
 
 def _climbed(look: Callable[..., _Point], start: _Point, target: float | None, fall: float) -> _Point | None:
