@@ -371,7 +371,7 @@ def test_many_are_each_by_itself() -> None:
     many = jem.uncertainty_many(fits, xs)
     assert many.status.shape == (4,)
     assert many.standard_error.components.rate.shape == (4, 2)
-    for i in (0, 1, 3):
+    for i in (0, 1):
         one = jem.uncertainty(jax.tree.map(lambda leaf, i=i: leaf[i], fits.model), xs[i])
         assert one.status == many.status[i]
         np.testing.assert_allclose(many.covariance[i], one.covariance, rtol=1e-6, atol=1e-12)
