@@ -243,7 +243,7 @@ def test_cholesterol() -> None:
     fit = jem.fit(jem.Gaussian(centre, np.diag(spread)), x, tol=1e-14, max_steps=5000)
     errors = jem.uncertainty(fit, x)
     close(errors.standard_error.mean, wanted["se_mean"])
-    np.testing.assert_allclose(errors.missing_information, wanted["eigenvalues"], rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(errors.missing_information[:6], wanted["eigenvalues"], rtol=1e-6, atol=1e-7)
     assert errors.status_name == "ok"
 
 
