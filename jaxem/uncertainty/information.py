@@ -129,7 +129,7 @@ def climbed(
     def again(state: tuple[Array, Look, Inverse, Array]) -> tuple[Array, Look, Inverse, Array]:
         free, _, _, turn = state
         seen, inverse = look(free)
-        steps = jnp.where((turn == 0) & (distance(inverse, seen.gradient) > np.sqrt(eps)), polish, 0)
+        steps = jnp.where((turn == 0) & (distance(inverse, seen.gradient) > float(np.sqrt(eps))), polish, 0)
         carry = free, seen.objective, seen.gradient, jnp.full((), -1, free.dtype)
         free, value, slope, bend = jax.lax.fori_loop(0, steps, lambda _, carry: step(carry, inverse), carry)
         seen = seen._replace(objective=value, gradient=slope)

@@ -97,7 +97,7 @@ def text(errors: Any) -> str:
         kinds, counts = np.unique(names.astype(str), return_counts=True)
         told = ", ".join(f"{count} {kind}" for kind, count in zip(kinds, counts, strict=True))
         return f"Uncertainty of {len(names)} models ({errors.kind}): {told}"
-    head = f"Uncertainty ({errors.kind} information): {names[0]}, {float(errors.distance):.1g} standard errors away"
+    head = f"Uncertainty ({errors.kind}): {names[0]}, {float(errors.distance):.1g} standard errors away"
     lines = [head, f"  {errors.status_message}"] if names[0] != "ok" else [head]
     every = rows(errors, 0.95)
     shown = [[_place(row), *(_number(row[name]) for name in COLUMNS[4:9])] for row in every[:SHOWN]]
