@@ -71,6 +71,31 @@ def test_hundreds_of_models_are_dense_conditioning(kind: str, count: int, dtype:
     check(kind, count, dtype, diffuse)
 
 
+def test_slopes_at_nearly_singular_noises() -> None:
+    """That by the emission noise was -122 where differences said +1, whether the seasons had a noise or hardly any."""
+    rng = np.random.default_rng(5)
+    one = seasons(rng, 4, turned=False)
+    one = replace(one, initial_covariance=100 * np.eye(5), emission_noise=np.eye(1))
+    noises = [(small, seen) for small in (0.0, 1e-16, 1e-12, 1e-8, 1e-4) for seen in (1.0, 1e-6)]
+    models = [
+        replace(one, transition_noise=np.diag([0.1, small, 0.1, small, small]), emission_noise=np.array([[seen]]))
+        for small, seen in noises
+    ]
+    x = np.stack([data(rng, model, 40) for model in models])
+    value, both, slope = answers(models, x)
+
+    def by_differences(model: Any, x: np.ndarray) -> float:
+        step = 1e-3 * model.emission_noise
+        above, below = (dense(replace(model, emission_noise=model.emission_noise + h), x) for h in (step, -step))
+        return float((above.log_likelihood - below.log_likelihood) / (2 * step.item()))
+
+    for i, (model, rows) in enumerate(zip(models, x, strict=True)):
+        its = jax.tree.map(lambda leaf, i=i: leaf[i], (value, both, slope))
+        off = errors(dense(model, rows), its[0], *its[1], its[2])
+        assert max(off.values()) < 1e-8, (noises[i], off)
+        np.testing.assert_allclose(slope.emission_noise[i, 0, 0], by_differences(model, rows), rtol=1e-4, atol=1e-6)
+
+
 NAMES = ("initial_mean", "initial_covariance", "transition", "transition_noise", "emission", "emission_bias")
 
 
