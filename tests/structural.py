@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from conditioning import Dense
+from jaxem.chains import kalman
 from jaxem.chains.kalman import System
 
 Rng = np.random.Generator
@@ -91,3 +97,51 @@ def data(rng: Rng, model: System, steps: int) -> np.ndarray:
     x[rng.random(steps) < 0.1] = np.nan
     x[rng.random(x.shape) < 0.1] = np.nan
     return x
+
+
+@jax.jit
+@jax.vmap
+def everything(system: Any, values: Any, length: Any) -> Any:
+    """Log-likelihood, expected statistics and states, and slopes; of `length` steps."""
+    x = kalman.observed(values[None], jnp.ones((1, len(values)), bool), length[None])
+    value, kept, lost = kalman.forward(system, x)
+    expected, states = kalman.backward(system, x, kept, lost)
+    slope = jax.grad(lambda system: kalman.log_normalizer(system, x)[0])(system)
+    return value[0], jax.tree.map(lambda leaf: leaf[..., 0], (expected, states)), slope
+
+
+def off(found: Any, truth: np.ndarray, scale: np.ndarray) -> float:
+    """The largest error, in units of `scale`; what has none must be rounding beside the others."""
+    none = scale <= 1e-12 * scale.max()
+    return float(np.max(np.abs(np.asarray(found, float) - truth) / np.where(none, 1e-6 * scale.max() + 1e-300, scale)))
+
+
+def errors(one: Dense, value: Any, expected: Any, states: Any, slope: Any) -> dict[str, float]:
+    """The largest errors, each relative to its natural scale.
+
+    Of means and covariances, the standard deviations given the data (and the size of the mean); of sums, the roots of
+    the expected squares; of slopes, the root of the sum of squares of what goes into them.
+    """
+    spread = np.sqrt(np.einsum("tii->ti", one.covariance))
+    found = {
+        "value": off(value, np.asarray(one.log_likelihood), np.maximum(1, np.abs(one.log_likelihood))),
+        "mean": off(states.mean, one.mean, np.abs(one.mean).max(0) + spread.max(0) + 0 * one.mean),
+        "covariance": off(states.covariance, one.covariance, spread[:, :, None] * spread[:, None]),
+    }
+    for name in ("moved", "seen"):
+        truth = getattr(one, name)
+        size = np.sqrt(np.diag(truth))
+        found[name] = off(getattr(expected, name), truth, np.outer(size, size))
+    for name, truth in one.score.items():
+        found[name] = off(getattr(slope, name), truth, one.scale[name])
+    return found
+
+
+def tells(system: Any, x: np.ndarray) -> bool:
+    """Do the data tell all of a diffuse start?"""
+    powers, rows = np.eye(len(system.transition)), []
+    for cells in x:
+        rows.append((system.emission @ powers)[~np.isnan(cells)])
+        powers = system.transition @ powers
+    flat = np.flatnonzero(system.diffuse)
+    return bool(np.linalg.matrix_rank(np.concatenate(rows)[:, flat]) == len(flat))

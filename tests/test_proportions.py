@@ -110,6 +110,16 @@ def test_slopes_of_concentrated_directions_in_float32() -> None:
         np.testing.assert_allclose(slope(jnp.float32(k)), exact, rtol=1e-4)
 
 
+def test_a_concentration_of_zero_is_free() -> None:
+    """A fit moves on from there, unlike from a probability or a rate of zero."""
+    assert jem.free_parameters(jem.VonMises(0.0, 0.0)) == 2
+    assert jem.free_parameters(jem.Mixture([0.5, 0.5], jem.VonMises([0.0, 1.0], [0.0, 3.0]))) == 5
+    assert jem.free_parameters(jem.hold(jem.VonMises(0.0, 0.0), "concentration")) == 1
+    fit = jem.fit(jem.VonMises(0.0, 0.0), [0.9, 1.0, 1.2])
+    assert fit.model.concentration > 1
+    assert np.isfinite(jem.coordinates(jem.VonMises([0.0, 0.0], [0.0, 3.0]))[0]["concentration"]).all()
+
+
 NARROW: list[tuple[str, Any, np.ndarray]] = [
     ("beta", jem.Beta(1.0, 1.0), np.full(9, 0.3)),
     ("dirichlet", jem.Dirichlet([1.0, 1.0, 1.0]), np.full((9, 3), 1 / 3)),

@@ -165,6 +165,10 @@ REAL = Bijector(lambda values, like: values, lambda free, like: free, _all)
 """As it is."""
 POSITIVE = Bijector(_log, _exp, lambda values: values > 0, _every)
 """Logarithms. A zero stays."""
+FROM_ZERO = Bijector(
+    lambda values, like: jnp.log(_inside(values)), lambda free, like: _inside(jnp.exp(free)), _all, _every
+)
+"""Logarithms. A zero is the smallest number above, and moves."""
 UNIT_INTERVAL = Bijector(_logit, _expit, _undecided, _every)
 """Log-odds. Zero and one stay."""
 SIMPLEX = Bijector(_log_ratios, _shares, _shared, _every)
@@ -185,7 +189,7 @@ def entries_held(base: Bijector, mask: Bool[Array, "*shape"]) -> Bijector:
     """
     if base is SIMPLEX:
         return _shares_left(mask)
-    alike = base in (REAL, POSITIVE, UNIT_INTERVAL)
+    alike = base in (REAL, POSITIVE, FROM_ZERO, UNIT_INTERVAL)
     still = mask if alike else jnp.any(mask, axis=(-1, -2))[..., None]
     return base._replace(
         free=lambda values, like: jnp.where(still, 0, base.free(values, like)),

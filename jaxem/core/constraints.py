@@ -159,6 +159,8 @@ positive_vector = Constraint(
     "vector of positive numbers", 1, _entries, _positive, bijectors.POSITIVE, holds=_holds_all_above
 )
 non_negative = Constraint("non-negative", 0, _entries, _non_negative, bijectors.POSITIVE, holds=_holds_above)
+# A rate of zero stays, because its rows then are zeros; from some zeros a fit moves on.
+from_zero = dataclasses.replace(non_negative, bijector=bijectors.FROM_ZERO)
 unit_interval = Constraint(
     "unit interval", 0, _entries, _unit_interval, bijectors.UNIT_INTERVAL, holds=_holds_between, edged=_at_edges
 )

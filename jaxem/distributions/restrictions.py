@@ -22,7 +22,7 @@ from jaxem.core.pytree import replace
 from jaxem.core.restriction import RULES, Restriction
 from jaxem.distributions.base import check_model
 
-ALIKE = (bijectors.REAL, bijectors.POSITIVE, bijectors.UNIT_INTERVAL, bijectors.SIMPLEX)
+ALIKE = (bijectors.REAL, bijectors.POSITIVE, bijectors.FROM_ZERO, bijectors.UNIT_INTERVAL, bijectors.SIMPLEX)
 """Parameters of which single entries can be held."""
 
 

@@ -11,7 +11,7 @@ from jax.scipy.special import i0e, i1e
 from jaxtyping import Array, Float
 
 from jaxem.core import linalg
-from jaxem.core.constraints import non_negative, parameter, real
+from jaxem.core.constraints import from_zero, parameter, real
 from jaxem.core.pytree import module, replace
 from jaxem.core.root_finding import root
 from jaxem.core.summation import totals
@@ -91,7 +91,7 @@ class VonMises(ScalarParameters):
     """
 
     mean: Float[Array, "*batch"] = parameter(real)
-    concentration: Float[Array, "*batch"] = parameter(non_negative)
+    concentration: Float[Array, "*batch"] = parameter(from_zero)
 
     @classmethod
     def seeding_features(cls, x: Array, weight: Array, **sizes: int) -> Float[Array, "n 2"]:

@@ -168,7 +168,7 @@ def _settling(leaf: Leaf, free: Array) -> Any:
         return jnp.sqrt(values)
     if leaf.bijector is bijectors.UNIT_INTERVAL:
         return jnp.sqrt(values), jnp.sqrt(1 - values)
-    if leaf.bijector is bijectors.POSITIVE:
+    if leaf.bijector in (bijectors.POSITIVE, bijectors.FROM_ZERO):
         least = float(jnp.finfo(values.dtype).eps) ** 0.5 * jnp.max(values)
         return jnp.log(jnp.where(least > 0, values + least, 1))
     return free

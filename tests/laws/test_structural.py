@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 import jaxem as jem
-from conditioning import Dense, dense
-from jaxem.chains import kalman
+from conditioning import dense
 from jaxem.core.pytree import replace
-from structural import data, seasons, several
+from structural import data, errors, everything, seasons, several, tells
 
 pytestmark = pytest.mark.slow
 
@@ -22,16 +21,6 @@ KINDS: dict[str, Any] = {
     "months": (lambda rng, turned: seasons(rng, 12, turned), 30),
     "several": (several, 16),
 }
-
-
-@jax.jit
-@jax.vmap
-def everything(system: Any, values: Any) -> Any:
-    x = kalman.observed(values[None], jnp.ones((1, len(values)), bool), jnp.full(1, len(values), jnp.int32))
-    value, kept, lost = kalman.forward(system, x)
-    expected, states = kalman.backward(system, x, kept, lost)
-    slope = jax.grad(lambda system: kalman.log_normalizer(system, x)[0])(system)
-    return value[0], jax.tree.map(lambda leaf: leaf[..., 0], (expected, states)), slope
 
 
 def drawn(kind: str, count: int, dtype: Any, diffuse: bool) -> tuple[list[Any], list[np.ndarray]]:
@@ -47,47 +36,18 @@ def drawn(kind: str, count: int, dtype: Any, diffuse: bool) -> tuple[list[Any], 
     return [jax.tree.map(lambda leaf: np.asarray(leaf, dtype), model) for model in models], xs
 
 
-def off(found: Any, truth: np.ndarray, scale: np.ndarray) -> float:
-    """The largest error, in units of `scale`; what has none must be rounding beside the others."""
-    none = scale <= 1e-12 * scale.max()
-    return float(np.max(np.abs(np.asarray(found, float) - truth) / np.where(none, 1e-6 * scale.max() + 1e-300, scale)))
-
-
-def errors(one: Dense, value: Any, expected: Any, states: Any, slope: Any) -> dict[str, float]:
-    """The largest errors, each relative to its natural scale.
-
-    Of means and covariances, the standard deviations given the data (and the size of the mean); of sums, the roots of
-    the expected squares; of slopes, the root of the sum of squares of what goes into them.
-    """
-    spread = np.sqrt(np.einsum("tii->ti", one.covariance))
-    found = {
-        "value": off(value, np.asarray(one.log_likelihood), np.maximum(1, np.abs(one.log_likelihood))),
-        "mean": off(states.mean, one.mean, np.abs(one.mean).max(0) + spread.max(0) + 0 * one.mean),
-        "covariance": off(states.covariance, one.covariance, spread[:, :, None] * spread[:, None]),
-    }
-    for name in ("moved", "seen"):
-        truth = getattr(one, name)
-        size = np.sqrt(np.diag(truth))
-        found[name] = off(getattr(expected, name), truth, np.outer(size, size))
-    for name, truth in one.score.items():
-        found[name] = off(getattr(slope, name), truth, one.scale[name])
-    return found
-
-
-def tells(system: Any, x: np.ndarray) -> bool:
-    """Do the data tell all of a diffuse start?"""
-    powers, rows = np.eye(len(system.transition)), []
-    for cells in x:
-        rows.append((system.emission @ powers)[~np.isnan(cells)])
-        powers = system.transition @ powers
-    flat = np.flatnonzero(system.diffuse)
-    return bool(np.linalg.matrix_rank(np.concatenate(rows)[:, flat]) == len(flat))
+def answers(models: list[Any], x: np.ndarray) -> Any:
+    """What the library says of each model and its data `[B, T, D]`."""
+    stacked = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *models)
+    return jax.tree.map(np.asarray, everything(stacked, jnp.asarray(x), jnp.full(len(x), x.shape[1], jnp.int32)))
 
 
 def check(kind: str, count: int, dtype: Any, diffuse: bool) -> None:
     models, xs = drawn(kind, count, dtype, diffuse)
     stacked = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *models)
-    out = jax.tree.map(np.asarray, everything(stacked, jnp.asarray(np.stack(xs))))
+    out = jax.tree.map(
+        np.asarray, everything(stacked, jnp.asarray(np.stack(xs)), jnp.full(count, len(xs[0]), jnp.int32))
+    )
     tolerance = 1e-8 if np.dtype(dtype).itemsize == 8 else 1e-3
     for i, (model, x) in enumerate(zip(models, xs, strict=True)):
         value, both, slope = jax.tree.map(lambda leaf, i=i: leaf[i], out)
@@ -109,6 +69,31 @@ def test_ten_models_are_dense_conditioning() -> None:
 @pytest.mark.parametrize(("kind", "count"), [("quarters", 80), ("months", 60), ("several", 80)])
 def test_hundreds_of_models_are_dense_conditioning(kind: str, count: int, dtype: Any, diffuse: bool) -> None:
     check(kind, count, dtype, diffuse)
+
+
+def test_slopes_at_nearly_singular_noises() -> None:
+    """That by the emission noise was -122 where differences said +1, whether the seasons had a noise or hardly any."""
+    rng = np.random.default_rng(5)
+    one = seasons(rng, 4, turned=False)
+    one = replace(one, initial_covariance=100 * np.eye(5), emission_noise=np.eye(1))
+    noises = [(small, seen) for small in (0.0, 1e-16, 1e-12, 1e-8, 1e-4) for seen in (1.0, 1e-6)]
+    models = [
+        replace(one, transition_noise=np.diag([0.1, small, 0.1, small, small]), emission_noise=np.array([[seen]]))
+        for small, seen in noises
+    ]
+    x = np.stack([data(rng, model, 40) for model in models])
+    value, both, slope = answers(models, x)
+
+    def by_differences(model: Any, x: np.ndarray) -> float:
+        step = 1e-3 * model.emission_noise
+        above, below = (dense(replace(model, emission_noise=model.emission_noise + h), x) for h in (step, -step))
+        return float((above.log_likelihood - below.log_likelihood) / (2 * step.item()))
+
+    for i, (model, rows) in enumerate(zip(models, x, strict=True)):
+        its = jax.tree.map(lambda leaf, i=i: leaf[i], (value, both, slope))
+        off = errors(dense(model, rows), its[0], *its[1], its[2])
+        assert max(off.values()) < 1e-8, (noises[i], off)
+        np.testing.assert_allclose(slope.emission_noise[i, 0, 0], by_differences(model, rows), rtol=1e-4, atol=1e-6)
 
 
 NAMES = ("initial_mean", "initial_covariance", "transition", "transition_noise", "emission", "emission_bias")
