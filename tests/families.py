@@ -506,6 +506,7 @@ MOVES = {
     constraints.positive: _by_a_factor,
     constraints.positive_vector: _by_a_factor,
     constraints.non_negative: _by_a_factor,
+    constraints.from_zero: _by_a_factor,
     constraints.unit_interval: _by_logits,
     constraints.simplex: _by_log_ratios,
     constraints.positive_definite: _by_bending,

@@ -115,7 +115,7 @@ class Sequences:
         return lib.arange(self.steps, dtype=np.int32)[None] < self.length[:, None]
 
     @property
-    def seen(self) -> Bool[Array | np.ndarray, "s t"]:
+    def seen(self) -> Any:
         """`[S, T]` bool: observed steps."""
         return self.there if self.mask is None else self.there & self.mask
 

@@ -111,11 +111,11 @@ class Categorical(OfCategories):
         return cls(jnp.full((*members, categories), 1 / categories, row.dtype))
 
     def tails(self, x: Float[Array, "n"]) -> cumulative.Tails:
-        """In the order of the numbers of the categories."""
+        """Tails in the order of the numbers of the categories."""
         x = linalg.lead(x, self.probs.ndim)
-        each = [jnp.where(x >= c, self.probs[..., c, None], 0) for c in range(self.categories)]
-        rest = [jnp.where(x >= c, 0, self.probs[..., c, None]) for c in range(self.categories)]
-        return cumulative.Tails(sum(each), sum(rest))
+        below = jnp.stack([x >= c for c in range(self.categories)])
+        probs = jnp.moveaxis(self.probs, -1, 0)[..., None]
+        return cumulative.Tails(jnp.sum(jnp.where(below, probs, 0), 0), jnp.sum(jnp.where(below, 0, probs), 0))
 
     def sample(self, key: Array, n: int) -> Float[Array, "*batch n"]:
         """`n` categories from each member, `[*batch_shape, n]`."""

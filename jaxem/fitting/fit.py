@@ -28,6 +28,7 @@ from jaxem.fitting.result import Fit
 from jaxem.fitting.sources.sharded import ShardedRows, dealt, layout_of
 from jaxem.fitting.status import Status
 from jaxem.solvers.em import EM
+from jaxem.solvers.transformations import with_first_like
 from jaxem.solvers.words import as_solver
 
 TRACE = 1024
@@ -97,7 +98,7 @@ def fit(
     ([[-1.0], [2.0]], 'converged')
     """
     check_model(model, x)
-    solver, max_steps = as_solver(solver), check_limits(tol, max_steps)
+    solver, max_steps = with_first_like(as_solver(solver)), check_limits(tol, max_steps)
     if isinstance(x, Labelled):
         x, labels = x.x, x.labels if labels is None else labels
     x = model.read(x)

@@ -61,7 +61,9 @@ class SequenceModel(Latent):
 
     def check(self, x: Sequences, weight: Array, alone: bool) -> None:
         here, weight = x.local(), known_locally(weight)
-        self.child.check(*jax.device_put((here.alone().rows(), (here.seen * weight[:, None]).ravel())), alone)
+        self.child.check(
+            *jax.device_put((here.alone().rows(), (here.seen.astype(weight.dtype) * weight[:, None]).ravel())), alone
+        )
 
     def child_data(self, x: Any) -> Any:
         return x.rows

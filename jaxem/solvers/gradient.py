@@ -20,7 +20,6 @@ from jaxem.solvers.base import Solver
 from jaxem.solvers.em import expectation
 from jaxem.solvers.minibatch import check_size, epoch
 from jaxem.solvers.objective import gradient_of, objective, plain_step, value_and_gradient
-from jaxem.solvers.transformations import first_like
 
 FARTHEST = 4.0
 """Largest change of a logarithm in a line search, in nats."""
@@ -64,7 +63,6 @@ class Gradient(Solver):
             raise TypeError(
                 f"Gradient: transformation is {said_of(self.transformation)}; pass one of optax, as optax.adam(0.05)"
             )
-        object.__setattr__(self, "transformation", first_like(self.transformation))
         if self.batch_size is not None:
             check_size("Gradient", self.batch_size, "no batch_size for all rows at once")
             object.__setattr__(self, "key", as_key(0 if self.key is None else self.key, "Gradient: key"))

@@ -6,6 +6,8 @@ import functools
 from types import FunctionType
 from typing import Any
 
+from jaxem.core.pytree import replace
+
 LIBRARIES = ("optax", "jax")
 """Packages whose functions do the same if they are of the same code and keep the same values: they read no others."""
 
@@ -24,6 +26,12 @@ def first_like(transformation: Any) -> Any:
         return KNOWN.setdefault(recipe(transformation), transformation)
     except (TypeError, ValueError, RecursionError):  # something in it has no hash, or is not known yet
         return transformation
+
+
+def with_first_like(solver: Any) -> Any:
+    """The solver, its transformation (if it has one) the first of its kind, so that programs are found again."""
+    transformation = getattr(solver, "transformation", None)
+    return solver if transformation is None else replace(solver, transformation=first_like(transformation))
 
 
 def recipe(value: Any) -> Any:

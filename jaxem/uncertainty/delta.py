@@ -99,7 +99,7 @@ def bounds(leaf: Leaf, error: Array, level: Array, plain: bool) -> tuple[Array, 
         p = jnp.where(inside, values, 0.5)
         odds, step = jnp.log(p) - jnp.log1p(-p), reach / (p * (1 - p))
         return jax.nn.sigmoid(odds - step), jax.nn.sigmoid(odds + step)
-    if bijector not in (bijectors.POSITIVE, bijectors.POSITIVE_DEFINITE):
+    if bijector not in (bijectors.POSITIVE, bijectors.FROM_ZERO, bijectors.POSITIVE_DEFINITE):
         return plainly
     above = values > 0
     if bijector is bijectors.POSITIVE_DEFINITE:

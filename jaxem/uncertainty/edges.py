@@ -46,14 +46,14 @@ def determined(model: Any, floor: Statistics) -> tuple[Bool[Array, "p"], Bool[Ar
     """Coordinates that a fit can move and no floor holds up; and whether a floor holds up any member."""
     collapsed = model.is_degenerate(floor)
     every = list(walk(model, jnp.ones(model.batch_shape, bool)))
-    used = [leaf.used for leaf in every]
+    used: list[Any] = [leaf.used for leaf in every]
     if not isinstance(model, Latent):
         used = [each & ~jnp.any(collapsed) for each in used]
     elif not isinstance(model.children, dict):
         members = model.child.is_degenerate(floor.child)
         collapsed = jnp.any(collapsed) | jnp.any(members)
-        of_child = {id(leaf.values): leaf.used for leaf in walk(model.child, ~members)}
-        used = [leaf.used & of_child.get(id(leaf.values), True) for leaf in every]
+        of_child: dict[int, Any] = {id(leaf.values): leaf.used for leaf in walk(model.child, ~members)}
+        used = [now & of_child.get(id(leaf.values), True) for leaf, now in zip(every, used, strict=True)]
     return moving(model, used), jnp.any(collapsed)
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Array
 from jaxem.core.arguments import whole
 from jaxem.core.coordinates import flat
 from jaxem.data.problems import as_problems
+from jaxem.data.sequences import Sequences
 from jaxem.distributions.base import Labelled, check_model
 from jaxem.fitting.checks import check_labelled, check_prior
 from jaxem.fitting.many.batching import Batch, batched, some
@@ -114,8 +115,7 @@ def _each(
 def _together(model: Any, batch: Batch, problems: int) -> int:
     """How many problems are worked on at a time."""
     tangents = min(WIDTH, jax.eval_shape(lambda model: flat(model)[0], model).size) + 1
-    steps = getattr(getattr(batch.x, "values", batch.x), "shape", (0, 1))
-    rows = batch.weight.shape[1] * (steps[2] if hasattr(batch.x, "length") else 1)
+    rows = batch.weight.shape[1] * (batch.x.values.shape[2] if isinstance(batch.x, Sequences) else 1)
     bytes_each = 4 * tangents * rows * model.work_per_row * np.dtype(batch.weight.dtype).itemsize
     return max(1, min(problems, BYTES // max(1, bytes_each)))
 
@@ -129,7 +129,7 @@ def _clusters(cluster: Any, batch: Batch) -> tuple[int, np.ndarray | None]:
     for k, problem in enumerate(batch.index):
         mine = np.asarray(cluster[problem])
         found, groups = clusters(mine, len(mine))
-        codes[k, : len(mine)] = found
+        codes[k, : len(mine)] = np.asarray(found)
         most = max(most, groups)
     return most, codes
 

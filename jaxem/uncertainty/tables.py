@@ -85,9 +85,9 @@ def frame(rows: list[dict[str, Any]]) -> Any:
         import polars as pl
     except ImportError:
         raise ImportError("table() makes a polars frame, and polars is not installed; pip install polars") from None
-    whole = dict.fromkeys(("component", "i", "j"), pl.Int64)
-    numbers = dict.fromkeys(("estimate", "se", "lower", "upper", "missing"), pl.Float64)
-    return pl.DataFrame(rows, schema_overrides=whole | numbers, infer_schema_length=None).fill_nan(None)
+    types: dict[str, Any] = dict.fromkeys(("component", "i", "j"), pl.Int64)
+    types |= dict.fromkeys(("estimate", "se", "lower", "upper", "missing"), pl.Float64)
+    return pl.DataFrame(rows, schema_overrides=types, infer_schema_length=None).fill_nan(None)
 
 
 def text(errors: Any) -> str:

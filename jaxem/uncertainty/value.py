@@ -92,7 +92,7 @@ class Uncertainty:
         return self.status.ndim
 
     @property
-    def _value(self) -> tuple[Any, Array]:
+    def _value(self) -> tuple[Any, Any]:
         return self.model, self.covariance
 
     @property
@@ -120,8 +120,7 @@ class Uncertainty:
         """
         if scale not in ("natural", "plain"):
             raise ValueError(f"scale is {scale!r}; it must be 'natural' or 'plain'")
-        level = checked_level(level)
-        return delta.intervals(self.model, self.standard_error, level, scale == "plain", self._lead)
+        return delta.intervals(self.model, self.standard_error, checked_level(level), scale == "plain", self._lead)
 
     def covariance_of(self, function: Callable[[Any], Any]) -> Float[Array, "*b q q"]:
         """`[q, q]` covariance of any differentiable function of the model, whose results are flattened.
@@ -131,7 +130,7 @@ class Uncertainty:
         """
         return self._covariances(checked_function(function))[1]
 
-    def delta(self, function: Callable[[Any], Any]) -> Any:
+    def delta(self, function: Any) -> Any:
         """Standard errors of any differentiable function of the model, shaped like its result: the delta method.
 
         NaN where nothing that is estimated has an effect.
@@ -295,7 +294,8 @@ def _missing(observed: Array, complete: Array, moves: Array, lead: int) -> Array
 def _missing_each(errors: Uncertainty, lead: int) -> Any:
     def one(errors: Uncertainty) -> Any:
         errors_of = []
-        for information in (errors.complete_information, errors.observed_information):
+        both: tuple[Any, Any] = errors.complete_information, errors.observed_information
+        for information in both:
             root, regular = inverse_root(information, errors.moves)
             covariance = jnp.where(regular, linalg.matmul(linalg.transpose(root), root), jnp.nan)
             errors_of.append(delta.of_parameters(errors.model, covariance))

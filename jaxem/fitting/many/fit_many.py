@@ -31,6 +31,7 @@ from jaxem.fitting.many.queue import LaneSchedule, Queue, pace
 from jaxem.fitting.result import Fit
 from jaxem.io.progress import Tally, reported
 from jaxem.solvers.em import EM
+from jaxem.solvers.transformations import with_first_like
 from jaxem.solvers.words import as_solver
 
 IN_PIECES = 8
@@ -101,7 +102,7 @@ def fit_many(
     >>> fits.model.components.mean.round(2).tolist()
     [[[0.25], [5.25]], [[1.25], [9.0]]]
     """
-    models, solver = _as_batch(models), as_solver(solver)
+    models, solver = _as_batch(models), with_first_like(as_solver(solver))
     check_model(models, xs, "models")
     if lanes is not None and not (lanes >= 1 and int(lanes) == lanes):
         raise ValueError(f"lanes is {lanes}; it must be a whole number, one or above")

@@ -37,6 +37,7 @@ from jaxem.fitting.stopping import Windows
 from jaxem.io.progress import reported
 from jaxem.solvers.em import EM, RowSource, expectation
 from jaxem.solvers.online import OnlineEM
+from jaxem.solvers.transformations import with_first_like
 from jaxem.solvers.words import as_solver
 
 
@@ -94,7 +95,7 @@ def fit_stream(
     ([[-1.0], [2.0]], 'converged')
     """
     check_model(model, batches)
-    solver, max_steps = as_solver(solver), check_limits(tol, max_steps)
+    solver, max_steps = with_first_like(as_solver(solver)), check_limits(tol, max_steps)
     check_starts(model)
     check_prior(prior)
     once = _check_batches(batches)
