@@ -119,6 +119,10 @@ class Sequences:
         """`[S, T]` bool: observed steps."""
         return self.there if self.mask is None else self.there & self.mask
 
+    def weight_of_steps(self, weight: Any) -> Any:
+        """The weight of each step, sequence by sequence (as in `alone`): zero where nothing was observed."""
+        return (self.seen.astype(weight.dtype) * weight[:, None]).ravel()
+
     def rows(self) -> Any:
         """All steps, time first: `[T x S, ...]`."""
         rows = self.values.swapaxes(0, 1).reshape(self.steps * len(self), *self.values.shape[2:])

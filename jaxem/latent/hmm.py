@@ -141,7 +141,7 @@ class HMM(SequenceModel):
         x, weight, labels = prepare(as_sequences(x), weight, labels, states)
         here = x.local()
         steps = here.values.reshape(len(x) * x.steps, *x.values.shape[2:])
-        family = told(as_family(family), steps, (here.seen * known_locally(weight)[:, None]).ravel())
+        family = told(as_family(family), steps, here.weight_of_steps(known_locally(weight)))
         return _start(key, x, weight, labels, Plan(cls, family, states, optional(restarts, "restarts"), method))
 
     def potentials(self) -> tuple[Float[Array, "*batch k"], Float[Array, "*batch k k"]]:

@@ -60,10 +60,9 @@ class SequenceModel(Latent):
         return as_sequences(x, self.event_shape, type_of(self))
 
     def check(self, x: Sequences, weight: Array, alone: bool) -> None:
-        here, weight = x.local(), known_locally(weight)
-        self.child.check(
-            *jax.device_put((here.alone().rows(), (here.seen.astype(weight.dtype) * weight[:, None]).ravel())), alone
-        )
+        here = x.local()
+        steps = jax.device_put((here.alone().rows(), here.weight_of_steps(known_locally(weight))))
+        self.child.check(*steps, alone)
 
     def child_data(self, x: Any) -> Any:
         return x.rows
