@@ -59,7 +59,7 @@ def rows(errors: Any, level: float) -> list[dict[str, Any]]:
     return found
 
 
-def _of_parameter(leaf: Leaf, each: list[np.ndarray], states: int | None) -> list[dict[str, Any]]:
+def _of_parameter(leaf: Leaf, each: list[Any], states: int | None) -> list[dict[str, Any]]:
     values = each[0]
     bounded = leaf.declared in (simplex, unit_interval)
     symmetric = leaf.declared.bijector is bijectors.POSITIVE_DEFINITE
