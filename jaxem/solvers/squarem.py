@@ -18,7 +18,7 @@ GROWTH, SHRINKAGE = 4.0, 2.0
 class _Cycle:
     """Position of SQUAREM in its cycle of three steps.
 
-    phase: 0 from z0, 1 from z1, 2 from the extrapolated point.
+    Attributes:
         phase: 0 from z0, 1 from z1, 2 from the extrapolated point.
         z0: first model of the cycle.
         z2: the model to fall back on.
