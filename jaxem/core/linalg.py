@@ -437,7 +437,7 @@ def eigenvalues(matrix: Float[Array, "*batch d d"]) -> Float[Array, "*batch d"]:
     whole batch. Their error is some units in the last place of the largest.
 
     >>> import jax.numpy as jnp
-    >>> eigenvalues(jnp.array([[2.0, 1.0], [1.0, 2.0]])).tolist()
+    >>> eigenvalues(jnp.array([[2.0, 1.0], [1.0, 2.0]])).round(6).tolist()
     [3.0, 1.0]
     """
     size = matrix.shape[-1]
