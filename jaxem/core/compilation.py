@@ -69,13 +69,17 @@ class Program:
         self.done: dict[float, float] = {}
 
     def __call__(self, *args: Any, **named: Any) -> Any:
-        if not self.is_small(*args, **named):
-            return self.full(*args, **named)
-        work = self.work(*args, **named)
-        self.done[work] = self.done.get(work, 0) + work
-        if self.done[work] > self.often:
+        if not self.is_small(*args, **named) or self._is_worth_more(*args, **named):
             return self.full(*args, **named)
         return self._lightly(args, named)
+
+    def _is_worth_more(self, *args: Any, **named: Any) -> bool:
+        """Whether calls of this size have become so many that they are worth an optimised program."""
+        if self.often == math.inf:
+            return False
+        work = self.work(*args, **named)
+        self.done[work] = self.done.get(work, 0) + work
+        return self.done[work] > self.often
 
     @functools.cached_property
     def light(self) -> Callable[..., Any]:
