@@ -232,7 +232,7 @@ def bootstrap(
     if model.batch_shape:
         raise ValueError(f"fit holds models of batch shape {model.batch_shape}; bootstrap takes one, such as {_ONE}")
     x = model.read(x)
-    n = len(getattr(x, "values", x))
+    n = len(x)
     if kind != "parametric" and n < 2:
         what = "one sequence, which" if hasattr(x, "length") else "one row, which"
         raise ValueError(f'x holds {what} cannot be drawn from itself; take kind="parametric"')
@@ -283,15 +283,23 @@ def _joined(fits: list[Fit], count: int) -> Fit:
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *fits)
 
 
-def _counts(weight: np.ndarray | None) -> bool:
+def is_counts(weight: np.ndarray | None) -> bool:
     """Whether weights count rows."""
     return weight is None or bool((weight == np.floor(weight)).all())
 
 
+def repeated_rows(x: Any, weight: np.ndarray | None) -> Any:
+    """Rows (sequences), each as often as it counts."""
+    if weight is None:
+        return x
+    rows = np.repeat(np.arange(len(weight)), weight.astype(int))
+    return jax.tree.map(lambda leaf: leaf[rows], x)
+
+
 def _of_weights(rng: np.random.Generator, model: Any, data: _Data, count: int, kind: str) -> Fit:
-    n = len(getattr(data.x, "values", data.x))
+    n = len(data.x)
     weight = np.ones(n) if data.weight is None else data.weight
-    counted = _counts(data.weight)
+    counted = is_counts(data.weight)
     base, times = (weight, np.ones(n)) if counted else ((weight > 0).astype(float), weight)
 
     def draw(size: int) -> np.ndarray:
@@ -311,10 +319,10 @@ def _shared(model: Any, data: _Data, weight: np.ndarray) -> Fit:
 
 def _leave_one_out(model: Any, data: _Data) -> tuple[Fit, np.ndarray]:
     """A refit for each row that counts, and how many such rows it stands for."""
-    n = len(getattr(data.x, "values", data.x))
+    n = len(data.x)
     weight = np.ones(n) if data.weight is None else data.weight
     (rows,) = np.nonzero(weight)
-    less = np.ones(len(rows)) if _counts(data.weight) else weight[rows]
+    less = np.ones(len(rows)) if is_counts(data.weight) else weight[rows]
     turns, size = _turns(len(rows), n)
     fits = []
     for turn in range(turns):
@@ -328,12 +336,9 @@ def _leave_one_out(model: Any, data: _Data) -> tuple[Fit, np.ndarray]:
 def _of_drawn_data(key: Any, model: Any, data: _Data, count: int) -> Fit:
     if data.labels is not None:
         raise ValueError('labels belong to the rows of x, and a parametric bootstrap draws others; take kind="rows"')
-    if not _counts(data.weight):
+    if not is_counts(data.weight):
         raise ValueError('weight holds numbers that count no rows, of which none can be drawn; take kind="rows"')
-    x = data.x
-    if data.weight is not None:
-        rows = np.repeat(np.arange(len(data.weight)), data.weight.astype(int))
-        x = jax.tree.map(lambda leaf: leaf[rows], x)
+    x = repeated_rows(data.x, data.weight)
     turns, size = _turns(count, sum(leaf.size for leaf in jax.tree.leaves(x)))
     fits = []
     for turn in range(turns):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,8 +69,8 @@ def uncertainty(
         cluster: `[n]` numbers or names; rows (sequences) of a cluster may depend on each other. For a sandwich or opg;
             no factor for a small number of clusters is applied.
         weights: `"frequency"`, rows that were seen so often, or `"sampling"`, weights of a survey.
-        polish: Newton's steps towards the maximum, at most, before anything is told; none is taken from more than one
-            standard error away.
+        polish: Newton's steps towards the maximum, at most, before anything is told; none is taken from more than two
+            standard errors away.
 
     Returns:
         An `Uncertainty`.
@@ -137,9 +137,8 @@ def clusters(cluster: Any, n: int) -> tuple[Array | None, int]:
         return None, 0
     if isinstance(cluster, Tracer):
         return cluster.astype(jnp.int32), n
-    if hasattr(cluster, "null_count") and cluster.null_count and not callable(cluster.null_count):
-        raise ValueError("cluster has nulls; every row must be in a cluster: drop those rows, or give each its own")
-    if hasattr(cluster, "null_count") and callable(cluster.null_count) and cluster.null_count():
+    nulls = getattr(cluster, "null_count", 0)  # a number of pyarrow, a method of polars
+    if nulls() if callable(nulls) else nulls:
         raise ValueError("cluster has nulls; every row must be in a cluster: drop those rows, or give each its own")
     names = np.asarray(cluster)
     if names.shape != (n,):
@@ -169,11 +168,32 @@ def check_count(errors: Uncertainty, weight: Array, cluster: Array | None) -> No
         )
 
 
-@partial(jax.jit, static_argnames="plan")
-def compute(
-    model: Any, x: Any, weight: Float[Array, "n"], prior: Any, cluster: Array | None, plan: Plan
-) -> Uncertainty:
-    """All of it, as one program."""
+class _LookedAt(NamedTuple):
+    """A model with its edges put at the edge, and what is needed to differentiate the objective there.
+
+    Attributes:
+        model: the model.
+        data: rows as an E-step takes them.
+        pseudo: statistics of floor and prior.
+        moves: `[p]` coordinates that a fit can move and no floor holds up.
+        states: number of hidden states in use before.
+        edge, collapsed: whether a probability was put at an edge, and whether a floor holds up any member.
+    """
+
+    model: Any
+    data: Any
+    pseudo: Any
+    moves: Array
+    states: Array
+    edge: Array
+    collapsed: Array
+
+    def vanished(self, model: Any, weight: Array) -> Array:
+        """Whether a component of the model is without rows, or fell out of use at the edge."""
+        return jnp.any(model.states < self.states) | jnp.any(model.has_empty_component(jnp.sum(weight)))
+
+
+def _looked_at(model: Any, x: Any, weight: Array, prior: Any) -> _LookedAt:
     data = x if in_chunks(model, x, weight) else model.expand(model.observe(x))
     floor, pseudo = regularisers(model, x, weight, prior)
 
@@ -183,26 +203,34 @@ def compute(
     states = model.states
     model, edge = put_at_edges(model, objective, jnp.sum(weight))
     moves, collapsed = determined(model, floor)
-    model, look, inverse = climbed(model, data, weight, pseudo, moves, plan.polish)
+    return _LookedAt(model, data, pseudo, moves, states, edge, collapsed)
+
+
+@partial(jax.jit, static_argnames="plan")
+def compute(
+    model: Any, x: Any, weight: Float[Array, "n"], prior: Any, cluster: Array | None, plan: Plan
+) -> Uncertainty:
+    """All of it, as one program."""
+    found = _looked_at(model, x, weight, prior)
+    model, look, inverse = climbed(found.model, found.data, weight, found.pseudo, found.moves, plan.polish)
     away = distance(inverse, look.gradient)
     covariance, regular = inverse.matrix, inverse.regular
     if plan.kind != "observed":
-        outer = outer_scores(model, data, weight, cluster, plan.groups, plan.sampling)
+        outer = outer_scores(model, found.data, weight, cluster, plan.groups, plan.sampling)
         if plan.kind == "sandwich":
             covariance = linalg.matmul(linalg.matmul(covariance, outer), covariance)
         else:
             root, some = inverse_root(outer, inverse.moves)
             covariance, regular = linalg.matmul(linalg.transpose(root), root), regular & some
     finite = jnp.isfinite(look.objective) & jnp.all(jnp.isfinite(look.gradient) & jnp.isfinite(jnp.diag(look.observed)))
-    vanished = jnp.any(model.states < states) | jnp.any(model.has_empty_component(jnp.sum(weight)))
-    silent = jnp.any(moves & ~inverse.moves)
+    silent = jnp.any(found.moves & ~inverse.moves)
     regular &= finite
     nowhere = jnp.where(regular, jnp.zeros_like(away), jnp.nan)
     together = inverse.moves[:, None] & inverse.moves[None]
     covariance = jnp.where(together, linalg.symmetrize(covariance) + nowhere, 0)
     status = told(
-        finite=finite, regular=regular, collapsed=collapsed, vanished=vanished, away=away, edge=edge,
-        silent=silent, close=closest(model, covariance) < CLOSE, turns=bool(rotations(model)),
+        finite=finite, regular=regular, collapsed=found.collapsed, vanished=found.vanished(model, weight), away=away,
+        edge=found.edge, silent=silent, close=closest(model, covariance) < CLOSE, turns=bool(rotations(model)),
     )  # fmt: skip
     return Uncertainty(
         model, covariance, look.observed, look.complete, inverse.moves, status, away + nowhere, plan=plan
@@ -214,15 +242,8 @@ def compute_large(
     model: Any, x: Any, weight: Float[Array, "n"], prior: Any, cluster: Array | None, plan: Plan
 ) -> Uncertainty:
     """The same for many parameters, without matrices: the model, its status and distance."""
-    data = x if in_chunks(model, x, weight) else model.expand(model.observe(x))
-    floor, pseudo = regularisers(model, x, weight, prior)
-
-    def objective(model: Any) -> Array:
-        return expectation(model, data, weight)[0] + model.expected_log_prob(pseudo)
-
-    states = model.states
-    model, edge = put_at_edges(model, objective, jnp.sum(weight))
-    moves, collapsed = determined(model, floor)
+    found = _looked_at(model, x, weight, prior)
+    model, data, pseudo, moves = found.model, found.data, found.pseudo, found.moves
     rows = Rows(data, weight, pseudo, cluster)
     free, model_at = flat(model)
     parts = system(model, rows, moves)
@@ -249,9 +270,9 @@ def compute_large(
     bound = float(np.sqrt(jnp.finfo(free.dtype).eps))
     finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(step))
     status = told(
-        finite=finite, regular=(rate < 1 - bound) & (squared >= -bound), collapsed=collapsed,
-        vanished=jnp.any(model.states < states) | jnp.any(model.has_empty_component(jnp.sum(weight))),
-        silent=jnp.zeros((), bool), away=away, edge=edge, close=jnp.zeros((), bool), turns=bool(rotations(model)),
+        finite=finite, regular=(rate < 1 - bound) & (squared >= -bound), collapsed=found.collapsed,
+        vanished=found.vanished(model, weight), silent=jnp.zeros((), bool), away=away, edge=found.edge,
+        close=jnp.zeros((), bool), turns=bool(rotations(model)),
     )  # fmt: skip
     return Uncertainty(model, None, None, None, moves, status, away, rate, rows, plan=plan)
 

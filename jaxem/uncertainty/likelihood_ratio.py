@@ -26,6 +26,7 @@ from jaxem.latent.hmm import HMM
 from jaxem.latent.mixture import Mixture
 from jaxem.latent.starts import start_many
 from jaxem.solvers.em import EM
+from jaxem.uncertainty.bootstrap import is_counts, repeated_rows
 
 TURN = 50
 """Replicates that are fitted together: a test may end after any of them."""
@@ -143,7 +144,7 @@ def likelihood_ratio_test(
     most = whole(replicates, "replicates")
     drawn_from, found, failures, lost_all = best[0].model, np.zeros(0), 0, int(lost.sum())
     # Equal fits of one data set, or of two, may differ by what the tolerance leaves.
-    close = 2 * tol * len(getattr(x, "values", x))
+    close = 2 * tol * len(x)
     while len(found) + failures < most:
         turn = len(found) + failures
         of_turn, of_search = jax.random.split(jax.random.fold_in(drawn, turn))
@@ -167,12 +168,10 @@ def _counted(x: Any, weight: Any) -> Any:
     """Rows, each as often as it counts."""
     if weight is None:
         return x
-    n = len(getattr(x, "values", x))
-    counts = np.asarray(as_weight(weight, (n,), f"{n} rows"), float)
-    if (counts != np.floor(counts)).any():
+    counts = np.asarray(as_weight(weight, (len(x),), f"{len(x)} rows"), float)
+    if not is_counts(counts):
         raise ValueError("weight holds numbers that count no rows; a test draws as many rows as there are")
-    rows = np.repeat(np.arange(n), counts.astype(int))
-    return jax.tree.map(lambda leaf: leaf[rows], x)
+    return repeated_rows(x, counts)
 
 
 def _alone(x: Any) -> Any:

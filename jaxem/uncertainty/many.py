@@ -78,7 +78,7 @@ def uncertainty_many(
     check_prior(prior)
     xs, weight, labels = as_problems(xs, weight, labels, problems, first.read)
     device = (devices or [None])[0]
-    parts, order = [], []
+    parts, order, done = [], [], set[int]()
     with reported(progress, "standard errors") as tell, jax.default_device(device):
         for batch in batched(first, xs, weight, labels, 1):
             groups, codes = _clusters(cluster, batch)
@@ -94,8 +94,9 @@ def uncertainty_many(
                 _check_counts(found, rows, mine)
                 parts.append(jax.device_get(found))
                 order.append(rows.index)
+                done.update(rows.index.tolist())
                 if tell is not None:
-                    tell(len(np.unique(np.concatenate(order))), problems)
+                    tell(len(done), problems)
     place = np.unique(np.concatenate(order), return_index=True)[1]
     return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)[place]), *parts)
 
