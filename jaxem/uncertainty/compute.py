@@ -255,7 +255,7 @@ def compute_large(
         step = parts.inverse(slope)
         return value, step, jnp.sum(slope * step)
 
-    def again(_: int, carry: tuple[Array, tuple[Array, Array, Array]]) -> tuple[Array, tuple[Array, Array, Array]]:
+    def again(_: Any, carry: tuple[Array, tuple[Array, Array, Array]]) -> tuple[Array, tuple[Array, Array, Array]]:
         free, (value, step, squared) = carry
         new = free + step
         seen = look(new)

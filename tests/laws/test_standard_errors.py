@@ -103,7 +103,7 @@ def test_the_sandwich_is_the_sum_of_squared_influences() -> None:
     influence = jax.jacrev(lambda w: jem.fit(poissons(), COUNTS, weight=w, **FIT).model.components.rate)(jnp.ones(60))
     errors = jem.uncertainty(fit, COUNTS, kind="sandwich")
     np.testing.assert_allclose(errors.standard_error.components.rate, np.sqrt((influence**2).sum(1)), rtol=1e-7)
-    np.testing.assert_allclose(errors.missing_information[0], jem.em_rate(fit.model, COUNTS), rtol=1e-8)
+    np.testing.assert_allclose(errors.missing_information[0], jem.em_rate(errors.model, COUNTS), rtol=1e-8)
 
 
 @pytest.mark.slow
@@ -148,8 +148,9 @@ def test_a_gaussian_has_the_errors_of_the_textbook() -> None:
 def test_factors_are_known_up_to_a_rotation() -> None:
     """Errors of what no rotation changes are those of the covariance that the model implies."""
     rng = np.random.default_rng(1)
-    x = rng.normal(size=(300, 2)) @ rng.normal(size=(2, 5)) + rng.normal(size=(300, 5)) * 0.7
-    fit = jem.fit(jem.FactorAnalysis(np.zeros(5), rng.normal(size=(5, 2)), np.ones(5)), x, tol=1e-13, max_steps=5000)
+    # Of five columns two factors are hardly determined: EM crawls to a noise of nearly zero.
+    x = rng.normal(size=(300, 2)) @ rng.normal(size=(2, 8)) + rng.normal(size=(300, 8)) * 0.7
+    fit = jem.fit(jem.FactorAnalysis(np.zeros(8), rng.normal(size=(8, 2)), np.ones(8)), x, tol=1e-13, max_steps=5000)
     turn = np.array([[0.6, -0.8], [0.8, 0.6]])
     turned = jem.FactorAnalysis(fit.model.mean, fit.model.loadings @ turn, fit.model.noise)
     here, there = jem.uncertainty(fit, x), jem.uncertainty(turned, x)
@@ -205,9 +206,10 @@ def test_intervals_cover(which: str) -> None:
         xs = np.asarray(truth.sample(key, problems * 200)).reshape(problems, 200)
     elif which == "chain":
         truth = jem.HMM([0.5, 0.5], [[0.8, 0.2], [0.3, 0.7]], jem.Poisson([2.0, 9.0]))
+        # Of eight sequences no interval of an initial probability is too short: one of seven is near one half, too.
         xs = [
-            jem.Sequences(x, np.full(8, 25))
-            for x in np.asarray(truth.sample(key, problems * 8, 25)).reshape(problems, 8, 25)
+            jem.Sequences(x, np.full(40, 10))
+            for x in np.asarray(truth.sample(key, problems * 40, 10)).reshape(problems, 40, 10)
         ]
     elif which == "regression":
         truth = jem.LinearRegression([1.0], 0.5, 2.0)
@@ -224,9 +226,10 @@ def test_intervals_cover(which: str) -> None:
     lower, upper = errors.interval(0.95)
     sound = np.asarray(errors.status) < jem.ErrorStatus.no_information
     assert sound.mean() > 0.98
-    for low, high, true in zip(*(jax.tree.leaves(each) for each in (lower, upper, truth)), strict=True):
-        known = np.isfinite(np.asarray(low))
-        covered = np.where(known, (np.asarray(low) <= true) & (true <= np.asarray(high)), np.nan)[sound]
+    ends = (map(np.asarray, jax.tree.leaves(each)) for each in (lower, upper, truth))
+    for low, high, true in zip(*ends, strict=True):
+        known = np.isfinite(low)
+        covered = np.where(known, (low <= true) & (true <= high), np.nan)[sound]
         if known[sound].mean() > 0.9:
             share = np.nanmean(covered, axis=0)
             assert ((share > 0.925) & (share < 0.97)).all(), (which, share)
